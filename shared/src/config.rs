@@ -1,0 +1,515 @@
+//! Settings: environment variables that are flags as well, each checked at start with its name in the error.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use clap::Args;
+use sqlx::sqlite::SqliteConnectOptions;
+use url::Url;
+
+use crate::{ids::ServerName, secret::Secret};
+
+/// Exit code of a process whose settings are wrong.
+pub const EXIT_BAD_SETTING: i32 = 2;
+
+/// A setting that cannot be used, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {problem}")]
+pub struct SettingError {
+    name: &'static str,
+    problem: String,
+}
+
+impl SettingError {
+    /// `problem` completes the sentence that `name` begins; it must not repeat a secret.
+    pub fn new(name: &'static str, problem: impl Into<String>) -> Self {
+        Self {
+            name,
+            problem: problem.into(),
+        }
+    }
+
+    fn missing(name: &'static str) -> Self {
+        Self::new(name, "is required and not set")
+    }
+}
+
+/// The settings that both processes have. Values are kept as they came and parsed by the methods, so
+/// that each command checks only what it uses and an empty variable counts as unset.
+#[derive(Debug, Clone, Args)]
+pub struct SharedArgs {
+    /// SQLite file that both processes share; created if missing, with at most its immediate folder
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        global = true,
+        default_value = "sqlite://data/matrix2acrobits.db"
+    )]
+    pub database_url: String,
+
+    /// Token for the admin endpoints; without it they answer 403
+    #[arg(long, env = "ADMIN_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = secret)]
+    pub admin_token: Option<Secret>,
+
+    /// File that holds ADMIN_TOKEN
+    #[arg(long, env = "ADMIN_TOKEN_FILE", value_name = "PATH", global = true)]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Base URL of the Matrix homeserver, such as https://matrix.example.org
+    #[arg(long, env = "MATRIX_HOMESERVER_URL", value_name = "URL", global = true)]
+    pub matrix_homeserver_url: Option<String>,
+
+    /// The part after ":" in user IDs [default: the host of MATRIX_HOMESERVER_URL]
+    #[arg(long, env = "MATRIX_SERVER_NAME", value_name = "NAME", global = true)]
+    pub matrix_server_name: Option<String>,
+
+    /// DEBUG, INFO, WARNING, CRITICAL, or tracing filters such as matrix2acrobits_api=debug
+    #[arg(
+        long,
+        env = "LOGLEVEL",
+        value_name = "LEVEL",
+        global = true,
+        default_value = "INFO"
+    )]
+    pub loglevel: String,
+
+    /// The same as LOGLEVEL, which it outranks
+    #[arg(long, env = "RUST_LOG", value_name = "LEVEL", global = true)]
+    pub rust_log: Option<String>,
+
+    /// Log lines for people or for machines: text or json
+    #[arg(
+        long,
+        env = "LOG_FORMAT",
+        value_name = "FORMAT",
+        global = true,
+        default_value = "text"
+    )]
+    pub log_format: String,
+}
+
+impl SharedArgs {
+    /// Where the database lies.
+    pub fn database(&self) -> Result<DatabaseUrl, SettingError> {
+        self.database_url.parse()
+    }
+
+    /// The token for the admin endpoints, if there is one.
+    pub fn admin_token(&self) -> Result<Option<Secret>, SettingError> {
+        secret_or_file(
+            "ADMIN_TOKEN",
+            self.admin_token.as_ref(),
+            "ADMIN_TOKEN_FILE",
+            self.admin_token_file.as_ref(),
+        )
+    }
+
+    /// The homeserver's base URL, if set.
+    pub fn homeserver_url(&self) -> Result<Option<Url>, SettingError> {
+        optional(
+            "MATRIX_HOMESERVER_URL",
+            self.matrix_homeserver_url.as_deref(),
+            base_url,
+        )
+    }
+
+    /// The homeserver's base URL, which must be set.
+    pub fn required_homeserver_url(&self) -> Result<Url, SettingError> {
+        self.homeserver_url()?
+            .ok_or_else(|| SettingError::missing("MATRIX_HOMESERVER_URL"))
+    }
+
+    /// The server name of user IDs, where it is known.
+    pub fn server_name(&self) -> Result<Option<ServerName>, SettingError> {
+        let name = "MATRIX_SERVER_NAME";
+        let set = optional(name, self.matrix_server_name.as_deref(), |text| {
+            ServerName::parse(text).map_err(|e| e.to_string())
+        })?;
+        if set.is_some() {
+            return Ok(set);
+        }
+        let url = self.homeserver_url()?;
+        let host = url.as_ref().and_then(Url::host_str);
+        host.map(|host| ServerName::parse(host).map_err(|e| SettingError::new(name, e.to_string())))
+            .transpose()
+    }
+
+    /// Which log lines to write.
+    pub fn log_filter(&self) -> LogFilter {
+        match self.rust_log.as_deref().map(str::trim) {
+            Some(filter) if !filter.is_empty() => LogFilter::new(filter),
+            _ => LogFilter::new(&self.loglevel),
+        }
+    }
+
+    /// How to write them.
+    pub fn log_format(&self) -> Result<LogFormat, SettingError> {
+        parse("LOG_FORMAT", &self.log_format, |text| match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err("must be text or json".into()),
+        })
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Which log lines are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    fn new(text: &str) -> Self {
+        let level = match text.trim().to_ascii_uppercase().as_str() {
+            "TRACE" => "trace",
+            "DEBUG" => "debug",
+            "" | "INFO" => "info",
+            "WARNING" | "WARN" => "warn",
+            "CRITICAL" | "ERROR" | "FATAL" => "error",
+            _ => return Self(text.trim().to_owned()),
+        };
+        // A level is about us. The libraries below speak of headers and frames at debug and trace, which
+        // nobody asked for and which could show what must not be shown.
+        let others = if level == "error" { "error" } else { "warn" };
+        Self(format!(
+            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level}"
+        ))
+    }
+
+    /// The filter in the syntax of tracing's `EnvFilter`.
+    pub fn directives(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The SQLite file that `DATABASE_URL` names.
+#[derive(Debug, Clone)]
+pub struct DatabaseUrl {
+    options: SqliteConnectOptions,
+}
+
+impl DatabaseUrl {
+    /// Connection options for that file.
+    pub fn options(&self) -> SqliteConnectOptions {
+        self.options.clone()
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> PathBuf {
+        self.options.get_filename().to_path_buf()
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        parse("DATABASE_URL", text, |text| {
+            let form = "must look like sqlite://folder/file.db or sqlite:///absolute/file.db";
+            if !text.starts_with("sqlite:") {
+                return Err(form.into());
+            }
+            if text.contains(":memory:") || text.contains("mode=memory") {
+                return Err("must be a file: the api and the worker share it".into());
+            }
+            let options = SqliteConnectOptions::from_str(text).map_err(|_| form.to_owned())?;
+            if options.get_filename().as_os_str().is_empty() {
+                return Err(form.into());
+            }
+            Ok(Self { options })
+        })
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.options.get_filename().display())
+    }
+}
+
+/// clap's way to a [`Secret`], so that no argument struct can print it.
+pub fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+/// Parses a setting that must have a value; `read` says what is wrong with it.
+pub fn parse<T>(
+    name: &'static str,
+    text: &str,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, SettingError> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(SettingError::new(name, "must not be empty"));
+    }
+    read(text).map_err(|problem| SettingError::new(name, problem))
+}
+
+/// Parses a setting that may be unset; empty counts as unset.
+pub fn optional<T>(
+    name: &'static str,
+    text: Option<&str>,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<Option<T>, SettingError> {
+    match text.map(str::trim) {
+        None | Some("") => Ok(None),
+        Some(text) => parse(name, text, read).map(Some),
+    }
+}
+
+/// Parses a duration such as `500ms`, `1s`, `5m`; it must be longer than nothing.
+pub fn duration(name: &'static str, text: &str) -> Result<Duration, SettingError> {
+    parse(name, text, |text| {
+        let form = || format!("must be a duration such as 500ms, 1s or 5m, not {text:?}");
+        let duration = humantime::parse_duration(text).map_err(|_| form())?;
+        if duration.is_zero() || duration > Duration::from_hours(8784) {
+            return Err(form());
+        }
+        Ok(duration)
+    })
+}
+
+/// Reads a time such as `2026-01-31T12:00:00Z`, or a duration such as `2h` before `now`, as seconds since
+/// 1970.
+pub fn time_or_ago(text: &str, now: i64) -> Result<i64, String> {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return Ok(now.saturating_sub(seconds(ago)));
+    }
+    let time = humantime::parse_rfc3339_weak(text).ok();
+    let since_1970 = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since_1970.map(seconds).ok_or_else(|| {
+        format!(
+            "must be a time such as 2026-01-31T12:00:00Z or a duration such as 2h, not {text:?}"
+        )
+    })
+}
+
+/// Parses a whole number between two bounds, both included.
+pub fn number(name: &'static str, text: &str, least: u32, most: u32) -> Result<u32, SettingError> {
+    parse(name, text, |text| {
+        text.parse()
+            .ok()
+            .filter(|n| (least..=most).contains(n))
+            .ok_or_else(|| format!("must be a whole number from {least} to {most}, not {text:?}"))
+    })
+}
+
+/// Parses `true` or `false`.
+pub fn boolean(name: &'static str, text: &str) -> Result<bool, SettingError> {
+    parse(name, text, |text| {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" => Ok(false),
+            _ => Err(format!("must be true or false, not {text:?}")),
+        }
+    })
+}
+
+/// Parses an address to listen on.
+pub fn socket_addr(name: &'static str, text: &str) -> Result<SocketAddr, SettingError> {
+    parse(name, text, |text| {
+        text.parse().map_err(|_| {
+            format!("must be an address and port such as 127.0.0.1:8080, not {text:?}")
+        })
+    })
+}
+
+/// Reads an `http` or `https` URL that others are built from: no user, query or fragment.
+pub fn base_url(text: &str) -> Result<Url, String> {
+    let form = "must be a URL such as https://matrix.example.org";
+    let url = Url::parse(text).map_err(|_| form.to_owned())?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(form.into());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not contain a user or password".into());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must not contain a query or fragment".into());
+    }
+    Ok(url)
+}
+
+/// Takes a secret from its setting or from the file that its `_FILE` setting names.
+pub fn secret_or_file(
+    name: &'static str,
+    value: Option<&Secret>,
+    file_name: &'static str,
+    file: Option<&PathBuf>,
+) -> Result<Option<Secret>, SettingError> {
+    let value = value.filter(|secret| !secret.expose().trim().is_empty());
+    let file = file.filter(|path| !path.as_os_str().is_empty());
+    match (value, file) {
+        (Some(_), Some(_)) => Err(SettingError::new(
+            file_name,
+            format!("must not be set together with {name}"),
+        )),
+        (Some(secret), None) => Ok(Some(Secret::new(secret.expose().trim()))),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path).map_err(|e| {
+                SettingError::new(
+                    file_name,
+                    format!("cannot be read: {}: {e}", path.display()),
+                )
+            })?;
+            let text = text.trim();
+            if text.is_empty() {
+                return Err(SettingError::new(
+                    file_name,
+                    format!("names an empty file: {}", path.display()),
+                ));
+            }
+            Ok(Some(Secret::new(text)))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// The same for a secret that must be there.
+pub fn required_secret(
+    name: &'static str,
+    value: Option<&Secret>,
+    file_name: &'static str,
+    file: Option<&PathBuf>,
+) -> Result<Secret, SettingError> {
+    secret_or_file(name, value, file_name, file)?.ok_or_else(|| SettingError::missing(name))
+}
+
+/// Parses the command line and the environment. Help and version print and exit 0; anything wrong is
+/// one line and [`EXIT_BAD_SETTING`].
+pub fn parse_cli<C: clap::Parser>() -> C {
+    C::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        let text = error.to_string();
+        let line = text.lines().find(|line| !line.trim().is_empty());
+        exit_with(line.unwrap_or("error: wrong arguments"))
+    })
+}
+
+/// Prints the one line that says which setting is wrong, and exits with [`EXIT_BAD_SETTING`].
+pub fn exit_with(problem: impl fmt::Display) -> ! {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{problem}");
+    std::process::exit(EXIT_BAD_SETTING)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("1s", 1000),
+            (" 5m ", 300_000),
+            ("1m 30s", 90_000),
+        ] {
+            assert_eq!(duration("X", text).unwrap(), Duration::from_millis(ms));
+        }
+        for text in ["", "0s", "5", "-1s", "soon"] {
+            assert!(
+                duration("X", text)
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with("X: "),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn times_and_durations_ago() {
+        assert_eq!(time_or_ago("2h", 10_000), Ok(2800));
+        assert_eq!(time_or_ago("1970-01-01T00:01:00Z", 10_000), Ok(60));
+        assert_eq!(time_or_ago("1970-01-02 00:00:00", 10_000), Ok(86_400));
+        assert!(time_or_ago("yesterday", 10_000).is_err());
+    }
+
+    #[test]
+    fn database_urls() {
+        for text in ["sqlite://data/x.db", "sqlite:x.db", "sqlite:///abs/x.db"] {
+            assert!(text.parse::<DatabaseUrl>().is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "x.db",
+            "postgres://x/y",
+            "sqlite::memory:",
+            "sqlite://",
+            "sqlite://x?mode=memory",
+        ] {
+            assert!(text.parse::<DatabaseUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn base_urls() {
+        assert!(base_url("https://matrix.example.org").is_ok());
+        for text in [
+            "matrix.example.org",
+            "ftp://x",
+            "https://u:p@x",
+            "https://x/?q",
+            "https://x/#f",
+        ] {
+            assert!(base_url(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn levels_are_ours_alone_and_filters_pass_through() {
+        assert!(
+            LogFilter::new("Debug")
+                .directives()
+                .starts_with("warn,matrix2acrobits_api=debug")
+        );
+        assert!(
+            LogFilter::new("CRITICAL")
+                .directives()
+                .starts_with("error,")
+        );
+        assert_eq!(LogFilter::new("sqlx=debug").directives(), "sqlx=debug");
+    }
+
+    #[test]
+    fn secrets_come_from_one_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "from-file\n").unwrap();
+        let value = Secret::new("direct");
+        let empty = Secret::new("");
+        let get = |value: Option<&Secret>, file: Option<&PathBuf>| {
+            secret_or_file("X", value, "X_FILE", file).map(|s| s.map(|s| s.expose().to_owned()))
+        };
+        assert_eq!(get(Some(&value), None).unwrap().as_deref(), Some("direct"));
+        assert_eq!(
+            get(Some(&empty), Some(&path)).unwrap().as_deref(),
+            Some("from-file")
+        );
+        assert_eq!(get(Some(&empty), None).unwrap(), None);
+        assert!(
+            get(Some(&value), Some(&path))
+                .unwrap_err()
+                .to_string()
+                .starts_with("X_FILE: ")
+        );
+        assert!(get(None, Some(&folder.path().join("none"))).is_err());
+    }
+}

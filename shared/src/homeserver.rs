@@ -1,0 +1,195 @@
+//! The bodies that we exchange with a Matrix homeserver about pushers
+//! (client-server API, `GET /pushers` and `POST /pushers/set`).
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::ids::{AppId, Pushkey, Selector};
+
+/// What `device_display_name` says of every pusher of ours.
+pub const DEVICE_DISPLAY_NAME: &str = "Acrobits Softphone";
+/// The language of every pusher of ours.
+pub const LANG: &str = "en";
+/// The only path that Synapse accepts in a pusher's URL.
+pub const NOTIFY_PATH: &str = "/_matrix/push/v1/notify";
+
+/// What a push carries: ids alone, or the message as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PushFormat {
+    /// Event and room id and counts; the app fetches the rest.
+    EventIdOnly,
+    /// Everything that the homeserver has.
+    Full,
+}
+
+/// The worker's settings that every pusher carries.
+#[derive(Debug, Clone)]
+pub struct PusherSettings {
+    /// Where the homeserver posts notifications.
+    pub notify_url: Url,
+    /// What it puts into them.
+    pub format: PushFormat,
+    /// Whether users share an app id and pushkey.
+    pub append: bool,
+}
+
+impl PusherSettings {
+    /// One line that changes whenever a pusher set before would differ from one set now.
+    pub fn fingerprint(&self) -> String {
+        let format = match self.format {
+            PushFormat::EventIdOnly => "event_id_only",
+            PushFormat::Full => "full",
+        };
+        format!("{format} {}", self.notify_url)
+    }
+}
+
+/// The body of `POST /pushers/set` that sets a pusher.
+#[derive(Debug, Serialize)]
+pub struct SetPusher<'a> {
+    app_display_name: &'a str,
+    app_id: &'a str,
+    append: bool,
+    device_display_name: &'a str,
+    kind: &'a str,
+    lang: &'a str,
+    pushkey: &'a str,
+    data: PusherData<'a>,
+}
+
+/// `data` of a pusher. A missing `format` means full; Synapse hands unknown keys such as `selector` back
+/// with every notification.
+#[derive(Debug, Serialize)]
+struct PusherData<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<PushFormat>,
+    url: &'a str,
+    selector: &'a str,
+}
+
+impl<'a> SetPusher<'a> {
+    /// The pusher for this app, pushkey and selector under these settings.
+    pub fn new(
+        app_id: &'a AppId,
+        pushkey: &'a Pushkey,
+        selector: &'a Selector,
+        settings: &'a PusherSettings,
+    ) -> Self {
+        Self {
+            app_display_name: app_id.as_str(),
+            app_id: app_id.as_str(),
+            append: settings.append,
+            device_display_name: DEVICE_DISPLAY_NAME,
+            kind: "http",
+            lang: LANG,
+            pushkey: pushkey.as_str(),
+            data: PusherData {
+                // "full" is the absence of a format; the specification names event_id_only alone.
+                format: (settings.format == PushFormat::EventIdOnly).then_some(settings.format),
+                url: settings.notify_url.as_str(),
+                selector: selector.as_str(),
+            },
+        }
+    }
+
+    /// Whether the homeserver's pusher does what this one would.
+    pub fn matches(&self, held: &HeldPusher) -> bool {
+        let text = |key: &str| held.data.get(key).and_then(serde_json::Value::as_str);
+        let format = self.data.format.map(|_| "event_id_only");
+        held.kind.as_deref() == Some(self.kind)
+            && held.app_id == self.app_id
+            && held.pushkey == self.pushkey
+            && text("url") == Some(self.data.url)
+            && text("selector") == Some(self.data.selector)
+            && text("format") == format
+    }
+}
+
+/// The body of `POST /pushers/set` that deletes a pusher.
+#[derive(Debug, Serialize)]
+pub struct DeletePusher<'a> {
+    /// The pusher's app id.
+    pub app_id: &'a str,
+    /// The pusher's pushkey.
+    pub pushkey: &'a str,
+    /// Always null, which is what deletes.
+    pub kind: Option<&'a str>,
+}
+
+/// A pusher as `GET /pushers` lists it; we read only what we compare.
+#[derive(Debug, Deserialize)]
+pub struct HeldPusher {
+    /// Its app id.
+    pub app_id: String,
+    /// Its pushkey.
+    pub pushkey: String,
+    /// `http` for a push gateway.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// Its URL, format, and our selector.
+    #[serde(default)]
+    pub data: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The answer to `GET /pushers`.
+#[derive(Debug, Deserialize)]
+pub struct HeldPushers {
+    /// All pushers of the user.
+    pub pushers: Vec<HeldPusher>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn settings(format: PushFormat) -> PusherSettings {
+        PusherSettings {
+            notify_url: "https://push.example.org/_matrix/push/v1/notify"
+                .parse()
+                .unwrap(),
+            format,
+            append: false,
+        }
+    }
+
+    #[test]
+    fn set_body_and_comparison() {
+        let app_id = AppId::parse("com.acrobits.softphone").unwrap();
+        let pushkey = Pushkey::parse("APA91b").unwrap();
+        let selector = Selector::parse("sel").unwrap();
+        let settings_ids = settings(PushFormat::EventIdOnly);
+        let body = SetPusher::new(&app_id, &pushkey, &selector, &settings_ids);
+        assert_eq!(
+            serde_json::to_value(&body).unwrap(),
+            json!({"app_display_name": "com.acrobits.softphone", "app_id": "com.acrobits.softphone",
+                "append": false, "device_display_name": "Acrobits Softphone", "kind": "http",
+                "lang": "en", "pushkey": "APA91b", "data": {"format": "event_id_only",
+                "url": "https://push.example.org/_matrix/push/v1/notify", "selector": "sel"}})
+        );
+        let held: HeldPusher =
+            serde_json::from_value(serde_json::to_value(&body).unwrap()).unwrap();
+        assert!(body.matches(&held));
+        let settings_full = settings(PushFormat::Full);
+        let full = SetPusher::new(&app_id, &pushkey, &selector, &settings_full);
+        assert!(!full.matches(&held));
+        assert_eq!(
+            serde_json::to_value(&full).unwrap()["data"].get("format"),
+            None
+        );
+    }
+
+    #[test]
+    fn delete_body_has_a_null_kind() {
+        let body = DeletePusher {
+            app_id: "a",
+            pushkey: "p",
+            kind: None,
+        };
+        assert_eq!(
+            serde_json::to_value(body).unwrap(),
+            json!({"app_id": "a", "pushkey": "p", "kind": null})
+        );
+    }
+}

@@ -1,0 +1,16 @@
+//! What the api and the worker of matrix2acrobits share: settings, the SQLite store, the job queue,
+//! and the words that both use. Knows no HTTP server.
+
+pub mod backoff;
+pub mod clock;
+pub mod config;
+pub mod health;
+pub mod homeserver;
+pub mod ids;
+pub mod net;
+pub mod queue;
+pub mod secret;
+pub mod shutdown;
+pub mod store;
+pub mod telemetry;
+pub mod writer;

@@ -1,0 +1,53 @@
+//! Logs and metrics: set up once at start.
+
+use std::{io::IsTerminal, time::Duration};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFilter, LogFormat, SettingError};
+
+/// Upper bounds of the duration histograms, in seconds.
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0,
+];
+
+/// How often recorded samples are folded into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Starts logging to standard output.
+pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingError> {
+    let filter = EnvFilter::try_new(filter.directives()).map_err(|_| {
+        SettingError::new("LOGLEVEL", "is not a level or a list of tracing filters")
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stdout().is_terminal())
+        .with_target(false);
+    // A second initialisation (in tests) keeps the first.
+    let _ = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// Starts collecting metrics, inside the runtime; the handle renders them for `/metrics`.
+pub fn init_metrics() -> PrometheusHandle {
+    let builder = PrometheusBuilder::new();
+    let builder = builder
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
+        .unwrap_or_else(|_| PrometheusBuilder::new());
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    let _ = metrics::set_global_recorder(recorder);
+    // Without it the exporter keeps every sample until somebody scrapes.
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            upkeep.run_upkeep();
+        }
+    });
+    handle
+}

@@ -1,0 +1,171 @@
+//! What can happen, in any order, and how proptest picks it.
+
+use proptest::prelude::*;
+
+/// How the homeserver answers one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Ok,
+    /// It did it, but the answer got lost.
+    LostAfter,
+    /// It did not do it, and we cannot know.
+    LostBefore,
+    /// It surely did not do it; try again.
+    Failed,
+    /// 429.
+    Limited,
+    /// 4xx: never again.
+    Refused,
+}
+
+/// What a report says of the token for messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Token {
+    Absent,
+    Clear,
+    Set { key: u8, app: u8 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    Report {
+        selector: u8,
+        device: u8,
+        token: Token,
+        /// The user that a login proved.
+        owner: Option<u8>,
+    },
+    Remove {
+        selector: u8,
+        /// None: all devices.
+        device: Option<u8>,
+    },
+    Map {
+        selector: u8,
+        user: u8,
+    },
+    Unmap {
+        selector: u8,
+    },
+    /// The homeserver pushes to one of its pushers, and PNM calls the token gone.
+    PushToGoneToken {
+        pusher: u8,
+    },
+    /// The homeserver is restored from a backup without pushers.
+    HomeserverForgets,
+    /// A worker takes jobs.
+    Fetch {
+        worker: u8,
+        limit: u8,
+        suspect: bool,
+    },
+    /// A running job takes its next step.
+    Advance {
+        job: u8,
+        answer: Answer,
+    },
+    /// SIGKILL; `land` says which of its requests reach the homeserver all the same.
+    Kill {
+        worker: u8,
+        land: u8,
+    },
+    /// SIGTERM.
+    Stop {
+        worker: u8,
+    },
+    Heartbeat {
+        worker: u8,
+    },
+    Tick {
+        seconds: u8,
+    },
+    /// Somebody sets the machine's clock.
+    Jump {
+        seconds: i64,
+    },
+    Reconcile,
+    ReplayAll,
+}
+
+pub(crate) const WORKERS: u8 = 2;
+const SELECTORS: u8 = 3;
+const DEVICES: u8 = 2;
+const KEYS: u8 = 2;
+const USERS: u8 = 2;
+
+/// Few names, so that they meet often.
+pub(crate) fn step() -> impl Strategy<Value = Step> {
+    let report = (
+        0..SELECTORS,
+        prop::bool::weighted(0.2),
+        token(),
+        prop::option::weighted(0.3, 0..USERS),
+    );
+    prop_oneof![
+        10 => report.prop_map(|(selector, device, token, owner)| Step::Report {
+            selector, device: u8::from(device), token, owner }),
+        3 => (0..SELECTORS, prop::option::weighted(0.3, 0..DEVICES))
+            .prop_map(|(selector, device)| Step::Remove { selector, device }),
+        5 => (0..SELECTORS, 0..USERS).prop_map(|(selector, user)| Step::Map { selector, user }),
+        1 => (0..SELECTORS).prop_map(|selector| Step::Unmap { selector }),
+        2 => any::<u8>().prop_map(|pusher| Step::PushToGoneToken { pusher }),
+        1 => Just(Step::HomeserverForgets),
+        9 => (0..WORKERS, 1..6_u8, any::<bool>())
+            .prop_map(|(worker, limit, suspect)| Step::Fetch { worker, limit, suspect }),
+        36 => (any::<u8>(), answer()).prop_map(|(job, answer)| Step::Advance { job, answer }),
+        3 => (0..WORKERS, any::<u8>()).prop_map(|(worker, land)| Step::Kill { worker, land }),
+        1 => (0..WORKERS).prop_map(|worker| Step::Stop { worker }),
+        5 => (0..WORKERS).prop_map(|worker| Step::Heartbeat { worker }),
+        5 => (0..20_u8).prop_map(|seconds| Step::Tick { seconds }),
+        1 => prop_oneof![Just(-90_000_000_i64), -5000..5000_i64, Just(90_000_000_i64)]
+            .prop_map(|seconds| Step::Jump { seconds }),
+        1 => Just(Step::Reconcile),
+        1 => Just(Step::ReplayAll),
+    ]
+}
+
+/// Two users who want the same pushkey: few kinds of events, so that every order of them comes up.
+pub(crate) fn race() -> impl Strategy<Value = Step> {
+    let phone = 0..2_u8;
+    let token = Token::Set { key: 0, app: 0 };
+    prop_oneof![
+        4 => phone.clone().prop_map(move |selector| Step::Report {
+            selector, device: 0, token, owner: None }),
+        3 => phone.prop_map(|selector| Step::Remove { selector, device: None }),
+        4 => (0..WORKERS).prop_map(|worker| Step::Fetch { worker, limit: 2, suspect: true }),
+        14 => (0..4_u8, race_answer()).prop_map(|(job, answer)| Step::Advance { job, answer }),
+        2 => (0..WORKERS, 0..4_u8).prop_map(|(worker, land)| Step::Kill { worker, land }),
+        2 => (0..WORKERS).prop_map(|worker| Step::Heartbeat { worker }),
+        2 => Just(Step::Tick { seconds: 11 }),
+        1 => Just(Step::PushToGoneToken { pusher: 0 }),
+    ]
+}
+
+fn race_answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        10 => Just(Answer::Ok),
+        2 => Just(Answer::LostAfter),
+        1 => Just(Answer::Failed),
+        1 => Just(Answer::Refused),
+    ]
+}
+
+fn token() -> impl Strategy<Value = Token> {
+    prop_oneof![
+        1 => Just(Token::Absent),
+        1 => Just(Token::Clear),
+        10 => (0..KEYS, prop::bool::weighted(0.1))
+            .prop_map(|(key, app)| Token::Set { key, app: u8::from(app) }),
+    ]
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        12 => Just(Answer::Ok),
+        2 => Just(Answer::LostAfter),
+        1 => Just(Answer::LostBefore),
+        1 => Just(Answer::Failed),
+        1 => Just(Answer::Limited),
+        1 => Just(Answer::Refused),
+    ]
+}
