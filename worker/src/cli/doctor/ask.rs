@@ -1,0 +1,160 @@
+//! The doctor's requests: each gets an answer or a reason in words.
+
+use std::{error::Error, time::Duration};
+
+use matrix2acrobits_shared::{ids::UserId, net, secret::Secret};
+use serde_json::Value;
+use url::Url;
+
+use crate::settings::Settings;
+
+/// Somebody waits at a terminal.
+const LONGEST: Duration = Duration::from_secs(10);
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// An answer, body read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    /// Null if the body is no JSON.
+    pub(super) body: Value,
+    /// Date header.
+    pub(super) date: Option<String>,
+    /// Location header.
+    pub(super) location: Option<String>,
+}
+
+impl Reply {
+    /// A text in the body.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.body.get(key)?.as_str()
+    }
+
+    /// Status and, where it says them, errcode and error.
+    pub(super) fn describe(&self) -> String {
+        let status = self.status;
+        match (self.text("errcode"), self.text("error"), &self.location) {
+            (Some(errcode), Some(error), _) => format!("HTTP {status} {errcode}: {error}"),
+            (Some(errcode), None, _) => format!("HTTP {status} {errcode}"),
+            (None, _, Some(location)) => format!("HTTP {status}, a redirect to {location}"),
+            (None, ..) if self.body.is_null() => format!("HTTP {status} without JSON"),
+            (None, ..) => format!("HTTP {status}"),
+        }
+    }
+}
+
+/// Asks the homeserver and the api.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    client: reqwest::Client,
+    homeserver: Url,
+    token: Secret,
+}
+
+impl Asker {
+    pub(super) fn new(settings: &Settings) -> Result<Self, reqwest::Error> {
+        let timeout = settings.homeserver_timeout.min(LONGEST);
+        Ok(Self {
+            client: net::client(timeout).timeout(timeout).build()?,
+            homeserver: settings.homeserver_url.clone(),
+            token: settings.as_token.clone(),
+        })
+    }
+
+    /// `GET /_matrix/client/versions`. Without our token: Synapse answers 401 to one that it does not know.
+    pub(super) async fn versions(&self) -> Result<Reply, String> {
+        self.get(self.url("versions")).await
+    }
+
+    /// `GET /_matrix/client/v3/{endpoint}`, with our token, for a user or for ourselves.
+    pub(super) async fn homeserver(
+        &self,
+        endpoint: &str,
+        user: Option<&UserId>,
+    ) -> Result<Reply, String> {
+        let mut url = self.url(&format!("v3/{endpoint}"));
+        if let Some(user) = user {
+            url.query_pairs_mut().append_pair("user_id", user.as_str());
+        }
+        send(self.client.get(url).bearer_auth(self.token.expose())).await
+    }
+
+    fn url(&self, endpoint: &str) -> Url {
+        let mut url = self.homeserver.clone();
+        let base = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{base}/_matrix/client/{endpoint}"));
+        url
+    }
+
+    /// A POST without a body.
+    pub(super) async fn post_nothing(&self, url: Url) -> Result<Reply, String> {
+        let request = self.client.post(url);
+        send(request.header("content-type", "application/json")).await
+    }
+
+    /// A GET.
+    pub(super) async fn get(&self, url: Url) -> Result<Reply, String> {
+        send(self.client.get(url)).await
+    }
+}
+
+async fn send(request: reqwest::RequestBuilder) -> Result<Reply, String> {
+    let response = request.send().await.map_err(|error| root(&error))?;
+    let header = |name: &str| {
+        let value = response.headers().get(name)?.to_str().ok()?;
+        Some(value.to_owned())
+    };
+    let reply = Reply {
+        status: response.status().as_u16(),
+        date: header("date"),
+        location: header("location"),
+        body: Value::Null,
+    };
+    let body = net::read_body(response, MAX_ANSWER).await;
+    let body = body.map_err(|_| "the answer breaks off or is too long".to_owned())?;
+    Ok(Reply {
+        body: serde_json::from_slice(&body).unwrap_or_default(),
+        ..reply
+    })
+}
+
+/// The innermost cause, such as "Connection refused": what wraps it repeats the URL.
+fn root(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn answers_in_words() {
+        let reply = |body: Value| Reply {
+            status: 403,
+            body,
+            ..Reply::default()
+        };
+        for (reply, words) in [
+            (
+                reply(json!({"errcode": "M_FORBIDDEN", "error": "no"})),
+                "HTTP 403 M_FORBIDDEN: no",
+            ),
+            (
+                reply(json!({"errcode": "M_FORBIDDEN"})),
+                "HTTP 403 M_FORBIDDEN",
+            ),
+            (reply(json!({})), "HTTP 403"),
+            (reply(Value::Null), "HTTP 403 without JSON"),
+        ] {
+            assert_eq!(reply.describe(), words);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What the doctor asks the homeserver: whether it answers, who we are to it, and for whom we may act.
+
+use std::time::UNIX_EPOCH;
+
+use matrix2acrobits_shared::{clock::Clock, ids::UserId};
+
+use super::{
+    Report,
+    ask::{Asker, Reply},
+};
+use crate::{cli::Cli, settings::Settings};
+
+/// Seconds that two clocks may differ: a proxy's Date can be a little old.
+const SKEW: i64 = 30;
+
+/// Synapse's silence about an exclusive namespace, which nothing but its configuration shows.
+pub(super) const EXCLUSIVE: &str = "cannot be seen from here: the registration must say `exclusive: false`; with \
+     true Synapse takes pushers, never pushes a message, and logs nothing";
+
+/// The homeserver, its clock, and our token. True when it takes the token.
+pub(super) async fn check(
+    cli: &Cli,
+    settings: &Settings,
+    ask: &Asker,
+    report: &mut Report,
+) -> bool {
+    let url = &settings.homeserver_url;
+    let advice = format!("check MATRIX_HOMESERVER_URL ({url}) and the way there");
+    match ask.versions().await {
+        Err(problem) => {
+            report.wrong("homeserver", &format!("{problem}: {advice}"));
+            return false;
+        }
+        Ok(reply) if reply.status != 200 || !reply.body["versions"].is_array() => {
+            let text = format!("it is no Matrix homeserver: {}: {advice}", reply.describe());
+            report.wrong("homeserver", &text);
+            return false;
+        }
+        Ok(reply) => {
+            report.ok("homeserver", "answers");
+            clock(&reply, report);
+        }
+    }
+    match ask.homeserver("account/whoami", None).await {
+        Err(problem) => {
+            report.wrong("as_token", &format!("{problem}: {advice}"));
+            false
+        }
+        Ok(reply) => as_token(cli, &reply, report),
+    }
+}
+
+fn clock(reply: &Reply, report: &mut Report) {
+    let date = reply
+        .date
+        .as_deref()
+        .and_then(|date| httpdate::parse_http_date(date).ok());
+    let theirs = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
+    let Some(theirs) = theirs.and_then(|time| i64::try_from(time.as_secs()).ok()) else {
+        return report.skipped("clock", "the homeserver does not say what time it has");
+    };
+    let ahead = Clock::system().unix() - theirs;
+    if ahead.abs() <= SKEW {
+        return report.ok("clock", "as the homeserver's");
+    }
+    let (seconds, where_to) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
+    let text = format!(
+        "this machine is {seconds} s {where_to} the homeserver: set both by NTP, or logs do not match and \
+         certificates seem to be out of date"
+    );
+    report.wrong("clock", &text);
+}
+
+fn as_token(cli: &Cli, reply: &Reply, report: &mut Report) -> bool {
+    let us = match (reply.status, reply.text("user_id")) {
+        (200, Some(user)) => user,
+        (401, _) => {
+            let text = format!(
+                "{}: MATRIX_AS_TOKEN must be the as_token of a registration that is listed under \
+                 app_service_config_files; the homeserver reads it when it starts",
+                reply.describe()
+            );
+            report.wrong("as_token", &text);
+            return false;
+        }
+        _ => {
+            report.wrong(
+                "as_token",
+                &format!("{}: see the homeserver's log", reply.describe()),
+            );
+            return false;
+        }
+    };
+    if reply.body.get("device_id").is_some() {
+        let text =
+            format!("MATRIX_AS_TOKEN is an access token of {us}: take the registration's as_token");
+        report.wrong("as_token", &text);
+        return false;
+    }
+    report.ok("as_token", &format!("accepted, as {us}"));
+    server_name(cli, us, report);
+    true
+}
+
+/// User IDs that logins are turned into must be of the homeserver that we talk to.
+fn server_name(cli: &Cli, us: &str, report: &mut Report) {
+    let Some((_, theirs)) = us.split_once(':') else {
+        return;
+    };
+    match cli.shared.server_name() {
+        Ok(Some(ours)) if ours.as_str() == theirs => {}
+        Ok(Some(ours)) => {
+            let text = format!(
+                "MATRIX_SERVER_NAME is {ours} here, and the homeserver's users are @...:{theirs}: set it to \
+                 {theirs} for both processes"
+            );
+            report.suspect("server name", &text);
+        }
+        Ok(None) | Err(_) => {}
+    }
+}
+
+/// Whether we may act for this user.
+pub(super) async fn masquerade(user: &UserId, ask: &Asker, report: &mut Report) -> bool {
+    let reply = match ask.homeserver("account/whoami", Some(user)).await {
+        Ok(reply) => reply,
+        Err(problem) => {
+            report.wrong("user", &format!("{problem}: ask again"));
+            return false;
+        }
+    };
+    if reply.status == 200 && reply.text("user_id") == Some(user.as_str()) {
+        report.ok("user", &format!("the bridge may act for {user}"));
+        return true;
+    }
+    let error = reply.text("error").unwrap_or_default();
+    let advice = if error.contains("masquerade") {
+        "the regular expression under `namespaces: users:` of the registration must match this whole ID"
+    } else if error.contains("not registered") {
+        "there is no such user; once there is, the phone's next report or `replay --user` sets the pusher"
+    } else {
+        "see the homeserver's log"
+    };
+    report.wrong("user", &format!("{}: {advice}", reply.describe()));
+    false
+}
+
+/// Whether the homeserver finds anything to notify this user of.
+pub(super) async fn notifications(user: &UserId, ask: &Asker, report: &mut Report) {
+    let muted = "pushrules/global/override/.m.rule.master/enabled";
+    if let Ok(reply) = ask.homeserver(muted, Some(user)).await
+        && reply.body["enabled"] == true
+    {
+        let text = format!(
+            "{user} has switched off all notifications: the user can switch them on in a Matrix client"
+        );
+        return report.wrong("notifications", &text);
+    }
+    let Ok(reply) = ask.homeserver("notifications", Some(user)).await else {
+        return report.skipped("notifications", "the homeserver does not list them");
+    };
+    let newest = reply.body["notifications"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        // An invitation is notified even in an exclusive namespace.
+        .filter(|one| one["event"]["type"] != "m.room.member")
+        .filter_map(|one| one["ts"].as_i64())
+        .max();
+    if let Some(newest) = newest {
+        let ago = (Clock::system().unix() - newest / 1000).max(0);
+        let text = format!(
+            "the homeserver found a message to notify of {ago} s ago; so the namespace was not exclusive"
+        );
+        report.ok("notifications", &text);
+    } else {
+        let text = "the homeserver knows no unread message that it notified of: have somebody write, and look again. \
+                    If it stays so, the room is muted, or the namespace exclusive";
+        report.suspect("notifications", text);
+        report.suspect("namespace", EXCLUSIVE);
+    }
+}

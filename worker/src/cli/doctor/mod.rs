@@ -1,0 +1,224 @@
+//! `doctor`: why do pushes not arrive? Looks at every part in turn, says in one line each what is wrong and
+//! what to do about it, and changes nothing.
+
+mod ask;
+mod gateway;
+mod homeserver;
+mod pushers;
+
+use matrix2acrobits_shared::{
+    config::SettingError, health, homeserver::PusherSettings, ids::UserId, store::Store,
+};
+
+use super::{Cli, Failure, open_existing, print};
+use crate::settings::Settings;
+use ask::Asker;
+
+/// A ready job that has waited longer than this many seconds is not being taken.
+const STUCK: i64 = 60;
+
+/// What to look at beside everything else.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Also what concerns one user, such as @bob:example.org
+    #[arg(long, value_name = "USER_ID")]
+    user: Option<String>,
+}
+
+/// The lines so far. Each goes out at once: a homeserver that hangs takes its time.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    ok: u32,
+    wrong: u32,
+    suspects: u32,
+    skipped: u32,
+}
+
+impl Report {
+    /// As it should be.
+    fn ok(&mut self, what: &str, text: &str) {
+        self.ok += 1;
+        Self::line("ok", what, text);
+    }
+
+    /// Wrong, and what to do.
+    fn wrong(&mut self, what: &str, text: &str) {
+        self.wrong += 1;
+        Self::line("WRONG", what, text);
+    }
+
+    /// May be what is wrong, but cannot be seen from here.
+    fn suspect(&mut self, what: &str, text: &str) {
+        self.suspects += 1;
+        Self::line("suspect", what, text);
+    }
+
+    /// Not looked at, and why.
+    fn skipped(&mut self, what: &str, text: &str) {
+        self.skipped += 1;
+        Self::line("skipped", what, text);
+    }
+
+    fn line(level: &str, what: &str, text: &str) {
+        print(format_args!("{level:<8} {what:<13} {text}"));
+    }
+}
+
+pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
+    let user = args.user.as_deref().map(str::trim).map(UserId::parse);
+    let user = user
+        .transpose()
+        .map_err(|e| SettingError::new("--user", e.to_string()))?;
+    let mut report = Report::default();
+    let settings = settings(cli, &mut report);
+    let store = database(cli, &mut report).await;
+    worker(cli, &mut report).await;
+    if let Some(settings) = settings {
+        outside(cli, &settings, store.as_ref(), user.as_ref(), &mut report).await?;
+    } else {
+        report.skipped("the rest", "it needs the settings");
+    }
+    let Report {
+        ok,
+        wrong,
+        suspects,
+        skipped,
+    } = report;
+    print(format_args!(
+        "{ok} ok, {wrong} wrong, {suspects} suspect, {skipped} skipped"
+    ));
+    match wrong {
+        0 => Ok(()),
+        _ => Err(Failure::other("something is wrong")),
+    }
+}
+
+/// Everything beyond this machine.
+async fn outside(
+    cli: &Cli,
+    settings: &Settings,
+    store: Option<&Store>,
+    user: Option<&UserId>,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let ask = Asker::new(settings).map_err(Failure::other)?;
+    let accepted = homeserver::check(cli, settings, &ask, report).await;
+    if let Some(pusher) = &settings.pusher {
+        gateway::check(pusher, &ask, report).await;
+    }
+    let Some(user) = user else {
+        report.skipped(
+            "user",
+            "give --user @bob:example.org for what concerns one user",
+        );
+        report.suspect("namespace", homeserver::EXCLUSIVE);
+        return Ok(());
+    };
+    if !accepted {
+        report.skipped(
+            "user",
+            "the homeserver has to answer and take MATRIX_AS_TOKEN first",
+        );
+        return Ok(());
+    }
+    if homeserver::masquerade(user, &ask, report).await {
+        if let (Some(store), Some(pusher)) = (store, &settings.pusher) {
+            pushers::check(store, pusher, user, &ask, report).await?;
+        }
+        homeserver::notifications(user, &ask, report).await;
+    }
+    Ok(())
+}
+
+fn settings(cli: &Cli, report: &mut Report) -> Option<Settings> {
+    match cli.run.parse(&cli.shared) {
+        Err(error) => {
+            report.wrong("settings", &error.to_string());
+            None
+        }
+        Ok(settings) => {
+            match &settings.pusher {
+                None => report.wrong(
+                    "settings",
+                    "PROXY_URL is not set: no pusher is set until it is; give the api's public base URL",
+                ),
+                Some(PusherSettings { notify_url, .. }) => {
+                    let text = format!(
+                        "homeserver {}, pushers with {notify_url}",
+                        settings.homeserver_url
+                    );
+                    report.ok("settings", &text);
+                }
+            }
+            Some(settings)
+        }
+    }
+}
+
+async fn database(cli: &Cli, report: &mut Report) -> Option<Store> {
+    let opened = open_existing(cli).await;
+    let store = match opened {
+        Ok(store) => store,
+        Err(failure) => {
+            let text = format!(
+                "{}; the api and the worker make and share it",
+                failure.message
+            );
+            report.wrong("database", &text);
+            return None;
+        }
+    };
+    let (pushers, queue) = match (store.count_pushers().await, store.queue_state().await) {
+        (Ok(pushers), Ok(queue)) => (pushers, queue),
+        (Err(error), _) | (_, Err(error)) => {
+            report.wrong(
+                "database",
+                &format!("it opens, but cannot be read: {error}"),
+            );
+            return None;
+        }
+    };
+    let states: Vec<_> = pushers
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let states = if states.is_empty() {
+        "none yet; phones must report, and mappings say whose they are".to_owned()
+    } else {
+        states.join(", ")
+    };
+    report.ok("database", &format!("pushers: {states}"));
+    if queue.killed > 0 {
+        let text = format!(
+            "{} dead letters: see `jobs --state killed`, mend the reason, then `replay --dead`",
+            queue.killed
+        );
+        report.wrong("jobs", &text);
+    }
+    if queue.oldest_ready > STUCK {
+        let text = format!(
+            "a job has been ready for {} s and is not taken: the worker does not run, or waits for the homeserver",
+            queue.oldest_ready
+        );
+        report.wrong("jobs", &text);
+    } else if queue.killed == 0 {
+        let waiting = queue.pending + queue.queued + queue.failed;
+        report.ok("jobs", &format!("{waiting} to do, no dead letter"));
+    }
+    Some(store)
+}
+
+/// Whether a worker runs here. It may as well run elsewhere on the same file, so its absence is no proof.
+async fn worker(cli: &Cli, report: &mut Report) {
+    let addr = match cli.admin.addr() {
+        Err(error) => return report.wrong("worker", &error.to_string()),
+        Ok(addr) => addr,
+    };
+    match health::check(addr).await {
+        Ok(()) => report.ok("worker", &format!("runs and is ready ({addr})")),
+        Err(problem) => {
+            let text = format!("{problem}: unless it listens elsewhere, start it");
+            report.suspect("worker", &text);
+        }
+    }
+}

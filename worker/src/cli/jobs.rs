@@ -1,0 +1,109 @@
+//! `jobs`: what waits, runs or is a dead letter.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use clap::ValueEnum;
+use matrix2acrobits_shared::store::listing::JobListing;
+
+use super::{Cli, Failure, open_existing, print};
+
+const PAGE: u32 = 500;
+
+/// What to list.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Only jobs in this state
+    #[arg(long, ignore_case = true)]
+    state: Option<State>,
+    /// One JSON array instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// The states of the table Jobs.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum State {
+    /// Ready for a worker
+    Pending,
+    /// In a worker's hands
+    Queued,
+    /// Waiting for its next try
+    Failed,
+    /// Dead letter
+    Killed,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Queued => "Queued",
+            Self::Failed => "Failed",
+            Self::Killed => "Killed",
+        }
+    }
+}
+
+pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
+    let store = open_existing(cli).await?;
+    let mut jobs = Vec::new();
+    if !args.json {
+        print(row([
+            "STATE",
+            "WANTED",
+            "USER",
+            "ATTEMPTS",
+            "NEXT TRY",
+            "LAST ERROR",
+        ]));
+    }
+    let mut after = String::new();
+    let mut count = 0;
+    loop {
+        let page = store
+            .list_jobs(args.state.map(State::name), &after, PAGE)
+            .await
+            .map_err(Failure::other)?;
+        let Some(last) = page.last() else {
+            break;
+        };
+        after.clone_from(&last.id);
+        count += page.len();
+        if args.json {
+            jobs.extend(page);
+        } else if !page.iter().all(|job| print(line(job))) {
+            return Ok(());
+        }
+    }
+    if args.json {
+        print(serde_json::to_string_pretty(&jobs).map_err(Failure::other)?);
+    } else {
+        print(format_args!("{count} jobs"));
+    }
+    Ok(())
+}
+
+fn line(job: &JobListing) -> String {
+    let attempts = job.attempts.to_string();
+    let next = job
+        .next_try
+        .and_then(|at| u64::try_from(at).ok())
+        .map(time)
+        .unwrap_or_default();
+    row([
+        &job.state,
+        job.wanted.as_deref().unwrap_or("-"),
+        job.user_id.as_deref().unwrap_or("-"),
+        &attempts,
+        &next,
+        job.last_error.as_deref().unwrap_or("-"),
+    ])
+}
+
+fn row([state, wanted, user, attempts, next, error]: [&str; 6]) -> String {
+    format!("{state:<8} {wanted:<8} {user:<32} {attempts:>8} {next:<20} {error}")
+}
+
+fn time(seconds: u64) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+}

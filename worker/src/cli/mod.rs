@@ -1,0 +1,114 @@
+//! The worker's command line.
+
+pub(crate) mod doctor;
+pub(crate) mod jobs;
+pub(crate) mod replay;
+
+use std::fmt;
+
+use clap::{Parser, Subcommand};
+use matrix2acrobits_shared::{
+    clock::Clock,
+    config::{self, SettingError, SharedArgs},
+    health,
+    store::{OpenError, Store},
+};
+
+use crate::{
+    settings::{AdminArgs, RunArgs},
+    startup::BUSY,
+};
+
+/// Sets, renews and deletes pushers at the Matrix homeserver, from a durable queue.
+///
+/// Every setting is an environment variable and a flag. Commands other than run need only the settings
+/// that they use.
+#[derive(Debug, Parser)]
+#[command(name = "matrix2acrobits-worker", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) shared: SharedArgs,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Command {
+    /// Work through the queue until stopped (the default)
+    Run,
+    /// List the jobs that wait, run or are dead letters
+    Jobs(jobs::Args),
+    /// Have pushers compared with what the homeserver holds, and set or deleted where they differ
+    Replay(replay::Args),
+    /// Say why pushes do not arrive: check settings, database, homeserver, PROXY_URL and pushers
+    Doctor(doctor::Args),
+    /// Exit 0 if the worker that listens on ADMIN_LISTEN_ADDR is ready
+    Healthcheck,
+}
+
+/// Why a command ends without success: a line for standard error and an exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    code: i32,
+}
+
+impl Failure {
+    pub(crate) fn other(error: impl fmt::Display) -> Self {
+        Self {
+            message: error.to_string(),
+            code: 1,
+        }
+    }
+
+    pub(crate) fn exit(self) -> ! {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "{}", self.message);
+        std::process::exit(self.code)
+    }
+}
+
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Self {
+        Self {
+            message: error.to_string(),
+            code: config::EXIT_BAD_SETTING,
+        }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self {
+            message: error.to_string(),
+            code: config::EXIT_BAD_SETTING,
+        }
+    }
+}
+
+pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
+    health::check(cli.admin.addr()?)
+        .await
+        .map_err(Failure::other)
+}
+
+/// Opens a database that must be there: a listing of a new, empty one would mislead.
+async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
+    let database = cli.shared.database()?;
+    if !database.path().exists() {
+        return Err(
+            SettingError::new("DATABASE_URL", format!("there is no file {database}")).into(),
+        );
+    }
+    Ok(Store::open(&database, BUSY, Clock::system()).await?)
+}
+
+/// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.
+fn print(line: impl fmt::Display) -> bool {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}").is_ok()
+}

@@ -1,0 +1,87 @@
+//! `replay`: has pushers compared with the homeserver. Enqueues in small transactions beside a running
+//! worker; repeating it is harmless.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use matrix2acrobits_shared::{
+    config::{self, SettingError},
+    ids::UserId,
+    store::{Store, pushers::Replay},
+};
+
+use super::{Cli, Failure, open_existing, print};
+
+/// Which pushers.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Args {
+    /// Those whose job is a dead letter
+    #[arg(long)]
+    dead: bool,
+    /// All
+    #[arg(long)]
+    all: bool,
+    /// Those of one user, such as @bob:example.org
+    #[arg(long, value_name = "USER_ID")]
+    user: Option<String>,
+    /// Those that changed since a time such as 2026-01-31T12:00:00Z, or within a duration such as 2h
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+}
+
+impl Args {
+    fn selection(&self, now: i64) -> Result<Replay, SettingError> {
+        if let Some(user) = &self.user {
+            let user = UserId::parse(user.trim())
+                .map_err(|e| SettingError::new("--user", e.to_string()))?;
+            return Ok(Replay::User(user));
+        }
+        if let Some(text) = &self.since {
+            let since = config::parse("--since", text, |text| config::time_or_ago(text, now));
+            return since.map(Replay::Since);
+        }
+        Ok(if self.dead { Replay::Dead } else { Replay::All })
+    }
+}
+
+pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
+    let store = open_existing(cli).await?;
+    let replay = args.selection(store.clock.unix())?;
+    let total = store.count_replay(&replay).await.map_err(Failure::other)?;
+    let bar = progress_bar(u64::try_from(total).unwrap_or(0));
+    let result = enqueue(&store, replay, &bar).await;
+    bar.finish_and_clear();
+    let count = result?;
+    print(format_args!("{count} pushers enqueued to be checked"));
+    Ok(())
+}
+
+async fn enqueue(store: &Store, replay: Replay, bar: &ProgressBar) -> Result<u64, Failure> {
+    let (mut after, mut count) = (0, 0);
+    while let Some((last, chunk)) = store
+        .replay_chunk(replay.clone(), after)
+        .await
+        .map_err(Failure::other)?
+    {
+        after = last;
+        count += chunk;
+        bar.inc(chunk);
+        if bar.is_hidden() && count % 10_000 == 0 {
+            print(format_args!("{count} so far"));
+        }
+    }
+    Ok(count)
+}
+
+/// A bar on a terminal; elsewhere hidden, and `enqueue` prints lines.
+fn progress_bar(total: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(total);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,0 +1,41 @@
+//! Sets, renews and deletes pushers at the Matrix homeserver, from a durable queue.
+
+mod admin;
+mod beat;
+mod classification;
+mod cli;
+mod feed;
+mod gate;
+mod homeserver;
+mod run;
+mod settings;
+mod startup;
+mod sync_pusher;
+
+use cli::{Cli, Command};
+use matrix2acrobits_shared::{config, net};
+
+#[tokio::main]
+async fn main() {
+    net::install_tls();
+    let cli: Cli = config::parse_cli();
+    let result = match cli.command.clone().unwrap_or(Command::Run) {
+        Command::Run => startup::run(&cli).await,
+        Command::Jobs(jobs) => cli::jobs::run(&cli, &jobs).await,
+        Command::Replay(replay) => cli::replay::run(&cli, &replay).await,
+        Command::Doctor(doctor) => cli::doctor::run(&cli, &doctor).await,
+        Command::Healthcheck => cli::healthcheck(&cli).await,
+    };
+    if let Err(failure) = result {
+        failure.exit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,376 @@
+//! The worker's tasks: the feeder, the watcher that wakes it, the prober, the heartbeat and the upkeep.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use apalis_core::{
+    error::BoxDynError,
+    worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
+};
+use futures::FutureExt;
+use matrix2acrobits_shared::{
+    queue::{self, Held},
+    store::{Store, StoreError},
+};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    beat::Beat,
+    feed::Feed,
+    gate::{Gate, Step},
+    homeserver::Homeserver,
+    sync_pusher::Jobs,
+};
+
+/// Jobs taken from the queue ahead of those that run, so that fetching shares transactions with finishing.
+const AHEAD: usize = 4;
+/// How often the database is asked whether another process changed it; one pragma, no lock.
+const WATCH: Duration = Duration::from_millis(20);
+/// How often the queue is looked at while something waits for its time.
+const POLL_WAITING: Duration = Duration::from_millis(500);
+/// How often it is looked at whatever the watcher says.
+const POLL_IDLE: Duration = Duration::from_secs(15);
+/// How often a homeserver that is down is probed.
+const PROBE: Duration = Duration::from_secs(1);
+/// How often pushers without a job are looked for.
+const UPKEEP: Duration = Duration::from_mins(2);
+/// Pause after the database has failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A difference between the two clocks of this machine that counts as a jump, in seconds.
+const JUMP: i64 = 30;
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    name: Arc<str>,
+    gate: Arc<Gate>,
+    wake: Notify,
+    held: AtomicUsize,
+    suspects: AtomicUsize,
+    most: usize,
+    /// No job in backoff waits longer, in seconds.
+    longest_wait: i64,
+    stop: CancellationToken,
+    beat: Beat,
+}
+
+/// Works until `jobs.stop`, then finishes what runs and gives the rest back.
+pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), StoreError> {
+    let shared = Arc::new(Shared {
+        store: jobs.store.clone(),
+        name: name.into(),
+        gate: jobs.gate.clone(),
+        wake: Notify::new(),
+        held: AtomicUsize::new(0),
+        suspects: AtomicUsize::new(0),
+        most: jobs.settings.concurrency * AHEAD,
+        longest_wait: i64::try_from(jobs.settings.retry.longest().as_secs() + 1)
+            .unwrap_or(i64::MAX),
+        stop: jobs.stop.clone(),
+        beat,
+    });
+    shared.store.register_worker(shared.name.clone()).await?;
+    let tasks = TaskTracker::new();
+    tasks.spawn(until(jobs.stop.clone(), heartbeat(shared.clone())));
+    tasks.spawn(until(jobs.stop.clone(), watch(shared.clone())));
+    tasks.spawn(until(
+        jobs.stop.clone(),
+        probe(shared.clone(), jobs.homeserver.clone()),
+    ));
+    tasks.spawn(until(
+        jobs.stop.clone(),
+        upkeep(shared.clone(), jobs.pusher.fingerprint()),
+    ));
+    let (sender, receiver) = mpsc::channel(shared.most);
+    tasks.spawn(feed(shared.clone(), sender));
+    tasks.close();
+
+    let (jobs, counter) = (Arc::new(jobs), shared.clone());
+    let worker = WorkerBuilder::new(name)
+        .backend(Feed::new(receiver))
+        .parallelize(tokio::spawn)
+        .build(move |held: Held| {
+            let (jobs, slot) = (jobs.clone(), Slot::new(counter.clone(), &held));
+            async move {
+                jobs.run(held).await;
+                drop(slot);
+                Ok::<(), BoxDynError>(())
+            }
+        });
+    if let Err(error) = worker.run().await {
+        tracing::error!(%error, "the job runner ended");
+    }
+    shared.stop.cancel();
+    tasks.wait().await;
+    let released = shared.store.release_worker(shared.name.clone()).await?;
+    tracing::info!(released, "jobs that had not begun went back to the queue");
+    Ok(())
+}
+
+/// Counts a job that this worker holds, and wakes the feeder when it ends, however it ends.
+struct Slot {
+    shared: Arc<Shared>,
+    suspect: bool,
+}
+
+impl Slot {
+    fn new(shared: Arc<Shared>, held: &Held) -> Self {
+        Self {
+            shared,
+            suspect: held.lost > 0,
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.shared.held.fetch_sub(1, Ordering::SeqCst);
+        if self.suspect {
+            self.shared.suspects.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.shared.wake.notify_one();
+    }
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Takes due jobs from the queue as long as the gate lets some through and there is room.
+async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
+    let mut gate = shared.gate.watch();
+    while !shared.stop.is_cancelled() {
+        gate.mark_unchanged();
+        let room = shared
+            .most
+            .saturating_sub(shared.held.load(Ordering::SeqCst));
+        let wanted = if shared.gate.is_open() {
+            room
+        } else {
+            // One for the trial, if none is at hand.
+            shared.gate.permits().min(usize::from(room == shared.most))
+        };
+        let pause = match take(&shared, wanted).await {
+            Ok(taken) => {
+                let enough = !taken.is_empty() && taken.len() >= wanted;
+                for held in taken {
+                    // The channel has room for all that may be held, and apalis listens until we stop.
+                    if jobs.send(held).await.is_err() {
+                        return;
+                    }
+                }
+                if enough {
+                    continue;
+                }
+                waiting_pause(&shared).await
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot take jobs");
+                PAUSE
+            }
+        };
+        tokio::select! {
+            () = shared.wake.notified() => {}
+            _ = gate.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = shared.stop.cancelled() => {}
+        }
+    }
+}
+
+async fn take(shared: &Shared, wanted: usize) -> Result<Vec<Held>, StoreError> {
+    if wanted == 0 {
+        return Ok(Vec::new());
+    }
+    let limit = i64::try_from(wanted).unwrap_or(i64::MAX);
+    let suspect = shared.suspects.load(Ordering::SeqCst) == 0;
+    let taken = shared
+        .store
+        .fetch_jobs(shared.name.clone(), limit, suspect)
+        .await?;
+    shared.held.fetch_add(taken.len(), Ordering::SeqCst);
+    shared.suspects.fetch_add(
+        taken.iter().filter(|held| held.lost > 0).count(),
+        Ordering::SeqCst,
+    );
+    Ok(taken)
+}
+
+async fn waiting_pause(shared: &Shared) -> Duration {
+    match shared.store.next_due().await {
+        Ok(None) => POLL_IDLE,
+        Ok(Some(_)) => POLL_WAITING,
+        Err(_) => PAUSE,
+    }
+}
+
+/// Wakes the feeder when any process has written to the database.
+async fn watch(shared: Arc<Shared>) {
+    loop {
+        let result = async {
+            let mut watcher = shared.store.watcher().await?;
+            let mut ticks = tokio::time::interval(WATCH);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                if watcher.changed().await? {
+                    shared.wake.notify_one();
+                }
+            }
+        };
+        let result: Result<(), StoreError> = result.await;
+        if let Err(error) = result {
+            tracing::debug!(%error, "cannot watch the database");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Finds out when the homeserver works again, and takes up the backlog when it does.
+async fn probe(shared: Arc<Shared>, homeserver: Homeserver) {
+    let mut changes = shared.gate.watch();
+    let mut last_probe: Option<Instant> = None;
+    let (mut open, mut gone) = (false, false);
+    loop {
+        changes.mark_unchanged();
+        metrics::gauge!("matrix2acrobits_outage_gate_shut")
+            .set(f64::from(u8::from(shared.gate.permits() == 0)));
+        let now_open = shared.gate.is_open();
+        if now_open && !open {
+            take_up(&shared).await;
+        }
+        open = now_open;
+        let Some((at, step)) = shared.gate.next_step() else {
+            let _ = changes.changed().await;
+            continue;
+        };
+        let at = match step {
+            Step::BringForward => at,
+            Step::Probe | Step::Try => at.max(last_probe.map_or(at, |last| last + PROBE)),
+        };
+        let sleep = tokio::time::sleep_until(at.into());
+        if tokio::select! { () = sleep => false, _ = changes.changed() => true } {
+            continue;
+        }
+        let bring_forward = match step {
+            Step::BringForward => true,
+            Step::Try => {
+                shared.gate.try_one();
+                true
+            }
+            Step::Probe => {
+                last_probe = Some(Instant::now());
+                if !homeserver.probe().await {
+                    gone = true;
+                    continue;
+                }
+                shared.gate.try_one();
+                // It is back. One that has answered probes all the time is not: backoff stands.
+                std::mem::take(&mut gone)
+            }
+        };
+        if bring_forward {
+            // All may be in backoff; one must be there to try.
+            let _ = shared.store.make_due(1).await;
+            shared.gate.brought_forward();
+        }
+        shared.wake.notify_one();
+    }
+}
+
+/// Has everything that waits run now.
+async fn take_up(shared: &Shared) {
+    loop {
+        match shared.store.make_due(queue::CHUNK).await {
+            Ok(0) => return,
+            Ok(_) => shared.wake.notify_one(),
+            Err(error) => {
+                tracing::debug!(%error, "cannot bring waiting jobs forward");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Says that this worker lives, recovers the jobs of those that don't, and notices jumps of the clock.
+async fn heartbeat(shared: Arc<Shared>) {
+    let (mut wall, mut steady) = (shared.store.clock.unix(), Instant::now());
+    let mut ticks = tokio::time::interval(queue::HEARTBEAT);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = shared.store.clock.unix();
+        let passed = i64::try_from(steady.elapsed().as_secs()).unwrap_or(i64::MAX);
+        let jump = now - wall - passed;
+        (wall, steady) = (now, Instant::now());
+        if jump.abs() >= JUMP {
+            tracing::warn!(seconds = jump, "the clock jumped");
+            correct_waits(&shared).await;
+        }
+        match shared.store.heartbeat(shared.name.clone()).await {
+            Ok(recovered) => {
+                shared.beat.now();
+                if recovered > 0 {
+                    tracing::warn!(recovered, "took over jobs of a worker that died");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "no heartbeat"),
+        }
+    }
+}
+
+async fn correct_waits(shared: &Shared) {
+    match shared.store.correct_waits(shared.longest_wait).await {
+        Ok(0) => {}
+        Ok(corrected) => tracing::warn!(corrected, "jobs waited for a time far ahead: due now"),
+        Err(error) => tracing::debug!(%error, "waiting times could not be checked"),
+    }
+}
+
+/// Makes sure that every pusher which is not as wanted has a job, and throws away what nobody needs.
+async fn upkeep(shared: Arc<Shared>, fingerprint: String) {
+    let renewed = drain(|| shared.store.renew_outdated(fingerprint.clone())).await;
+    if renewed > 0 {
+        tracing::info!(
+            renewed,
+            "PROXY_URL or PUSH_FORMAT has changed: setting pushers anew"
+        );
+    }
+    loop {
+        correct_waits(&shared).await;
+        let reconciled = drain(|| shared.store.reconcile()).await;
+        if reconciled > 0 {
+            tracing::warn!(reconciled, "pushers that were not as wanted had no job");
+        }
+        drain(|| shared.store.housekeep()).await;
+        tokio::time::sleep(UPKEEP).await;
+    }
+}
+
+/// Repeats a chunked operation until nothing is left to do. Returns how much it did.
+async fn drain<F>(operation: impl Fn() -> F) -> u64
+where
+    F: Future<Output = Result<u64, StoreError>>,
+{
+    let mut sum = 0;
+    loop {
+        match operation()
+            .map(|result| result.inspect_err(|error| tracing::debug!(%error, "upkeep failed")))
+            .await
+        {
+            Ok(0) => return sum,
+            Ok(done) => sum += done,
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}

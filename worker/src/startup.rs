@@ -1,0 +1,87 @@
+//! Starts `run`: settings, logs, database, admin listener, then the loop.
+
+use std::{sync::Arc, time::Duration};
+
+use matrix2acrobits_shared::{
+    clock::Clock, config::SettingError, ids::log_id, shutdown, store::Store, telemetry,
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    admin,
+    beat::Beat,
+    cli::{Cli, Failure},
+    gate::{Gate, State},
+    homeserver::Homeserver,
+    run,
+    sync_pusher::Jobs,
+};
+
+/// The worker shares the file with an api under load, and nobody waits for its answer.
+pub(crate) const BUSY: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
+    let settings = cli.run.parse(&cli.shared)?;
+    let admin_addr = cli.admin.addr()?;
+    let database = cli.shared.database()?;
+    cli.shared.admin_token()?;
+    telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    let metrics = telemetry::init_metrics();
+
+    let listener = TcpListener::bind(admin_addr).await.map_err(|e| {
+        SettingError::new(
+            "ADMIN_LISTEN_ADDR",
+            format!("cannot listen on {admin_addr}: {e}"),
+        )
+    })?;
+    let store = Store::open(&database, BUSY, Clock::system()).await?;
+    let stop = shutdown::on_signals().map_err(Failure::other)?;
+    let name = format!("worker-{}", ulid::Ulid::generate());
+    let beat = Beat::default();
+    // Starting is a sign of life; the loop has to give the next.
+    beat.now();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        admin_addr = %listener.local_addr().map_err(Failure::other)?,
+        homeserver = %settings.homeserver_url,
+        %database,
+        worker = %log_id(&name),
+        concurrency = settings.concurrency,
+        "listening"
+    );
+    let admin = tokio::spawn(admin::serve(
+        listener,
+        admin::Admin::new(store.clone(), beat.clone(), metrics, stop.clone()),
+    ));
+
+    let Some(pusher) = settings.pusher.clone() else {
+        tracing::warn!(
+            "PROXY_URL is not set: no pusher is set or deleted until it is; what is reported waits in the queue"
+        );
+        admin::idle(&beat, &stop).await;
+        return Ok(());
+    };
+    let homeserver = Homeserver::new(
+        settings.homeserver_url.clone(),
+        settings.as_token.clone(),
+        settings.homeserver_timeout,
+    )
+    .map_err(Failure::other)?;
+    let gate = Arc::new(Gate::new(State::new(
+        settings.concurrency,
+        settings.retry.max,
+    )));
+    let jobs = Jobs {
+        store,
+        homeserver,
+        settings,
+        pusher,
+        gate,
+        stop: stop.clone(),
+    };
+    run::run(jobs, &name, beat).await.map_err(Failure::other)?;
+    stop.cancel();
+    let _ = admin.await;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! The job: makes the homeserver's pusher what its row says, and records what became of it. Nothing of
+//! apalis decides about a job's end; see `shared::queue` for why.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use matrix2acrobits_shared::{
+    homeserver::{DeletePusher, HeldPushers, PusherSettings, SetPusher},
+    queue::{Held, SyncPusher},
+    store::{
+        Store, StoreError,
+        pushers::{FinishSettings, Goal, Outcome, PusherRow},
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    classification::{self, Answer, Verdict},
+    gate::{Change, Gate, Sign},
+    homeserver::Homeserver,
+    settings::Settings,
+};
+
+/// The longest that one job's 429 holds up the others.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Pause between attempts to reach our own database.
+const DATABASE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Everything that a job needs.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    pub(crate) store: Store,
+    pub(crate) homeserver: Homeserver,
+    pub(crate) settings: Settings,
+    pub(crate) pusher: PusherSettings,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Jobs {
+    /// Runs one job to its recorded end. Only stopping leaves it as it is, for the next worker.
+    pub(crate) async fn run(&self, held: Held) {
+        let Ok(SyncPusher { pusher_id }) = serde_json::from_slice(&held.payload) else {
+            tracing::error!(job = held.job_id, "dead letter: the job cannot be read");
+            count("dead");
+            self.insist(|| {
+                self.store
+                    .kill_job(held.clone(), "the job cannot be read".into())
+            })
+            .await;
+            return;
+        };
+        let Some(row) = self.load(&held, pusher_id).await else {
+            return;
+        };
+        if let Some(outcome) = idle_outcome(row.goal) {
+            self.finish(&held, &row, outcome).await;
+            return;
+        }
+        let pass = tokio::select! {
+            pass = self.gate.enter() => pass,
+            () = self.stop.cancelled() => return,
+        };
+        // It may have changed while we waited.
+        let Some(row) = self.load(&held, pusher_id).await else {
+            return;
+        };
+        let outcome = match idle_outcome(row.goal) {
+            Some(outcome) => outcome,
+            None => self.act_guarded(&held, &row).await,
+        };
+        drop(pass);
+        self.finish(&held, &row, outcome).await;
+    }
+
+    async fn load(&self, held: &Held, pusher_id: i64) -> Option<PusherRow> {
+        let row = self
+            .insist(|| {
+                self.store
+                    .pusher(pusher_id, held.attempts, self.pusher.append)
+            })
+            .await?;
+        if row.is_none() {
+            self.insist(|| self.store.drop_job(held.clone())).await;
+        }
+        row
+    }
+
+    /// [`Jobs::act`], but a panic is a dead letter, and nothing runs for ever.
+    async fn act_guarded(&self, held: &Held, row: &PusherRow) -> Outcome {
+        let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
+        let act = AssertUnwindSafe(self.act(held, row)).catch_unwind();
+        match tokio::time::timeout(longest, act).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Outcome::Dead {
+                error: "the job panicked; see the log".into(),
+            },
+            Err(_) => self.outcome(
+                held,
+                row,
+                Verdict::Unwell {
+                    reason: "the job took too long".into(),
+                    maybe_done: true,
+                },
+            ),
+        }
+    }
+
+    async fn act(&self, held: &Held, row: &PusherRow) -> Outcome {
+        let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher);
+        let verdict = match row.goal {
+            Goal::Delete => {
+                let pusher = DeletePusher {
+                    app_id: row.app_id.as_str(),
+                    pushkey: row.pushkey.as_str(),
+                    kind: None,
+                };
+                self.classify(&self.homeserver.delete(&row.user_id, &pusher).await)
+            }
+            Goal::Check => match self.check(row, &set).await {
+                Ok(true) => Verdict::Done,
+                Ok(false) => self.classify(&self.homeserver.set(&row.user_id, &set).await),
+                Err(verdict) => verdict,
+            },
+            Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => {
+                self.classify(&self.homeserver.set(&row.user_id, &set).await)
+            }
+        };
+        self.outcome(held, row, verdict)
+    }
+
+    /// Whether the homeserver holds the pusher as it should be.
+    async fn check(&self, row: &PusherRow, wanted: &SetPusher<'_>) -> Result<bool, Verdict> {
+        let (answer, held) = self.homeserver.pushers(&row.user_id).await;
+        match (self.classify(&answer), held) {
+            (Verdict::Done, Some(HeldPushers { pushers })) => {
+                Ok(pushers.iter().any(|held| wanted.matches(held)))
+            }
+            (Verdict::Done, None) => Err(Verdict::Unwell {
+                reason: "the list of pushers cannot be read".into(),
+                maybe_done: false,
+            }),
+            // Looking does not change anything.
+            (Verdict::Unwell { reason, .. }, _) => Err(Verdict::Unwell {
+                reason,
+                maybe_done: false,
+            }),
+            (verdict, _) => Err(verdict),
+        }
+    }
+
+    fn classify(&self, answer: &Answer) -> Verdict {
+        classification::classify(answer, self.settings.retry.initial)
+    }
+
+    /// Tells the gate what the verdict says of the homeserver, and the queue what it says of the job.
+    fn outcome(&self, held: &Held, row: &PusherRow, verdict: Verdict) -> Outcome {
+        let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
+        let clock = &self.store.clock;
+        let (sign, outcome) = match verdict {
+            Verdict::Done if row.goal == Goal::Delete => (Sign::Well, Outcome::Removed),
+            Verdict::Done => (Sign::Well, Outcome::Registered),
+            Verdict::Refused { reason } => (Sign::Well, Outcome::Dead { error: reason }),
+            Verdict::Unwell { reason, maybe_done } => {
+                let run_at = clock.after(self.settings.retry.delay(failures));
+                let error = reason.clone();
+                (
+                    Sign::Unwell(reason),
+                    Outcome::Retry {
+                        run_at,
+                        error,
+                        maybe_done,
+                        strict: false,
+                    },
+                )
+            }
+            Verdict::Limited { after } => {
+                let run_at = clock.after(after);
+                let error = format!(
+                    "HTTP 429: asked to wait {}",
+                    humantime::format_duration(after)
+                );
+                (
+                    Sign::Limited(after.min(LONGEST_PAUSE)),
+                    Outcome::Retry {
+                        run_at,
+                        error,
+                        maybe_done: false,
+                        strict: true,
+                    },
+                )
+            }
+            Verdict::Misconfigured { reason } => {
+                let run_at = clock.after(self.settings.retry.max);
+                let error = reason.clone();
+                (
+                    Sign::Misconfigured(reason),
+                    Outcome::Retry {
+                        run_at,
+                        error,
+                        maybe_done: false,
+                        strict: false,
+                    },
+                )
+            }
+        };
+        match self.gate.record(&sign) {
+            Some(Change::Down(reason)) => tracing::error!(
+                reason,
+                "the homeserver does not answer as it should: jobs wait, it is probed every second"
+            ),
+            Some(Change::Misconfigured(reason)) => tracing::error!(
+                reason,
+                retry_in = %humantime::format_duration(self.settings.retry.max),
+                "the homeserver refuses us: jobs wait until the configuration is right"
+            ),
+            Some(Change::Up(Some(down))) => tracing::info!(
+                after = %humantime::format_duration(Duration::from_secs(down.as_secs())),
+                "the homeserver works again: taking up what waits"
+            ),
+            Some(Change::Up(None)) | None => {}
+        }
+        outcome
+    }
+
+    async fn finish(&self, held: &Held, row: &PusherRow, outcome: Outcome) {
+        log(held, row, &outcome);
+        let settings = FinishSettings {
+            fingerprint: self.pusher.fingerprint(),
+            append: self.pusher.append,
+            refresh_after: i64::try_from(self.settings.refresh_after.as_secs()).unwrap_or(i64::MAX),
+        };
+        let finish = || {
+            self.store.finish(
+                held.clone(),
+                row.id,
+                row.generation,
+                outcome.clone(),
+                settings.clone(),
+            )
+        };
+        if self.insist(finish).await == Some(false) {
+            tracing::warn!(user = %row.user_id, "another worker took this job over; the pusher will be checked");
+        }
+    }
+
+    /// Repeats a database operation until it works: a job whose end is not written would be held for ever.
+    /// None when the worker stops first.
+    async fn insist<T, F>(&self, operation: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        loop {
+            match operation().await {
+                Ok(value) => return Some(value),
+                Err(error) => tracing::debug!(%error, "the database does not answer; trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(DATABASE_PAUSE) => {}
+                () = self.stop.cancelled() => return None,
+            }
+        }
+    }
+}
+
+/// What becomes of a job that needs nothing from the homeserver.
+fn idle_outcome(goal: Goal) -> Option<Outcome> {
+    match goal {
+        Goal::Nothing | Goal::Yield => Some(Outcome::Nothing),
+        Goal::Outdone => Some(Outcome::Outdone),
+        Goal::Set | Goal::Check | Goal::Delete => None,
+    }
+}
+
+fn count(result: &'static str) {
+    metrics::counter!("matrix2acrobits_jobs_total", "result" => result).increment(1);
+}
+
+/// One line for each end that matters.
+fn log(held: &Held, row: &PusherRow, outcome: &Outcome) {
+    let (user, app_id, pushkey, attempt) = (
+        &row.user_id,
+        &row.app_id,
+        row.pushkey.log_id(),
+        held.attempts + 1,
+    );
+    match outcome {
+        Outcome::Registered => {
+            count("registered");
+            tracing::info!(%user, %app_id, %pushkey, attempt, "pusher set");
+        }
+        Outcome::Removed => {
+            count("removed");
+            tracing::info!(%user, %app_id, %pushkey, attempt, "pusher deleted");
+        }
+        Outcome::Nothing => count("nothing"),
+        Outcome::Outdone => {
+            count("outdone");
+            tracing::info!(%user, %app_id, %pushkey, "pusher left to the user who reported it later");
+        }
+        Outcome::Retry { error, .. } => {
+            count("retry");
+            tracing::debug!(%user, %app_id, %pushkey, attempt, error, "pusher will be tried again");
+        }
+        Outcome::Dead { error } => {
+            count("dead");
+            tracing::warn!(%user, %app_id, %pushkey, attempt, error, "dead letter: tried again at the next report or replay");
+        }
+    }
+}
