@@ -1,0 +1,224 @@
+//! The way of a login: remembered, or shared with an equal one, or let through by the limits and asked.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use matrix2acrobits_shared::{
+    ids::{UserId, log_id},
+    secret::Secret,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{timeout, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    AuthError,
+    limits::{Admission, Attempt, Limits},
+    logins::{LoginKey, Logins, Pending, Verdict},
+    matrix::Matrix,
+    nethcti::{self, NethCti},
+};
+use crate::settings::{ReportAuth, Settings};
+
+/// Most logins that a service has to deal with at once; each may cost it a slow password hash.
+const MAX_AT_ONCE: usize = 64;
+/// What the service's own timeout is given to be told, so that a login that ran out of time is over for those
+/// who come next.
+const GRACE: Duration = Duration::from_millis(50);
+/// How long a stop waits for logouts.
+const MAX_FINISH: Duration = Duration::from_secs(5);
+
+/// Lets only those in whose login is good.
+#[derive(Debug)]
+pub(super) struct Gate {
+    service: Arc<Service>,
+    logins: Arc<Logins>,
+    limits: Arc<Limits>,
+    permits: Arc<Semaphore>,
+    patience: Duration,
+    tasks: TaskTracker,
+}
+
+/// Who knows the passwords.
+#[derive(Debug)]
+enum Service {
+    NethCti(NethCti),
+    Matrix(Matrix),
+}
+
+impl Service {
+    /// The name that it knows the user by.
+    fn name<'a>(&self, username: &'a str) -> &'a str {
+        match self {
+            Self::NethCti(_) => nethcti::without_domain(username),
+            Self::Matrix(_) => username,
+        }
+    }
+
+    async fn login(&self, name: &str, password: &Secret, deadline: Instant) -> Verdict {
+        match self {
+            Self::NethCti(service) => timeout_at(deadline.into(), service.login(name, password))
+                .await
+                .unwrap_or(Err(AuthError::Down)),
+            // It goes on after we have given up: a login that succeeds late must be logged out.
+            Self::Matrix(service) => service.login(name, password, deadline).await,
+        }
+    }
+}
+
+impl Gate {
+    /// None where nobody logs in.
+    pub(super) fn new(settings: &Settings) -> Result<Option<Self>, reqwest::Error> {
+        let patience = settings.auth_timeout;
+        let tasks = TaskTracker::new();
+        let service = match &settings.report_auth {
+            ReportAuth::Selector => return Ok(None),
+            ReportAuth::NethCti { url, server_name } => {
+                Service::NethCti(NethCti::new(url, server_name.clone(), patience)?)
+            }
+            ReportAuth::Matrix { homeserver } => {
+                Service::Matrix(Matrix::new(homeserver, patience, tasks.clone())?)
+            }
+        };
+        Ok(Some(Self {
+            service: Arc::new(service),
+            logins: Arc::new(Logins::new(settings.login_ttl)),
+            limits: Arc::new(Limits::new()),
+            permits: Arc::new(Semaphore::new(MAX_AT_ONCE)),
+            patience,
+            tasks,
+        }))
+    }
+
+    /// The user whose name and password these are.
+    pub(super) async fn login(
+        &self,
+        username: Option<&str>,
+        password: Option<&Secret>,
+        address: Option<IpAddr>,
+    ) -> Verdict {
+        let verdict = match (username, password) {
+            (Some(username), Some(password)) => {
+                let name = self.service.name(username);
+                let deadline = Instant::now() + self.patience;
+                let end = deadline + GRACE;
+                timeout_at(end.into(), self.ask(name, password, address, deadline))
+                    .await
+                    .unwrap_or(Err(AuthError::Down))
+            }
+            _ => Err(AuthError::NoCredentials),
+        };
+        count(&verdict);
+        verdict
+    }
+
+    async fn ask(
+        &self,
+        name: &str,
+        password: &Secret,
+        address: Option<IpAddr>,
+        deadline: Instant,
+    ) -> Verdict {
+        let key = self.logins.key(name, password);
+        let attempt = loop {
+            // First of all, so that nobody's failures can stop a login that is remembered.
+            if let Some(user) = self.logins.good(key) {
+                return Ok(user);
+            }
+            if let Some(pending) = self.logins.under_way(key) {
+                return pending.verdict().await;
+            }
+            let change = self.limits.change();
+            tokio::pin!(change);
+            change.as_mut().enable();
+            match self.limits.admit(name, address, Instant::now()) {
+                Admission::Go(attempt) => break attempt,
+                Admission::Wait => change.await,
+                Admission::Limited(retry_after) => {
+                    tracing::debug!(user = %log_id(name), "too many failed logins");
+                    return Err(AuthError::Limited { retry_after });
+                }
+            }
+        };
+        let Ok(permit) = self.permits.clone().acquire_owned().await else {
+            return Err(AuthError::Down);
+        };
+        let login = Login {
+            name: name.to_owned(),
+            password: password.clone(),
+            deadline,
+        };
+        self.begin(key, login, attempt, permit).verdict().await
+    }
+
+    /// Asks in a task of its own, which a phone that hangs up does not end.
+    fn begin(
+        &self,
+        key: LoginKey,
+        login: Login,
+        attempt: Attempt,
+        permit: OwnedSemaphorePermit,
+    ) -> Pending {
+        let (lead, pending) = match self.logins.begin(key) {
+            Ok(begun) => begun,
+            Err(pending) => return pending,
+        };
+        let service = self.service.clone();
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let Login {
+                name,
+                password,
+                deadline,
+            } = login;
+            let verdict = service.login(&name, &password, deadline).await;
+            let result = word(&verdict);
+            tracing::debug!(user = %log_id(&name), result, "asked the login service");
+            match &verdict {
+                Ok(_) => attempt.succeeded(),
+                Err(AuthError::Refused) => attempt.failed(Instant::now()),
+                // The others are nobody's guesses.
+                Err(_) => drop(attempt),
+            }
+            lead.finish(verdict);
+        });
+        pending
+    }
+
+    /// Waits for logins and logouts under way.
+    pub(super) async fn finish(&self) {
+        self.tasks.close();
+        if timeout(MAX_FINISH, self.tasks.wait()).await.is_err() {
+            tracing::warn!("stopped in the middle of a login");
+        }
+    }
+}
+
+/// What the task that asks needs to own.
+struct Login {
+    name: String,
+    password: Secret,
+    deadline: Instant,
+}
+
+fn count(verdict: &Result<UserId, AuthError>) {
+    metrics::counter!("matrix2acrobits_logins_total", "result" => word(verdict)).increment(1);
+}
+
+fn word(verdict: &Result<UserId, AuthError>) -> &'static str {
+    match verdict {
+        Ok(_) => "good",
+        Err(AuthError::NoCredentials) => "no_credentials",
+        Err(AuthError::Refused) => "refused",
+        Err(AuthError::NoChat) => "no_chat",
+        Err(AuthError::Limited { .. }) => "limited",
+        Err(AuthError::Busy { .. }) => "busy",
+        Err(AuthError::Down) => "down",
+        Err(AuthError::Unreadable) => "unreadable",
+    }
+}

@@ -1,0 +1,149 @@
+//! What both login services need: a client with limits, answers read with care, and a keyed hash.
+
+use std::{hash::Hasher as _, time::Duration};
+
+use matrix2acrobits_shared::net::{self, BodyError};
+use reqwest::{RequestBuilder, header::RETRY_AFTER};
+use serde::de::DeserializeOwned;
+use siphasher::sip128::{Hasher128 as _, SipHasher24};
+use url::Url;
+
+use super::AuthError;
+use crate::pnm::client::is_loopback;
+
+/// A connection attempt that takes longer will not succeed.
+const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
+/// Logins come seldom; a few connections wait for the next one.
+const MAX_IDLE_CONNECTIONS: usize = 8;
+/// Below the idle time after which usual load balancers close, so that it is we who do.
+const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
+/// The wait after a 429 that names none.
+const USUAL_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Longest wait that a service can impose.
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
+
+/// A login service at a base URL.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    client: reqwest::Client,
+    base: String,
+}
+
+/// Its answer, read. It may carry a token, so it has no Debug.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<Duration>,
+    body: Vec<u8>,
+}
+
+impl Upstream {
+    /// Waits for an answer at most `timeout`, body included.
+    pub(super) fn new(base: &Url, timeout: Duration) -> Result<Self, reqwest::Error> {
+        let mut builder = net::client(timeout.min(MAX_CONNECT_TIME))
+            .timeout(timeout)
+            .http1_only()
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+            .pool_idle_timeout(MAX_IDLE_TIME);
+        if is_loopback(base) {
+            // No proxy can reach what runs beside us.
+            builder = builder.no_proxy();
+        }
+        Ok(Self {
+            client: builder.build()?,
+            base: base.as_str().trim_end_matches('/').to_owned(),
+        })
+    }
+
+    pub(super) fn get(&self, path: &str) -> RequestBuilder {
+        self.client.get(format!("{}{path}", self.base))
+    }
+
+    pub(super) fn post(&self, path: &str) -> RequestBuilder {
+        self.client.post(format!("{}{path}", self.base))
+    }
+}
+
+impl Answer {
+    /// Sends a request and reads the answer, of which `limit` bytes at most are taken.
+    pub(super) async fn to(request: RequestBuilder, limit: usize) -> Result<Self, AuthError> {
+        let response = request.send().await.map_err(|error| down(&error))?;
+        let status = response.status().as_u16();
+        let seconds = response.headers().get(RETRY_AFTER);
+        let seconds = seconds.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let body = match net::read_body(response, limit).await {
+            Ok(body) => body,
+            Err(BodyError::Transport(error)) => return Err(down(&error)),
+            Err(error @ BodyError::TooLong(_)) => {
+                tracing::warn!(status, %error, "the login service's answer is not one");
+                return Err(AuthError::Unreadable);
+            }
+        };
+        Ok(Self {
+            status,
+            retry_after: seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER)),
+            body,
+        })
+    }
+
+    /// The body as JSON of this shape.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// What an answer means that is neither a success nor a refusal. `what` names the call in the log, and
+    /// `retry_after` comes from the body.
+    pub(super) fn trouble(&self, what: &'static str, retry_after: Option<Duration>) -> AuthError {
+        let status = self.status;
+        tracing::warn!(status, "{what}: the login service has trouble");
+        match status {
+            429 => {
+                let wait = retry_after.map(|wait| wait.min(MAX_RETRY_AFTER));
+                let retry_after = wait.or(self.retry_after).unwrap_or(USUAL_RETRY_AFTER);
+                AuthError::Busy { retry_after }
+            }
+            408 | 425 | 500.. => AuthError::Down,
+            _ => AuthError::Unreadable,
+        }
+    }
+}
+
+fn down(error: &reqwest::Error) -> AuthError {
+    let reason = if error.is_timeout() {
+        "timeout"
+    } else if error.is_connect() {
+        "no connection"
+    } else {
+        "the connection broke, or it speaks no HTTP"
+    };
+    tracing::warn!(reason, "the login service does not answer");
+    tracing::debug!(
+        error = error as &dyn std::error::Error,
+        "the login service does not answer"
+    );
+    AuthError::Down
+}
+
+/// Hashes under a random key that only this process knows.
+pub(super) struct KeyedHash([u8; 16]);
+
+impl KeyedHash {
+    pub(super) fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// The hash of these parts, of which none can pass for a piece of another.
+    pub(super) fn of(&self, parts: &[&[u8]]) -> u128 {
+        let mut hasher = SipHasher24::new_with_key(&self.0);
+        for part in parts {
+            hasher.write_usize(part.len());
+            hasher.write(part);
+        }
+        hasher.finish128().as_u128()
+    }
+}
+
+impl std::fmt::Debug for KeyedHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyedHash")
+    }
+}

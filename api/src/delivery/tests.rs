@@ -1,0 +1,396 @@
+//! Requests through the deliverer, with tokens in memory and a stand-in for PNM on loopback.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Router, extract::State, http::StatusCode};
+use bytes::Bytes;
+use matrix2acrobits_shared::{
+    ids::{AppId, Pushkey, Selector},
+    net,
+    store::{PushTarget, StoreError},
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::Notify};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
+
+use super::*;
+
+/// Tokens whose names say what is the matter with them.
+#[derive(Clone, Default)]
+pub(crate) struct Book(Arc<Mutex<Vec<String>>>);
+
+impl TokenBook for Book {
+    async fn find(
+        &self,
+        app: &str,
+        key: &str,
+        selector: Option<&str>,
+    ) -> Result<Lookup, StoreError> {
+        Ok(match key.split('-').next() {
+            Some("unknown") => Lookup::Unknown,
+            Some("dead") => Lookup::Dead,
+            Some("lost") => Lookup::NeverHeldAny,
+            Some("broken") => return Err(StoreError::Stopped),
+            Some("panic") => panic!("as the test wants"),
+            _ => Lookup::Live(Arc::new(PushTarget {
+                row_id: 1,
+                report: 1,
+                selector: Selector::parse(selector.unwrap_or("s")).unwrap(),
+                app_id: AppId::parse(app).unwrap(),
+                pushkey: Pushkey::parse(key).unwrap(),
+                dead: false,
+            })),
+        })
+    }
+
+    async fn mark_dead(&self, target: &PushTarget) -> Result<MarkedDead, StoreError> {
+        let key = target.pushkey.as_str();
+        self.0.lock().unwrap().push(key.to_owned());
+        match key.split('-').nth(1) {
+            Some("broken") => Err(StoreError::Stopped),
+            Some("back") => Ok(MarkedDead::ReportedSince),
+            _ => Ok(MarkedDead::Marked),
+        }
+    }
+}
+
+/// PNM's side: what came, what it answers, and a gate that "slow" tokens wait at.
+#[derive(Clone, Default)]
+struct Pnm {
+    pushes: Arc<Mutex<HashMap<String, usize>>>,
+    all_fail: Arc<Mutex<bool>>,
+    gate: Arc<Notify>,
+}
+
+impl Pnm {
+    fn pushes(&self, token: &str) -> usize {
+        self.pushes.lock().unwrap().get(token).copied().unwrap_or(0)
+    }
+
+    async fn until_pushed(&self, token: &str) {
+        while self.pushes(token) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+async fn push(State(pnm): State<Pnm>, body: Bytes) -> (StatusCode, String) {
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let token = body["DeviceToken"].as_str().unwrap().to_owned();
+    *pnm.pushes.lock().unwrap().entry(token.clone()).or_default() += 1;
+    let (status, code) = match token.split('-').next().unwrap() {
+        _ if *pnm.all_fail.lock().unwrap() => (503, 503),
+        "gone" => (200, 404),
+        "bad" => (200, 400),
+        "busy" => (429, 429),
+        "slow" => {
+            pnm.gate.notified().await;
+            (200, 200)
+        }
+        _ => (200, 200),
+    };
+    let status = StatusCode::from_u16(status).unwrap();
+    (status, json!({"code": code, "response": "x"}).to_string())
+}
+
+/// A deliverer and what it works with.
+pub(crate) struct Fixture {
+    pub(crate) deliverer: Deliverer<Book>,
+    book: Book,
+    pnm: Pnm,
+    tracker: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// A deliverer whose PNM answers as the names of the tokens say.
+pub(crate) async fn fixture() -> Fixture {
+    net::install_tls();
+    let pnm = Pnm::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/send", listener.local_addr().unwrap());
+    let router = Router::new().fallback(push).with_state(pnm.clone());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let client = PnmClient::new(Url::parse(&url).unwrap(), Duration::from_secs(5)).unwrap();
+    let (book, tracker, stopping) = (
+        Book::default(),
+        TaskTracker::new(),
+        CancellationToken::new(),
+    );
+    let deliverer = Deliverer::new(book.clone(), client, "x", tracker.clone(), stopping.clone());
+    Fixture {
+        deliverer,
+        book,
+        pnm,
+        tracker,
+        stopping,
+    }
+}
+
+/// The body of a request about an event for these pushkeys.
+pub(crate) fn request(event: &str, keys: &[&str]) -> Bytes {
+    let device = |key: &&str| json!({"app_id": "app", "pushkey": key, "data": {"selector": "sel"}});
+    let devices: Vec<_> = keys.iter().map(device).collect();
+    let body = json!({"notification": {"event_id": event, "devices": devices}});
+    body.to_string().into()
+}
+
+#[tokio::test]
+async fn answers() {
+    type Expected = Result<&'static [&'static str], DeliveryError>;
+    let cases: &[(&[&str], Expected)] = &[
+        (&["k1"], Ok(&[])),
+        (&["unknown-1"], Ok(&["unknown-1"])),
+        (&["dead-1"], Ok(&["dead-1"])),
+        (&["gone-1"], Ok(&["gone-1"])),
+        (&["bad-1"], Ok(&[])),
+        (
+            &["k2", "dead-2", "k3", "unknown-2", "bad-2"],
+            Ok(&["dead-2", "unknown-2"]),
+        ),
+        (&["dead-3", "dead-3"], Ok(&["dead-3"])),
+        (&["busy-1"], Err(DeliveryError::Retry("rate_limited"))),
+        (
+            &["dead-4", "busy-2", "k4"],
+            Err(DeliveryError::Retry("rate_limited")),
+        ),
+        (&["gone-back"], Err(DeliveryError::Retry("reported_since"))),
+        (
+            &["gone-broken"],
+            Err(DeliveryError::Unavailable("database")),
+        ),
+        (&["broken-1"], Err(DeliveryError::Unavailable("database"))),
+        (
+            &["lost-1"],
+            Err(DeliveryError::Unavailable("no_tokens_yet")),
+        ),
+        (
+            &["busy-3", "lost-2", "busy-4"],
+            Err(DeliveryError::Unavailable("no_tokens_yet")),
+        ),
+        (&["panic-1"], Err(DeliveryError::Retry("panic"))),
+    ];
+    let it = fixture().await;
+    for (at, (keys, expected)) in cases.iter().enumerate() {
+        let answer = it
+            .deliverer
+            .deliver(request(&format!("$e{at}"), keys))
+            .await;
+        let expected = expected.map(|keys| keys.iter().map(ToString::to_string).collect());
+        assert_eq!(answer, expected, "{keys:?}");
+    }
+    for key in ["unknown-1", "dead-1", "broken-1", "lost-1"] {
+        assert_eq!(it.pnm.pushes(key), 0, "PNM is not asked about {key}");
+    }
+    assert_eq!(
+        *it.book.0.lock().unwrap(),
+        ["gone-1", "gone-back", "gone-broken"]
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_refused() {
+    let it = fixture().await;
+    let answer = it.deliverer.deliver(Bytes::from_static(b"{}")).await;
+    assert_eq!(
+        answer,
+        Err(DeliveryError::Malformed(ParseError::NoNotification))
+    );
+}
+
+#[tokio::test]
+async fn a_badge_update_rings_nobody_and_rejects_nobody() {
+    let it = fixture().await;
+    for key in ["k1", "unknown-1", "broken-1"] {
+        assert_eq!(it.deliverer.deliver(request("", &[key])).await, Ok(vec![]));
+    }
+    assert!(it.pnm.pushes.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_repeat_is_pushed_only_where_it_failed() {
+    let it = fixture().await;
+    let body = request("$e", &["k1", "busy-1"]);
+    for _ in 0..3 {
+        assert!(it.deliverer.deliver(body.clone()).await.is_err());
+    }
+    assert_eq!((it.pnm.pushes("k1"), it.pnm.pushes("busy-1")), (1, 3));
+    assert_eq!(
+        it.deliverer.deliver(request("$other", &["k1"])).await,
+        Ok(vec![])
+    );
+    assert_eq!(it.pnm.pushes("k1"), 2, "another event is another push");
+}
+
+#[tokio::test]
+async fn the_same_device_twice_is_pushed_once() {
+    let it = fixture().await;
+    let answer = it
+        .deliverer
+        .deliver(request("$e", &["k1", "k1", "gone-1", "gone-1"]))
+        .await;
+    assert_eq!(answer, Ok(vec!["gone-1".to_owned()]));
+    assert_eq!((it.pnm.pushes("k1"), it.pnm.pushes("gone-1")), (1, 1));
+}
+
+#[tokio::test]
+async fn two_accounts_on_one_phone_both_get_the_event() {
+    let it = fixture().await;
+    let body = |selector: &str| {
+        json!({"notification": {"event_id": "$e", "devices":
+            [{"app_id": "a", "pushkey": "k", "data": {"selector": selector}}]}})
+    };
+    for selector in ["one", "two", "one"] {
+        let body = body(selector).to_string();
+        assert_eq!(it.deliverer.deliver(body.into()).await, Ok(vec![]));
+    }
+    assert_eq!(it.pnm.pushes("k"), 2);
+}
+
+#[tokio::test]
+async fn concurrent_repeats_share_one_push() {
+    let it = fixture().await;
+    let repeats: Vec<_> = (0..10)
+        .map(|_| {
+            let deliverer = it.deliverer.clone();
+            tokio::spawn(async move { deliverer.deliver(request("$e", &["slow-1"])).await })
+        })
+        .collect();
+    it.pnm.until_pushed("slow-1").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    it.pnm.gate.notify_one();
+    for repeat in repeats {
+        assert_eq!(repeat.await.unwrap(), Ok(vec![]));
+    }
+    assert_eq!(it.pnm.pushes("slow-1"), 1);
+}
+
+#[tokio::test]
+async fn a_homeserver_that_hangs_up_makes_no_second_push() {
+    let it = fixture().await;
+    let body = request("$e", &["slow-1"]);
+    let deliverer = it.deliverer.clone();
+    let first = tokio::spawn({
+        let body = body.clone();
+        async move { deliverer.deliver(body).await }
+    });
+    it.pnm.until_pushed("slow-1").await;
+    first.abort();
+    assert!(first.await.is_err());
+    assert_eq!(it.tracker.len(), 1, "the push goes on");
+    it.pnm.gate.notify_one();
+    it.tracker.close();
+    it.tracker.wait().await;
+    assert_eq!(it.deliverer.deliver(body).await, Ok(vec![]));
+    assert_eq!(it.pnm.pushes("slow-1"), 1);
+}
+
+#[tokio::test]
+async fn many_devices_go_side_by_side() {
+    let it = fixture().await;
+    let keys: Vec<_> = (0..DEVICES_AT_A_TIME)
+        .map(|n| format!("slow-{n}"))
+        .collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let deliverer = it.deliverer.clone();
+    let body = request("$e", &keys);
+    let answer = tokio::spawn(async move { deliverer.deliver(body).await });
+    for key in keys {
+        it.pnm.until_pushed(key).await;
+    }
+    it.pnm.gate.notify_waiters();
+    assert_eq!(answer.await.unwrap(), Ok(vec![]));
+}
+
+#[tokio::test]
+async fn mass_rejections_are_withheld() {
+    let it = fixture().await;
+    for n in 0..19 {
+        let key = format!("gone-{n}");
+        let answer = it.deliverer.deliver(request("$e", &[&key])).await;
+        assert_eq!(answer, Ok(vec![key]));
+    }
+    let withheld = Err(DeliveryError::Retry("mass_rejection"));
+    for _ in 0..2 {
+        assert_eq!(
+            it.deliverer.deliver(request("$e", &["gone-20"])).await,
+            withheld
+        );
+    }
+    assert_eq!(it.book.0.lock().unwrap().len(), 19, "nor is it marked");
+    for n in 0..20 {
+        let answer = it
+            .deliverer
+            .deliver(request("$e", &[&format!("k{n}")]))
+            .await;
+        assert_eq!(answer, Ok(vec![]));
+    }
+    let answer = it.deliverer.deliver(request("$e", &["gone-20"])).await;
+    assert_eq!(
+        answer,
+        Ok(vec!["gone-20".to_owned()]),
+        "half is normal again"
+    );
+}
+
+#[tokio::test]
+async fn troubles_are_no_verdicts_for_the_guard() {
+    let it = fixture().await;
+    *it.pnm.all_fail.lock().unwrap() = true;
+    for n in 0..30 {
+        let key = format!("gone-{n}");
+        let answer = it.deliverer.deliver(request("$e", &[&key])).await;
+        assert_eq!(answer, Err(DeliveryError::Retry("server_error")));
+    }
+    *it.pnm.all_fail.lock().unwrap() = false;
+    let answer = it.deliverer.deliver(request("$e", &["gone-1"])).await;
+    assert_eq!(answer, Ok(vec!["gone-1".to_owned()]));
+}
+
+#[tokio::test]
+async fn takes_nothing_when_stopping_or_overloaded() {
+    let it = fixture().await;
+    let all = it
+        .deliverer
+        .requests
+        .clone()
+        .acquire_many_owned(2048)
+        .await
+        .unwrap();
+    let answer = it.deliverer.deliver(request("$e", &["k1"])).await;
+    assert_eq!(answer, Err(DeliveryError::Unavailable("overloaded")));
+    drop(all);
+    it.stopping.cancel();
+    let answer = it.deliverer.deliver(request("$e", &["k1"])).await;
+    assert_eq!(answer, Err(DeliveryError::Unavailable("stopping")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_ends_the_request_but_not_the_push() {
+    // Never answers, and waits longer for PNM than a request may take.
+    net::install_tls();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/send", listener.local_addr().unwrap());
+    let client = PnmClient::new(Url::parse(&url).unwrap(), Duration::from_mins(1)).unwrap();
+    let tracker = TaskTracker::new();
+    let stopping = CancellationToken::new();
+    let deliverer = Deliverer::new(Book::default(), client, "x", tracker.clone(), stopping);
+    let start = Instant::now();
+    let keys: Vec<_> = (0..=DEVICES_AT_A_TIME).map(|n| format!("k{n}")).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let answer = deliverer.deliver(request("$e", &keys)).await;
+    assert_eq!(answer, Err(DeliveryError::Retry("deadline")));
+    assert_eq!(start.elapsed().as_secs(), 15);
+    tracker.close();
+    tracker.wait().await;
+    assert_eq!(
+        start.elapsed().as_secs(),
+        60,
+        "the last device is not tried after the deadline"
+    );
+    drop(listener);
+}

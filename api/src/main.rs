@@ -1,0 +1,42 @@
+//! Matrix push gateway for Acrobits softphones: takes token reports, delivers notifications to PNM.
+
+mod app;
+mod auth;
+mod cli;
+mod dedupe;
+mod delivery;
+mod listener;
+mod mass_guard;
+mod notification;
+mod pnm;
+mod registration;
+mod routes;
+mod settings;
+mod startup;
+mod tokens;
+
+use cli::{Cli, Command};
+use matrix2acrobits_shared::{config, net};
+
+#[tokio::main]
+async fn main() {
+    net::install_tls();
+    let cli: Cli = config::parse_cli();
+    let result = match cli.command.clone().unwrap_or(Command::Serve) {
+        Command::Serve => startup::run(&cli).await,
+        Command::Healthcheck => cli::healthcheck(&cli).await,
+        Command::Registration => registration::run(&cli),
+    };
+    if let Err(failure) = result {
+        failure.exit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,240 @@
+//! Reads a push gateway request, taking whatever a homeserver may put into its optional fields.
+//!
+//! One odd value must not cost a notification: homeservers answer a 400 by holding back everything that
+//! follows for that user. So only what makes delivery impossible is refused, and every other field that is
+//! null, doubled, too large or of another type is as good as absent. serde's derive cannot do that: it
+//! refuses doubled keys and stops at the first value of an unexpected type.
+
+use std::{borrow::Cow, fmt};
+
+use serde::de::{DeserializeSeed, Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A notification as the homeserver sent it, borrowing from the request body where it can.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Notification<'a> {
+    /// The event; absent for a badge update.
+    pub(crate) event_id: Option<Cow<'a, str>>,
+    /// The room that it happened in.
+    pub(crate) room_id: Option<Cow<'a, str>>,
+    /// Who sent it.
+    pub(crate) sender: Option<Cow<'a, str>>,
+    /// What the sender is called in the room.
+    pub(crate) sender_display_name: Option<Cow<'a, str>>,
+    /// `content.body`.
+    pub(crate) body: Option<Cow<'a, str>>,
+    /// `counts.unread`; 0 is a value like any other: it clears the badge.
+    pub(crate) unread: Option<u64>,
+    /// Whom to notify; never empty.
+    pub(crate) devices: Vec<Device<'a>>,
+}
+
+/// One of the devices to notify.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Device<'a> {
+    /// The app; never empty.
+    pub(crate) app_id: Cow<'a, str>,
+    /// The push token; never empty.
+    pub(crate) pushkey: Cow<'a, str>,
+    /// `data.selector`, which we put into the pusher and the homeserver hands back.
+    pub(crate) selector: Option<Cow<'a, str>>,
+    /// `tweaks.sound`.
+    pub(crate) sound: Option<Cow<'a, str>>,
+}
+
+/// Why a request cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ParseError {
+    /// The body is not JSON.
+    #[error("The body is not JSON.")]
+    NotJson,
+    /// `notification` is missing or no object.
+    #[error("The body has no object \"notification\".")]
+    NoNotification,
+    /// `devices` is missing, no list or empty.
+    #[error("\"devices\" must be a list of at least one device.")]
+    NoDevices,
+    /// An entry of `devices` does not say whom to notify.
+    #[error("Every device must be an object with the non-empty texts \"app_id\" and \"pushkey\".")]
+    BadDevice,
+}
+
+impl ParseError {
+    /// The Matrix error code.
+    pub(crate) fn errcode(self) -> &'static str {
+        match self {
+            Self::NotJson => "M_NOT_JSON",
+            Self::NoNotification | Self::NoDevices | Self::BadDevice => "M_BAD_JSON",
+        }
+    }
+}
+
+impl<'a> Notification<'a> {
+    /// Reads a request body.
+    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ParseError> {
+        // Checks the syntax of all of it, so that what follows can only meet unexpected types.
+        let top: &RawValue = serde_json::from_slice(body).map_err(|_| ParseError::NotJson)?;
+        let mut notification = None;
+        each_field(top, |key, value| {
+            if key == b"notification" {
+                notification = Some(value);
+            }
+        });
+        Self::read(notification.ok_or(ParseError::NoNotification)?)
+    }
+
+    fn read(raw: &'a RawValue) -> Result<Self, ParseError> {
+        let mut it = Self {
+            event_id: None,
+            room_id: None,
+            sender: None,
+            sender_display_name: None,
+            body: None,
+            unread: None,
+            devices: Vec::new(),
+        };
+        let mut devices = None;
+        let is_object = each_field(raw, |key, value| match key {
+            b"event_id" => it.event_id = text(value).filter(|id| !id.is_empty()),
+            b"room_id" => it.room_id = text(value),
+            b"sender" => it.sender = text(value),
+            b"sender_display_name" => it.sender_display_name = text(value),
+            b"content" => it.body = field(value, b"body").and_then(text),
+            b"counts" => it.unread = field(value, b"unread").and_then(count),
+            b"devices" => devices = Some(value),
+            _ => {}
+        });
+        if !is_object {
+            return Err(ParseError::NoNotification);
+        }
+        let devices: Vec<&RawValue> = devices
+            .and_then(|list| serde_json::from_str(list.get()).ok())
+            .ok_or(ParseError::NoDevices)?;
+        it.devices = devices
+            .into_iter()
+            .map(Device::read)
+            .collect::<Option<_>>()
+            .ok_or(ParseError::BadDevice)?;
+        if it.devices.is_empty() {
+            return Err(ParseError::NoDevices);
+        }
+        Ok(it)
+    }
+}
+
+impl<'a> Device<'a> {
+    fn read(raw: &'a RawValue) -> Option<Self> {
+        let (mut app_id, mut pushkey, mut selector, mut sound) = (None, None, None, None);
+        each_field(raw, |key, value| match key {
+            b"app_id" => app_id = text(value),
+            b"pushkey" => pushkey = text(value),
+            b"data" => selector = field(value, b"selector").and_then(text),
+            b"tweaks" => sound = field(value, b"sound").and_then(text),
+            _ => {}
+        });
+        Some(Self {
+            app_id: app_id.filter(|id| !id.is_empty())?,
+            pushkey: pushkey.filter(|key| !key.is_empty())?,
+            selector,
+            sound,
+        })
+    }
+}
+
+/// The value of a JSON string; anything else is `None`.
+fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let quoted = raw.get();
+    let inner = quoted.strip_prefix('"')?.strip_suffix('"')?;
+    if !inner.as_bytes().contains(&b'\\') {
+        return Some(Cow::Borrowed(inner));
+    }
+    // As bytes, because half of a surrogate pair is allowed there and becomes U+FFFD here: a body that was
+    // cut in the middle of an emoji is still worth showing.
+    let mut json = serde_json::Deserializer::from_str(quoted);
+    let bytes = TextBytes.deserialize(&mut json).ok()?;
+    Some(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// A whole number of at least 0, also when written like `3.0`.
+fn count(raw: &RawValue) -> Option<u64> {
+    let written = raw.get();
+    written
+        .parse()
+        .ok()
+        .or_else(|| whole(written.parse().ok()?))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "only whole numbers from 0 to 2^53 come that far"
+)]
+fn whole(number: f64) -> Option<u64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let fits = number.fract() == 0.0 && (0.0..=EXACT).contains(&number);
+    fits.then_some(number as u64)
+}
+
+/// The last value of `name` in a JSON object.
+fn field<'a>(object: &'a RawValue, name: &[u8]) -> Option<&'a RawValue> {
+    let mut found = None;
+    each_field(object, |key, value| {
+        if key == name {
+            found = Some(value);
+        }
+    });
+    found
+}
+
+/// Hands each field of a JSON object to `take`, in order; false if it is no object.
+fn each_field<'a>(object: &'a RawValue, take: impl FnMut(&[u8], &'a RawValue)) -> bool {
+    let mut json = serde_json::Deserializer::from_str(object.get());
+    json.deserialize_map(Fields(take)).is_ok()
+}
+
+struct Fields<F>(F);
+
+impl<'de, F: FnMut(&[u8], &'de RawValue)> Visitor<'de> for Fields<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key_seed(TextBytes)? {
+            (self.0)(&key, map.next_value()?);
+        }
+        Ok(())
+    }
+}
+
+/// A JSON string as bytes, for it need not be Unicode: `"\ud800"` is a good JSON string.
+struct TextBytes;
+
+impl<'de> DeserializeSeed<'de> for TextBytes {
+    type Value = Cow<'de, [u8]>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_bytes(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextBytes {
+    type Value = Cow<'de, [u8]>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(bytes))
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(bytes.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! Acrobits' push service (PNM): what to send, how to send it, what its answers mean.
+
+pub(crate) mod client;
+pub(crate) mod outcome;
+pub(crate) mod translate;

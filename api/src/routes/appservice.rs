@@ -1,0 +1,52 @@
+//! The application service endpoints (Matrix application service API), only served with MATRIX_HS_TOKEN.
+//! Nothing that the homeserver sends here is of use to us: transactions are acknowledged unread.
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{StatusCode, header::AUTHORIZATION},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use matrix2acrobits_shared::secret::Secret;
+use serde_json::json;
+
+use super::problem;
+
+/// The endpoints, behind `token`.
+pub(crate) fn router<S: Clone + Send + Sync + 'static>(token: Secret) -> Router<S> {
+    Router::new()
+        .route("/_matrix/app/v1/transactions/{txn_id}", put(acknowledge))
+        .route("/_matrix/app/v1/ping", post(acknowledge))
+        .route("/_matrix/app/v1/users/{user_id}", get(unknown))
+        .route("/_matrix/app/v1/rooms/{alias}", get(unknown))
+        .route_layer(middleware::from_fn_with_state(token, require_token))
+}
+
+async fn require_token(State(token): State<Secret>, request: Request, next: Next) -> Response {
+    let given = request
+        .headers()
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    if given.is_some_and(|given| token.matches(given)) {
+        return next.run(request).await;
+    }
+    problem(
+        StatusCode::FORBIDDEN,
+        "M_FORBIDDEN",
+        "This is not the homeserver's token.",
+    )
+}
+
+async fn acknowledge() -> Response {
+    Json(json!({})).into_response()
+}
+
+async fn unknown() -> Response {
+    problem(
+        StatusCode::NOT_FOUND,
+        "M_NOT_FOUND",
+        "This gateway has no users or rooms.",
+    )
+}

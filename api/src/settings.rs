@@ -1,0 +1,201 @@
+//! The api's settings, parsed once at start.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+use matrix2acrobits_shared::{
+    config::{self, SettingError, SharedArgs},
+    ids::ServerName,
+    secret::Secret,
+};
+use url::Url;
+
+use crate::auth::Proxies;
+
+/// Settings that only `serve` uses, as they come from flags and environment.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeArgs {
+    /// Address of the public listener
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        value_name = "ADDR:PORT",
+        global = true,
+        default_value = "127.0.0.1:8080"
+    )]
+    listen_addr: String,
+
+    /// Who a report comes from: selector (an operator's mapping says), nethcti or matrix (a login says)
+    #[arg(
+        long,
+        env = "REPORT_AUTH",
+        value_name = "MODE",
+        global = true,
+        default_value = "selector"
+    )]
+    report_auth: String,
+
+    /// Base URL of the NethCTI login service, for REPORT_AUTH=nethcti
+    #[arg(long, env = "EXT_AUTH_URL", value_name = "URL", global = true)]
+    ext_auth_url: Option<String>,
+
+    /// Longest wait for a login service, in seconds
+    #[arg(
+        long,
+        env = "EXT_AUTH_TIMEOUT_S",
+        value_name = "SECONDS",
+        global = true,
+        default_value = "5"
+    )]
+    ext_auth_timeout_s: String,
+
+    /// How long a good login is remembered, in seconds; 0: not at all
+    #[arg(
+        long,
+        env = "CACHE_TTL_SECONDS",
+        value_name = "SECONDS",
+        global = true,
+        default_value = "300"
+    )]
+    cache_ttl_seconds: String,
+
+    /// Proxies whose X-Forwarded-For is believed: addresses and networks such as 10.0.0.1,10.1.0.0/16 [default: none]
+    #[arg(long, env = "TRUSTED_PROXIES", value_name = "LIST", global = true)]
+    trusted_proxies: Option<String>,
+
+    /// Where PNM takes pushes
+    #[arg(
+        long,
+        env = "PNM_URL",
+        value_name = "URL",
+        global = true,
+        default_value = "https://pnm.cloudsoftphone.com/pnm2/send"
+    )]
+    pnm_url: String,
+
+    /// Longest wait for PNM, per attempt (a duration such as 500ms, 10s)
+    #[arg(
+        long,
+        env = "PNM_TIMEOUT",
+        value_name = "DURATION",
+        global = true,
+        default_value = "10s"
+    )]
+    pnm_timeout: String,
+
+    /// Message when the homeserver sends no content; empty: none
+    #[arg(
+        long,
+        env = "PUSH_FALLBACK_TEXT",
+        value_name = "TEXT",
+        global = true,
+        default_value = "New message"
+    )]
+    push_fallback_text: String,
+
+    /// Homeserver token (hs_token of the registration); only with it are the application service endpoints served
+    #[arg(long, env = "MATRIX_HS_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = config::secret)]
+    matrix_hs_token: Option<Secret>,
+
+    /// File that holds MATRIX_HS_TOKEN
+    #[arg(long, env = "MATRIX_HS_TOKEN_FILE", value_name = "PATH", global = true)]
+    matrix_hs_token_file: Option<PathBuf>,
+}
+
+/// Address of the admin listener, which `healthcheck` uses too.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AdminArgs {
+    /// Address for health, metrics and the admin endpoints
+    #[arg(
+        long,
+        env = "ADMIN_LISTEN_ADDR",
+        value_name = "ADDR:PORT",
+        global = true,
+        default_value = "127.0.0.1:9090"
+    )]
+    admin_listen_addr: String,
+}
+
+impl AdminArgs {
+    pub(crate) fn addr(&self) -> Result<SocketAddr, SettingError> {
+        config::socket_addr("ADMIN_LISTEN_ADDR", &self.admin_listen_addr)
+    }
+}
+
+/// How we know whose a report is.
+#[derive(Debug, Clone)]
+pub(crate) enum ReportAuth {
+    /// The operator's mapping says; nobody logs in.
+    Selector,
+    /// A login at NethCTI says.
+    NethCti { url: Url, server_name: ServerName },
+    /// A login at the homeserver says.
+    Matrix { homeserver: Url },
+}
+
+/// What `serve` needs, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) listen_addr: SocketAddr,
+    pub(crate) report_auth: ReportAuth,
+    pub(crate) auth_timeout: Duration,
+    pub(crate) login_ttl: Duration,
+    pub(crate) trusted_proxies: Proxies,
+    pub(crate) pnm_url: Url,
+    pub(crate) pnm_timeout: Duration,
+    pub(crate) fallback_text: String,
+    pub(crate) hs_token: Option<Secret>,
+}
+
+impl ServeArgs {
+    pub(crate) fn parse(&self, shared: &SharedArgs) -> Result<Settings, SettingError> {
+        let homeserver = shared.homeserver_url()?;
+        let server_name = shared.server_name()?;
+        let ext_auth_url = config::optional(
+            "EXT_AUTH_URL",
+            self.ext_auth_url.as_deref(),
+            config::base_url,
+        )?;
+        let missing =
+            |name, mode| SettingError::new(name, format!("is required with REPORT_AUTH={mode}"));
+        let report_auth = match self.report_auth.trim() {
+            "selector" => ReportAuth::Selector,
+            "nethcti" => ReportAuth::NethCti {
+                url: ext_auth_url.ok_or_else(|| missing("EXT_AUTH_URL", "nethcti"))?,
+                server_name: server_name.ok_or_else(|| missing("MATRIX_SERVER_NAME", "nethcti"))?,
+            },
+            "matrix" => ReportAuth::Matrix {
+                homeserver: homeserver.ok_or_else(|| missing("MATRIX_HOMESERVER_URL", "matrix"))?,
+            },
+            other => {
+                let problem = format!("must be selector, nethcti or matrix, not {other:?}");
+                return Err(SettingError::new("REPORT_AUTH", problem));
+            }
+        };
+        let seconds = |name, text: &str, least| {
+            config::number(name, text, least, 86_400)
+                .map(|seconds| Duration::from_secs(seconds.into()))
+        };
+        Ok(Settings {
+            listen_addr: config::socket_addr("LISTEN_ADDR", &self.listen_addr)?,
+            report_auth,
+            auth_timeout: seconds("EXT_AUTH_TIMEOUT_S", &self.ext_auth_timeout_s, 1)?,
+            login_ttl: seconds("CACHE_TTL_SECONDS", &self.cache_ttl_seconds, 0)?,
+            trusted_proxies: config::optional(
+                "TRUSTED_PROXIES",
+                self.trusted_proxies.as_deref(),
+                Proxies::parse,
+            )?
+            .unwrap_or_default(),
+            pnm_url: config::parse("PNM_URL", &self.pnm_url, config::base_url)?,
+            pnm_timeout: config::duration("PNM_TIMEOUT", &self.pnm_timeout)?,
+            fallback_text: self.push_fallback_text.trim().to_owned(),
+            hs_token: config::secret_or_file(
+                "MATRIX_HS_TOKEN",
+                self.matrix_hs_token.as_ref(),
+                "MATRIX_HS_TOKEN_FILE",
+                self.matrix_hs_token_file.as_ref(),
+            )?,
+        })
+    }
+}

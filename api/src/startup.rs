@@ -1,0 +1,89 @@
+//! Starts `serve`: settings, logs, database, the two listeners; and stops them in order.
+
+use std::{net::SocketAddr, time::Duration};
+
+use matrix2acrobits_shared::{
+    clock::Clock, config::SettingError, shutdown, store::Store, telemetry,
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    app::{self, Public},
+    auth::Auth,
+    cli::{Cli, Failure},
+    delivery::Deliverer,
+    listener::serve,
+    pnm::client::PnmClient,
+    tokens::Tokens,
+};
+
+/// Phones and the homeserver wait for our answer: rather 503 than longer.
+const BUSY: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
+    let settings = cli.serve.parse(&cli.shared)?;
+    let admin_addr = cli.admin.addr()?;
+    let admin_token = cli.shared.admin_token()?;
+    let database = cli.shared.database()?;
+    telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    let metrics = telemetry::init_metrics();
+    let auth = Auth::new(&settings).map_err(Failure::other)?;
+
+    let listener = bind("LISTEN_ADDR", settings.listen_addr).await?;
+    let admin_listener = bind("ADMIN_LISTEN_ADDR", admin_addr).await?;
+    let store = Store::open(&database, BUSY, Clock::system()).await?;
+    let stop = shutdown::on_signals().map_err(Failure::other)?;
+    let tokens = Tokens::new(store.clone());
+    let pnm =
+        PnmClient::new(settings.pnm_url.clone(), settings.pnm_timeout).map_err(Failure::other)?;
+    let deliveries = TaskTracker::new();
+    let deliverer = Deliverer::new(
+        tokens.clone(),
+        pnm,
+        &settings.fallback_text,
+        deliveries.clone(),
+        stop.clone(),
+    );
+    tokio::spawn(tokens.clone().follow_others());
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen_addr = %listener.local_addr().map_err(Failure::other)?,
+        admin_addr = %admin_listener.local_addr().map_err(Failure::other)?,
+        pnm = %settings.pnm_url,
+        %database,
+        "listening"
+    );
+    if admin_token.is_none() {
+        tracing::warn!(
+            "ADMIN_TOKEN is not set: the admin endpoints answer 403, so no selector can be mapped to a user"
+        );
+    }
+
+    let admin = app::admin(store, tokens.clone(), admin_token, metrics, stop.clone());
+    let public = app::public(
+        Public {
+            tokens,
+            auth: auth.clone(),
+        },
+        deliverer,
+        settings.hs_token.clone(),
+    );
+    // Health stays reachable until the last delivery is done.
+    let admin_stop = CancellationToken::new();
+    let admin_task = tokio::spawn(serve(admin_listener, admin, admin_stop.clone()));
+    serve(listener, public, stop).await;
+    deliveries.close();
+    deliveries.wait().await;
+    auth.finish().await;
+    admin_stop.cancel();
+    let _ = admin_task.await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn bind(name: &'static str, addr: SocketAddr) -> Result<TcpListener, SettingError> {
+    TcpListener::bind(addr)
+        .await
+        .map_err(|error| SettingError::new(name, format!("cannot listen on {addr}: {error}")))
+}
