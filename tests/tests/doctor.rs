@@ -1,0 +1,271 @@
+//! `matrix2acrobits-worker doctor`: each fault is named, with what to do, and ends it with an exit code.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests outside of #[test] functions; what the doctor says is worth showing"
+)]
+
+use matrix2acrobits_tests::app::App;
+use matrix2acrobits_tests::fixtures::{BOB, Phone};
+use matrix2acrobits_tests::http;
+use matrix2acrobits_tests::process::{Env, Program};
+use matrix2acrobits_tests::server::{self, Server};
+use matrix2acrobits_tests::synapse::{self, Synapse};
+use matrix2acrobits_tests::{SOON, eventually};
+use serde_json::json;
+
+/// What it printed, and how it ended.
+#[derive(Debug)]
+struct Finding {
+    code: Option<i32>,
+    lines: Vec<String>,
+}
+
+impl Finding {
+    /// The lines of this level about this part.
+    #[track_caller]
+    fn says(&self, level: &str, what: &str, words: &str) {
+        let found = self.lines.iter().any(|line| {
+            let line = line.strip_prefix(level).map(str::trim_start);
+            line.is_some_and(|line| line.starts_with(what) && line.contains(words))
+        });
+        assert!(
+            found,
+            "no line {level:?} {what:?} with {words:?} in {self:#?}"
+        );
+    }
+
+    /// This part is wrong, and the exit code says so.
+    #[track_caller]
+    fn wrong(&self, what: &str, words: &str) {
+        self.says("WRONG", what, words);
+        assert_eq!(self.code, Some(1), "{self:#?}");
+    }
+
+    /// Nothing is wrong.
+    #[track_caller]
+    fn well(&self) {
+        let wrong = self.lines.iter().any(|line| line.starts_with("WRONG"));
+        assert!(!wrong && self.code == Some(0), "{self:#?}");
+    }
+}
+
+/// Runs it with the worker's settings and some that differ; an empty value is as good as none.
+async fn doctor(app: &App, differ: &[(&str, &str)], args: &[&str]) -> Finding {
+    let mut env: Env = app.worker_env.clone();
+    let worker = app.worker().admin_url().replace("http://", "");
+    env.insert("ADMIN_LISTEN_ADDR".into(), worker);
+    for &(name, value) in differ {
+        env.insert(name.into(), value.into());
+    }
+    let args: Vec<_> = ["doctor"].iter().chain(args).copied().collect();
+    let output = Program::Worker.run(&args, &env).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    println!("\n{args:?} with {differ:?}\n{text}");
+    assert!(!text.contains(&app.worker_env["MATRIX_AS_TOKEN"]), "{text}");
+    Finding {
+        code: output.status.code(),
+        lines: text.lines().map(str::to_owned).collect(),
+    }
+}
+
+#[tokio::test]
+async fn a_bridge_with_a_real_synapse() {
+    // As Synapse comes: without a word about private addresses.
+    let as_it_comes = json!({"ip_range_blacklist": null});
+    let mut synapse = Synapse::start_with(&synapse::registration().await, &as_it_comes).await;
+    let app = synapse.bridge().start().await;
+    let bob = synapse.register("bob").await;
+    let alice = synapse.register("alice").await;
+    let phone = Phone::seed();
+    let about_bob = ["--user", BOB];
+
+    let finding = doctor(&app, &[], &about_bob).await;
+    finding.wrong("pushers", "no phone has reported, or no mapping");
+    app.enroll(&[&phone]).await;
+    synapse.holds(BOB, &[&phone.token]).await;
+    let room = alice.room_with(&[&bob]).await;
+    let finding = doctor(&app, &[], &about_bob).await;
+    finding.says("suspect", "notifications", "have somebody write");
+    finding.says("suspect", "namespace", "exclusive: false");
+
+    // Synapse does not push to a private address; all else is as it should be, and the doctor says so.
+    alice.say(&room, "Are you there?").await;
+    eventually(SOON, "Synapse's line about a blocked address", async || {
+        !synapse.log_lines("IP address blocked").is_empty()
+    })
+    .await;
+    assert!(app.pnm.pushes().is_empty());
+    let finding = doctor(&app, &[], &about_bob).await;
+    finding.well();
+    for (what, words) in [
+        ("settings", "/_matrix/push/v1/notify"),
+        ("database", "1 registered"),
+        ("jobs", "no dead letter"),
+        ("worker", "ready"),
+        ("homeserver", "answers"),
+        ("clock", ""),
+        ("as_token", "@_matrix2acrobits:example.org"),
+        ("PROXY_URL", "the api answers"),
+        ("user", BOB),
+        ("pusher", "held as wanted"),
+        ("notifications", "not exclusive"),
+    ] {
+        finding.says("ok", what, words);
+    }
+    finding.says("suspect", "network", "ip_range_whitelist");
+    let finding = doctor(&app, &[], &[]).await;
+    finding.well();
+    finding.says("skipped", "user", "--user");
+
+    users_and_pushers(&app, &synapse, &phone, &bob).await;
+    settings(&app, &synapse).await;
+
+    // The pusher was set anew meanwhile; so this is what Synapse holds.
+    let held = alice.say(&room, "Still there?").await;
+    synapse.stop().await;
+    let finding = doctor(&app, &[], &about_bob).await;
+    finding.wrong("homeserver", "refused");
+    finding.says("skipped", "user", "homeserver");
+
+    // As the doctor advised: what Synapse held comes at its start.
+    let allowed = json!({"ip_range_blacklist": null, "ip_range_whitelist": ["127.0.0.1"]});
+    synapse.configure(&allowed);
+    synapse.start_again().await;
+    eventually(SOON, "the push that was blocked", async || {
+        app.pnm.pushes().iter().any(|push| push.body["Id"] == held)
+    })
+    .await;
+}
+
+async fn users_and_pushers(app: &App, synapse: &Synapse, phone: &Phone, bob: &synapse::User) {
+    let finding = doctor(app, &[], &["--user", "@nobody:example.org"]).await;
+    finding.wrong("user", "there is no such user");
+    let finding = doctor(app, &[], &["--user", "@bob:elsewhere.org"]).await;
+    finding.wrong("user", "regular expression");
+    let finding = doctor(app, &[], &["--user", "bob"]).await;
+    assert_eq!(finding.code, Some(2), "{finding:#?}");
+
+    bob.mute(true).await;
+    let finding = doctor(app, &[], &["--user", BOB]).await;
+    finding.wrong("notifications", "switched off");
+    bob.mute(false).await;
+
+    // Behind the bridge's back: its pusher goes, another comes.
+    synapse
+        .set_pusher(
+            BOB,
+            &json!({"app_id": phone.app_id, "pushkey": phone.token, "kind": null}),
+        )
+        .await;
+    let url = format!("{}/_matrix/push/v1/notify", app.worker_env["PROXY_URL"]);
+    let stranger = json!({"app_id": "x", "pushkey": "y", "kind": "http", "app_display_name": "x",
+        "device_display_name": "x", "lang": "en", "data": {"url": url}});
+    synapse.set_pusher(BOB, &stranger).await;
+    let finding = doctor(app, &[], &["--user", BOB]).await;
+    finding.wrong("pusher", "not held (here registered): `replay --user");
+    finding.says("suspect", "pusher", "not known here");
+    let replay = Program::Worker
+        .run(&["replay", "--user", BOB], &app.worker_env)
+        .await;
+    assert!(replay.status.success(), "{replay:?}");
+    synapse.holds(BOB, &[&phone.token, "y"]).await;
+    app.settled().await;
+}
+
+async fn settings(app: &App, synapse: &Synapse) {
+    // Synapse looks at a token even where it needs none; so nobody may show it one to see whether it is there.
+    let versions = format!("{}/_matrix/client/versions", synapse.url());
+    let asked = http::client().get(versions).bearer_auth("another");
+    http::send(asked).await.expect_error(401);
+    let wrong_token = [("MATRIX_AS_TOKEN", "another")];
+    let finding = doctor(app, &wrong_token, &["--user", BOB]).await;
+    finding.wrong("as_token", "app_service_config_files");
+    finding.says("skipped", "user", "MATRIX_AS_TOKEN");
+
+    let other_name = [("MATRIX_SERVER_NAME", "matrix.example.org")];
+    let finding = doctor(app, &other_name, &[]).await;
+    finding.says("suspect", "server name", "set it to example.org");
+
+    let finding = doctor(app, &[("PROXY_URL", "")], &[]).await;
+    finding.wrong("settings", "PROXY_URL is not set");
+    let closed = format!("http://127.0.0.1:{}", server::free_port());
+    let finding = doctor(app, &[("PROXY_URL", &closed)], &["--user", BOB]).await;
+    finding.wrong("PROXY_URL", "refused");
+    finding.wrong("pusher", "another URL");
+    let finding = doctor(app, &[("PROXY_URL", &synapse.url())], &[]).await;
+    finding.wrong("PROXY_URL", "not the api");
+    let finding = doctor(app, &[("PROXY_URL", "https://nowhere.invalid")], &[]).await;
+    finding.wrong("PROXY_URL", "nowhere.invalid has no address");
+
+    let finding = doctor(app, &[("DATABASE_URL", "sqlite://none/here.db")], &[]).await;
+    finding.wrong("database", "there is no file");
+    let finding = doctor(app, &[("MATRIX_HOMESERVER_URL", "")], &[]).await;
+    finding.wrong("settings", "MATRIX_HOMESERVER_URL");
+    let nobody = format!("127.0.0.1:{}", server::free_port());
+    let finding = doctor(app, &[("ADMIN_LISTEN_ADDR", &nobody)], &[]).await;
+    finding.says("suspect", "worker", "start it");
+}
+
+#[tokio::test]
+async fn an_exclusive_namespace_is_silent_and_suspected() {
+    let registration = synapse::registration().await;
+    let mut synapse = Synapse::start(&registration).await;
+    let app = synapse.bridge().start().await;
+    let bob = synapse.register("bob").await;
+    let alice = synapse.register("alice").await;
+    let room = alice.room_with(&[&bob]).await;
+    let exclusive = registration.replace("exclusive: false\n", "exclusive: true\n");
+    assert_ne!(registration, exclusive);
+    synapse.change_registration(&exclusive);
+    synapse.stop().await;
+    synapse.start_again().await;
+
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    synapse.holds(BOB, &[&phone.token]).await;
+    alice.say(&room, "Are you there?").await;
+    // An invitation is pushed even so, and comes later: a push of the message would be there before it.
+    let other_room = alice.invite(&bob).await;
+    eventually(SOON, "the push of the invitation", async || {
+        !app.pnm.pushes().is_empty()
+    })
+    .await;
+    let pushes = app.pnm.pushes();
+    assert_eq!(pushes.len(), 1, "{pushes:?}");
+    assert_eq!(pushes[0].body["ThreadId"], other_room);
+    let finding = doctor(&app, &[], &["--user", BOB]).await;
+    finding.well();
+    finding.says("suspect", "notifications", "have somebody write");
+    finding.says("suspect", "namespace", "exclusive: false");
+}
+
+#[tokio::test]
+async fn another_clock_and_no_homeserver() {
+    let app = App::start().await;
+    let late = Server::start(|_| {
+        let mut answer = server::json(
+            200,
+            &json!({"versions": ["v1.11"], "user_id": "@b:example.org"}),
+        );
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT".parse().unwrap();
+        answer.headers_mut().insert("date", date);
+        Box::pin(async { Some(answer) })
+    })
+    .await;
+    let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &late.url())], &[]).await;
+    finding.wrong("clock", "s ahead of the homeserver");
+
+    let page = Server::start(|_| Box::pin(async { Some(server::html(200)) })).await;
+    let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &page.url())], &[]).await;
+    finding.wrong("homeserver", "no Matrix homeserver: HTTP 200 without JSON");
+
+    let token_of_a_user = json!({"versions": [], "user_id": "@bob:example.org", "device_id": "D"});
+    let user = Server::start(move |_| {
+        let answer = server::json(200, &token_of_a_user);
+        Box::pin(async { Some(answer) })
+    })
+    .await;
+    let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &user.url())], &[]).await;
+    finding.wrong("as_token", "access token of @bob:example.org");
+}

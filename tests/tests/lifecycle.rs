@@ -1,0 +1,266 @@
+//! Starting, stopping and being killed: what was acknowledged stays, what runs is finished, nothing secret is logged.
+
+use std::time::Duration;
+
+use matrix2acrobits_tests::app::{ADMIN_TOKEN, AS_TOKEN, App};
+use matrix2acrobits_tests::fixtures::{BOB, MALLORY, Phone, message};
+use matrix2acrobits_tests::homeserver::Fault;
+use matrix2acrobits_tests::http::{send, try_send};
+use matrix2acrobits_tests::pnm::Answer;
+use matrix2acrobits_tests::{SOON, eventually};
+use reqwest::Method;
+use serde_json::json;
+
+#[tokio::test]
+async fn both_stop_cleanly_when_idle() {
+    let mut app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    assert_eq!(app.database.integrity().await, "ok");
+}
+
+#[tokio::test]
+async fn an_interrupt_stops_cleanly_too() {
+    let mut app = App::start().await;
+    for process in [app.api(), app.worker()] {
+        process.signal("INT").await;
+    }
+    let deadline = Duration::from_secs(20);
+    assert_eq!(app.api_mut().ended(deadline).await, Some(0));
+    assert_eq!(app.worker_mut().ended(deadline).await, Some(0));
+}
+
+#[tokio::test]
+async fn a_notification_in_flight_is_answered_before_the_stop() {
+    let mut app = App::builder().without_worker().start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pnm.answer(Answer::Slow(1500)).await;
+    let request = app.notification(&message("$1", &[phone.device()]));
+    let in_flight = tokio::spawn(send(request));
+    eventually(SOON, "PNM has it", async || app.pnm.pushes().len() == 1).await;
+    app.api().signal("TERM").await;
+    let reply = in_flight.await;
+    let status = reply.map(|reply| reply.status).ok();
+    assert_eq!(status, Some(200));
+    assert_eq!(app.api_mut().ended(Duration::from_secs(20)).await, Some(0));
+}
+
+#[tokio::test]
+async fn a_stopping_api_rejects_nothing() {
+    let mut app = App::builder().without_worker().start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pnm.answer(Answer::Slow(2000)).await;
+    let in_flight = tokio::spawn(send(app.notification(&message("$1", &[phone.device()]))));
+    eventually(SOON, "PNM has it", async || app.pnm.pushes().len() == 1).await;
+    app.api().signal("TERM").await;
+    let late = try_send(app.notification(&message("$2", &[phone.device()]))).await;
+    // Refused, cut, answered 503, or served: all of these lose nothing.
+    if let Ok(reply) = late {
+        assert!(matches!(reply.status, 200 | 503), "{reply:?}");
+        assert!(!reply.text.contains(&phone.token));
+    }
+    let status = in_flight.await.map(|reply| reply.status).ok();
+    assert_eq!(status, Some(200));
+    assert_eq!(app.api_mut().ended(Duration::from_secs(20)).await, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let mut app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pnm.answer(Answer::Hang).await;
+    let in_flight = tokio::spawn(try_send(
+        app.notification(&message("$1", &[phone.device()])),
+    ));
+    eventually(SOON, "PNM has it", async || app.pnm.pushes().len() == 1).await;
+    app.api().signal("TERM").await;
+    eventually(SOON, "it is stopping", async || {
+        try_send(app.public(Method::GET, "/health"))
+            .await
+            .map_or(true, |reply| reply.status != 200)
+    })
+    .await;
+    app.api().signal("TERM").await;
+    let code = app.api_mut().ended(Duration::from_secs(3)).await;
+    assert_ne!(code, Some(0));
+    in_flight.abort();
+}
+
+#[tokio::test]
+async fn a_worker_finishes_the_call_that_runs() {
+    let mut app = App::start().await;
+    let phone = Phone::seed();
+    app.homeserver.break_with(Fault::Delay(1200)).await;
+    app.enroll(&[&phone]).await;
+    eventually(SOON, "the call is on the way", async || {
+        !app.homeserver.sets().is_empty()
+    })
+    .await;
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    assert_eq!(app.homeserver.pushkeys_of(BOB), [phone.token]);
+    assert_eq!(app.homeserver.sets().len(), 1);
+    assert_eq!(app.database.live_jobs().await, 0);
+}
+
+#[tokio::test]
+async fn a_worker_with_a_hanging_call_ends_in_time_and_loses_nothing() {
+    let mut app = App::builder()
+        .worker("HOMESERVER_TIMEOUT", "60s")
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.homeserver.break_with(Fault::Hang).await;
+    app.enroll(&[&phone]).await;
+    eventually(SOON, "the call is on the way", async || {
+        !app.homeserver.sets().is_empty()
+    })
+    .await;
+    app.worker().signal("TERM").await;
+    let _ = app.worker_mut().ended(Duration::from_secs(20)).await;
+    app.homeserver.repair().await;
+    app.start_worker().await;
+    eventually(Duration::from_secs(30), "the pusher", async || {
+        app.homeserver.pushkeys_of(BOB) == [phone.token.clone()]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_api_killed_after_its_answer_has_lost_nothing() {
+    let mut app = App::builder().without_worker().start().await;
+    let mut phones = Vec::new();
+    for round in 0..3 {
+        let phone = Phone::new(&format!("round-{round}"));
+        app.enroll(&[&phone]).await;
+        app.api_mut().kill().await;
+        app.start_api().await;
+        phones.push(phone);
+    }
+    assert_eq!(app.database.count("push_tokens").await, 3);
+    let devices: Vec<_> = phones.iter().map(Phone::device).collect();
+    let reply = app
+        .notify(&message("$1", &devices))
+        .await
+        .expect_status(200);
+    assert_eq!(reply.json(), json!({"rejected": []}));
+    assert_eq!(app.pnm.pushes().len(), 3);
+    app.start_worker().await;
+    app.pushers_are(BOB, &phones.iter().collect::<Vec<_>>())
+        .await;
+}
+
+#[tokio::test]
+async fn each_works_while_the_other_is_down() {
+    let mut app = App::start().await;
+    let phones = ["a", "b"].map(Phone::new);
+    app.worker_mut().kill().await;
+    app.enroll(&[&phones[0], &phones[1]]).await;
+    app.notify(&message("$1", &[phones[0].device()]))
+        .await
+        .expect_status(200);
+    assert_eq!(app.pnm.pushes().len(), 1);
+    app.api_mut().kill().await;
+    app.start_worker().await;
+    app.pushers_are(BOB, &[&phones[0], &phones[1]]).await;
+}
+
+#[tokio::test]
+async fn a_lost_volume_rejects_nobody() {
+    let mut app = App::builder().without_worker().start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.notify(&message("$1", &[phone.device()]))
+        .await
+        .expect_status(200);
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", app.file.display()));
+    }
+    app.start_api().await;
+    app.notify(&message("$2", &[phone.device()]))
+        .await
+        .expect_error(503);
+    // The phone reports at its next start, and all is well.
+    app.report(&phone.report()).await.expect_status(200);
+    app.notify(&message("$2", &[phone.device()]))
+        .await
+        .expect_status(200);
+}
+
+/// Everything that passes through, good and bad, with the logs as loud as they go.
+async fn says_nothing_secret(filter: &str, level: &str) {
+    let app = App::builder().both(filter, level).start().await;
+    let phone = Phone::seed();
+    let mallorys = Phone::new("secret-of-mallory").of(MALLORY);
+    let mut report = phone.report();
+    report["username"] = json!("bob@example.org");
+    report["password"] = json!("correct horse battery");
+    app.map(&phone.selector, BOB).await;
+    app.report(&report).await.expect_status(200);
+    app.report_query(&[
+        ("selector", &phone.selector),
+        ("password", "correct horse battery"),
+    ])
+    .await;
+    app.pusher_set(&phone).await;
+    app.enroll(&[&mallorys]).await;
+    app.dead_letters(1).await;
+    for (event, answer) in [
+        ("$1", Answer::Ok),
+        ("$2", Answer::Http500),
+        ("$3", Answer::Bad),
+        ("$4", Answer::Gone),
+    ] {
+        app.pnm.answer(answer).await;
+        app.notify(&message(event, &[phone.device()])).await;
+    }
+    app.notify(
+        &json!({"notification": {"content": {"body": "Hello!"}, "devices": [phone.device(), 1]}}),
+    )
+    .await;
+    let broken = app.public(Method::POST, "/_matrix/push/v1/notify");
+    send(broken.body(format!("{{\"Hello!\" {}", phone.token))).await;
+    app.homeserver.break_with(Fault::WrongToken).await;
+    app.report(&phone.clone().with_token("secret-of-renewal").report())
+        .await
+        .expect_status(200);
+    eventually(SOON, "the wrong token is noticed", async || {
+        !app.worker().log_lines("ERROR").is_empty()
+    })
+    .await;
+    send(
+        app.admin_bare(Method::GET, "/api/internal/mappings")
+            .bearer_auth("guessed-token"),
+    )
+    .await;
+
+    let log = format!("{}\n{}", app.api().log(), app.worker().log());
+    for secret in [
+        &*phone.token,
+        "secret-of-",
+        "Hello!",
+        "correct horse",
+        AS_TOKEN,
+        ADMIN_TOKEN,
+        "guessed-token",
+    ] {
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(secret)).collect();
+        assert!(lines.is_empty(), "{secret:?} in the log: {lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn the_loudest_log_tells_no_secret() {
+    says_nothing_secret("LOGLEVEL", "TRACE").await;
+}
+
+#[tokio::test]
+async fn not_even_the_libraries_tell_a_secret() {
+    says_nothing_secret("RUST_LOG", "trace").await;
+}

@@ -1,0 +1,321 @@
+//! What the homeserver holds: after changes, repeats, take-overs and crashes it is what was reported last.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use matrix2acrobits_tests::app::App;
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
+use matrix2acrobits_tests::homeserver::{Call, Fault};
+use matrix2acrobits_tests::pnm::Answer;
+use matrix2acrobits_tests::process::{Process, Program};
+use matrix2acrobits_tests::{SOON, eventually};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn twenty_equal_reports_make_one_call() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.map(&phone.selector, BOB).await;
+    let report = phone.report();
+    let replies = join_all((0..20).map(|_| app.report(&report))).await;
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    app.pusher_set(&phone).await;
+    app.settled().await;
+    assert_eq!(app.homeserver.sets().len(), 1);
+    assert_eq!(app.database.count("push_tokens").await, 1);
+    assert_eq!(app.database.count("pushers").await, 1);
+}
+
+#[tokio::test]
+async fn an_unchanged_report_makes_no_call() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    app.settled().await;
+    let before = app.homeserver.calls().len();
+    for _ in 0..3 {
+        app.report(&phone.report()).await.expect_status(200);
+        app.settled().await;
+    }
+    // A phone that needs a call, to see that none is still on its way for the first.
+    let other = Phone::new("other");
+    app.enroll(&[&other]).await;
+    app.pusher_set(&other).await;
+    let calls = app.homeserver.calls().split_off(before);
+    let about_phone = calls.iter().any(|call| call.pushkey() == phone.token);
+    assert!(!about_phone, "{calls:?}");
+    assert_eq!(calls.iter().filter(|call| call.is_set()).count(), 1);
+}
+
+#[tokio::test]
+async fn an_old_pusher_is_looked_at_and_set_only_if_missing() {
+    let app = App::builder()
+        .worker("PUSHER_REFRESH_INTERVAL", "1s")
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    eventually(SOON, "the homeserver is asked", async || {
+        app.report(&phone.report()).await.expect_status(200);
+        app.homeserver.calls().iter().any(Call::is_list)
+    })
+    .await;
+    app.settled().await;
+    assert_eq!(app.homeserver.sets().len(), 1, "it was there");
+
+    app.homeserver.forget(&phone.token);
+    eventually(SOON, "the pusher is back", async || {
+        app.report(&phone.report()).await.expect_status(200);
+        app.homeserver.pushkeys_of(BOB) == [phone.token.clone()]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_token_replaces_the_pusher() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    let renewed = phone.clone().with_token("APA91b-renewed");
+    app.report(&renewed.report()).await.expect_status(200);
+    app.pushers_are(BOB, &[&renewed]).await;
+    let deleted = app
+        .homeserver
+        .sets()
+        .into_iter()
+        .find(|c| c.body["kind"].is_null());
+    let body = deleted.map(|call| call.body).unwrap_or_default();
+    assert_eq!(body["pushkey"], json!(phone.token));
+    assert_eq!(body["app_id"], json!(phone.app_id));
+    // And back, as after the restore of a backup.
+    app.report(&phone.report()).await.expect_status(200);
+    app.pushers_are(BOB, &[&phone]).await;
+}
+
+#[tokio::test]
+async fn a_changed_app_id_replaces_the_pusher() {
+    let app = App::start().await;
+    let mut phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    phone.app_id = "com.example.rebranded".into();
+    app.report(&phone.report()).await.expect_status(200);
+    eventually(SOON, "the new app id alone", async || {
+        let pushers = app.homeserver.pushers();
+        pushers.len() == 1 && pushers[0].app_id == phone.app_id
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_mapping_moves_the_pusher() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    app.map(&phone.selector, ALICE).await;
+    app.pushers_are(ALICE, &[&phone]).await;
+    app.pushers_are(BOB, &[]).await;
+}
+
+#[tokio::test]
+async fn the_last_user_of_a_phone_takes_its_pusher_over() {
+    let app = App::start().await;
+    let bobs = Phone::new("bobs").with_token("one-phone");
+    let alices = Phone::new("alices").with_token("one-phone").of(ALICE);
+    app.enroll(&[&bobs]).await;
+    app.pusher_set(&bobs).await;
+    app.enroll(&[&alices]).await;
+    app.pushers_are(ALICE, &[&alices]).await;
+    app.pushers_are(BOB, &[]).await;
+    app.settled().await;
+    // No fight: it stays so.
+    let before = app.homeserver.sets().len();
+    app.report(&alices.report()).await.expect_status(200);
+    app.settled().await;
+    assert_eq!(app.homeserver.sets().len(), before);
+    // Bob logs in again, and has it back.
+    app.report(&bobs.report()).await.expect_status(200);
+    app.pushers_are(BOB, &[&bobs]).await;
+    app.pushers_are(ALICE, &[]).await;
+}
+
+#[tokio::test]
+async fn with_append_both_users_keep_their_pushers() {
+    let app = App::builder().both("PUSHER_APPEND", "true").start().await;
+    let bobs = Phone::new("bobs").with_token("one-phone");
+    let alices = Phone::new("alices").with_token("one-phone").of(ALICE);
+    app.enroll(&[&bobs]).await;
+    app.pusher_set(&bobs).await;
+    app.enroll(&[&alices]).await;
+    app.pusher_set(&alices).await;
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs]).await;
+    let appended = app
+        .homeserver
+        .sets()
+        .iter()
+        .all(|call| call.body["append"] == true);
+    assert!(appended);
+}
+
+#[tokio::test]
+async fn the_full_format_is_a_setting() {
+    let app = App::builder().worker("PUSH_FORMAT", "full").start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    let data = &app.homeserver.pushers()[0].body["data"];
+    assert_eq!(data.get("format"), None, "{data}");
+    assert_eq!(data["selector"], json!(phone.selector));
+}
+
+#[tokio::test]
+async fn a_change_during_a_call_is_not_lost() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.map(&phone.selector, BOB).await;
+    app.homeserver.break_with(Fault::Delay(700)).await;
+    let mut renewed = phone;
+    for number in 0..4 {
+        renewed = renewed.with_token(&format!("token-{number}"));
+        app.report(&renewed.report()).await.expect_status(200);
+        eventually(SOON, "its call is on the way", async || {
+            let sets = app.homeserver.sets();
+            sets.iter().any(|call| call.pushkey() == renewed.token)
+        })
+        .await;
+    }
+    // The last one is taken back while its call runs.
+    app.removal(&json!({"selector": renewed.selector}))
+        .await
+        .expect_status(200);
+    app.settled().await;
+    app.pushers_are(BOB, &[]).await;
+    app.homeserver.repair().await;
+    app.report(&renewed.report()).await.expect_status(200);
+    app.pushers_are(BOB, &[&renewed]).await;
+}
+
+#[tokio::test]
+async fn a_dead_token_that_comes_back_gets_its_pusher_back() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    app.pnm.answer_for(&phone.token, Answer::Gone);
+    app.notify(&message("$1", &[phone.device()]))
+        .await
+        .expect_status(200);
+    // Synapse deletes a rejected pusher by itself.
+    app.homeserver.forget(&phone.token);
+    app.settled().await;
+    app.pushers_are(BOB, &[]).await;
+    app.pnm.answer_for(&phone.token, Answer::Ok);
+    app.report(&phone.report()).await.expect_status(200);
+    app.pushers_are(BOB, &[&phone]).await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_behind_of_jobs_that_succeeded() {
+    let app = App::start().await;
+    let phones: Vec<_> = (0..30).map(|n| Phone::new(&format!("p{n}"))).collect();
+    let all: Vec<_> = phones.iter().collect();
+    app.enroll(&all).await;
+    app.pushers_are(BOB, &all).await;
+    eventually(SOON, "no job of any kind", async || {
+        app.database.jobs().await.is_empty()
+    })
+    .await;
+    let pushers = app.database.pushers().await;
+    assert!(pushers.iter().all(|pusher| pusher.state == "registered"));
+}
+
+#[tokio::test]
+async fn two_workers_share_the_work() {
+    let app = App::start().await;
+    let mut second = Process::start(Program::Worker, &[], &app.worker_env);
+    second.listening().await;
+    app.homeserver.break_with(Fault::Delay(30)).await;
+    let phones: Vec<_> = (0..60).map(|n| Phone::new(&format!("p{n}"))).collect();
+    let all: Vec<_> = phones.iter().collect();
+    app.enroll(&all).await;
+    app.pushers_are(BOB, &all).await;
+    app.settled().await;
+    let mut keys: Vec<_> = app
+        .homeserver
+        .sets()
+        .iter()
+        .map(|c| c.pushkey().to_owned())
+        .collect();
+    keys.sort();
+    let calls = keys.len();
+    keys.dedup();
+    assert_eq!((keys.len(), calls), (60, 60), "each pusher is set once");
+}
+
+#[tokio::test]
+async fn a_worker_killed_in_the_middle_of_a_call_loses_nothing() {
+    let mut app = App::start().await;
+    let phones = ["caught", "waiting"].map(Phone::new);
+    app.homeserver.break_with(Fault::Hang).await;
+    app.enroll(&[&phones[0]]).await;
+    eventually(SOON, "the call is on the way", async || {
+        !app.homeserver.sets().is_empty()
+    })
+    .await;
+    app.worker_mut().kill().await;
+    app.enroll(&[&phones[1]]).await;
+    app.homeserver.repair().await;
+    app.start_worker().await;
+    // The dead worker's job is free after its heartbeats have been missed for some seconds.
+    eventually(Duration::from_secs(30), "both pushers", async || {
+        app.homeserver.pushkeys_of(BOB).len() == 2
+    })
+    .await;
+    app.settled().await;
+    assert_eq!(app.database.dead_jobs().await, 0);
+    assert_eq!(app.database.integrity().await, "ok");
+}
+
+#[tokio::test]
+async fn a_job_that_vanished_is_made_again() {
+    let mut app = App::start().await;
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.database.meddle("DELETE FROM Jobs").await;
+    app.start_worker().await;
+    app.pusher_set(&phone).await;
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_read_is_a_dead_letter_and_stops_nobody() {
+    let mut app = App::start().await;
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    app.enroll(&[&Phone::new("unreadable")]).await;
+    app.database
+        .meddle("UPDATE Jobs SET job = CAST('{\"x\":' AS BLOB)")
+        .await;
+    let phone = Phone::new("readable");
+    app.enroll(&[&phone]).await;
+    app.start_worker().await;
+    app.pusher_set(&phone).await;
+    app.dead_letters(1).await;
+}
+
+#[tokio::test]
+async fn every_field_that_synapse_requires_is_sent_and_none_is_null() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    let pushers = app.homeserver.pushers();
+    let fields = pushers[0].body.as_object().cloned().unwrap_or_default();
+    assert!(!fields.values().any(Value::is_null), "{fields:?}");
+    // A device would take the pusher with it when it logs out.
+    assert!(!fields.contains_key("device_id"));
+}

@@ -1,0 +1,399 @@
+//! Settings: every one is documented, a wrong one stops the process with one line, secrets may come from files.
+
+use std::process::Output;
+
+use matrix2acrobits_tests::app::{ADMIN_TOKEN, AS_TOKEN, App};
+use matrix2acrobits_tests::fixtures::{BOB, Phone, folder};
+use matrix2acrobits_tests::http::send;
+use matrix2acrobits_tests::process::{Env, Process, Program};
+use matrix2acrobits_tests::{SOON, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Settings with which a program would run, in a folder of its own, with some changed; `None` unsets.
+fn env(program: Program, folder: &TempDir, changes: &[(&str, Option<&str>)]) -> Env {
+    let file = folder.path().join("matrix2acrobits.db");
+    let mut env = Env::from([
+        (
+            "DATABASE_URL".to_owned(),
+            format!("sqlite://{}", file.display()),
+        ),
+        ("ADMIN_LISTEN_ADDR".to_owned(), "127.0.0.1:0".to_owned()),
+        ("MATRIX_SERVER_NAME".to_owned(), "example.org".to_owned()),
+    ]);
+    let own: &[(&str, &str)] = match program {
+        Program::Api => &[
+            ("LISTEN_ADDR", "127.0.0.1:0"),
+            ("PNM_URL", "http://127.0.0.1:9/pnm2/send"),
+        ],
+        Program::Worker => &[
+            ("MATRIX_HOMESERVER_URL", "http://127.0.0.1:9"),
+            ("MATRIX_AS_TOKEN", AS_TOKEN),
+            ("PROXY_URL", "https://matrix-proxy.example.com"),
+        ],
+    };
+    env.extend(
+        own.iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    for &(name, value) in changes {
+        match value {
+            Some(value) => env.insert(name.to_owned(), value.to_owned()),
+            None => env.remove(name),
+        };
+    }
+    env
+}
+
+/// The process must end with code 2 and one line on standard error that names the setting.
+fn refuses(output: &Output, setting: &str, context: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{context}: {error}");
+    let lines: Vec<_> = error
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    assert_eq!(lines.len(), 1, "{context}: {error}");
+    assert!(lines[0].contains(setting), "{context}: {error}");
+}
+
+/// Starts a program that must come up, and stops it again.
+async fn comes_up(program: Program, env: &Env) {
+    let mut process = Process::start(program, &[], env);
+    process.listening().await;
+    assert_eq!(process.terminate().await, Some(0), "{}", process.log());
+}
+
+const COMMON: [&str; 11] = [
+    "DATABASE_URL",
+    "ADMIN_LISTEN_ADDR",
+    "ADMIN_TOKEN",
+    "ADMIN_TOKEN_FILE",
+    "MATRIX_HOMESERVER_URL",
+    "MATRIX_SERVER_NAME",
+    "LOGLEVEL",
+    "RUST_LOG",
+    "LOG_FORMAT",
+    "sqlite://data/matrix2acrobits.db",
+    "INFO",
+];
+const API: [&str; 15] = [
+    "LISTEN_ADDR",
+    "127.0.0.1:8080",
+    "127.0.0.1:9090",
+    "REPORT_AUTH",
+    "nethcti",
+    "EXT_AUTH_URL",
+    "EXT_AUTH_TIMEOUT_S",
+    "CACHE_TTL_SECONDS",
+    "PNM_URL",
+    "https://pnm.cloudsoftphone.com/pnm2/send",
+    "PNM_TIMEOUT",
+    "10s",
+    "PUSH_FALLBACK_TEXT",
+    "New message",
+    "MATRIX_HS_TOKEN",
+];
+const WORKER: [&str; 17] = [
+    "127.0.0.1:9091",
+    "MATRIX_AS_TOKEN",
+    "MATRIX_AS_TOKEN_FILE",
+    "PROXY_URL",
+    "ALLOW_INSECURE_PROXY_URL",
+    "PUSH_FORMAT",
+    "event_id_only",
+    "PUSHER_APPEND",
+    "WORKER_CONCURRENCY",
+    "16",
+    "HOMESERVER_TIMEOUT",
+    "30s",
+    "RETRY_INITIAL_INTERVAL",
+    "RETRY_MAX_INTERVAL",
+    "5m",
+    "RETRY_MULTIPLIER",
+    "PUSHER_REFRESH_INTERVAL",
+];
+
+#[tokio::test]
+async fn help_lists_every_setting_with_its_default() {
+    for (program, own) in [(Program::Api, &API[..]), (Program::Worker, &WORKER[..])] {
+        let output = program.run(&["--help"], &Env::new()).await;
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8_lossy(&output.stdout);
+        for word in COMMON.iter().chain(own) {
+            assert!(text.contains(word), "{program:?}: no {word} in --help");
+        }
+    }
+}
+
+#[tokio::test]
+async fn help_shows_no_secret_of_the_environment() {
+    for program in [Program::Api, Program::Worker] {
+        let secrets = ["ADMIN_TOKEN", "MATRIX_AS_TOKEN", "MATRIX_HS_TOKEN"];
+        let env = secrets
+            .map(|name| (name.to_owned(), "very-secret".to_owned()))
+            .into();
+        let output = program.run(&["--help"], &env).await;
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("very-secret"));
+    }
+}
+
+/// Both programs refuse these.
+const WRONG_ANYWHERE: [(&str, Option<&str>); 10] = [
+    ("DATABASE_URL", Some("postgres://localhost/x")),
+    ("DATABASE_URL", Some("sqlite::memory:")),
+    (
+        "DATABASE_URL",
+        Some("sqlite:///no/such/folder/anywhere/x.db"),
+    ),
+    ("ADMIN_LISTEN_ADDR", Some("nowhere")),
+    ("ADMIN_LISTEN_ADDR", Some("127.0.0.1:99999")),
+    ("ADMIN_TOKEN_FILE", Some("/no/such/file")),
+    ("MATRIX_SERVER_NAME", Some("not a name")),
+    ("LOGLEVEL", Some("matrix2acrobits_api=loud")),
+    ("LOG_FORMAT", Some("xml")),
+    ("MATRIX_HOMESERVER_URL", Some("matrix.example.org")),
+];
+
+async fn wrong(program: Program, cases: &[(&str, Option<&str>)]) {
+    let folder = &folder();
+    for case in cases.iter().chain(&WRONG_ANYWHERE) {
+        let output = program.run(&[], &env(program, folder, &[*case])).await;
+        refuses(&output, case.0, &format!("{program:?} with {case:?}"));
+    }
+}
+
+#[tokio::test]
+async fn the_api_stops_at_a_wrong_setting() {
+    wrong(
+        Program::Api,
+        &[
+            ("LISTEN_ADDR", Some("8080")),
+            ("REPORT_AUTH", Some("nobody")),
+            ("EXT_AUTH_TIMEOUT_S", Some("soon")),
+            ("CACHE_TTL_SECONDS", Some("-1")),
+            ("PNM_URL", Some("ftp://pnm.example.org")),
+            ("PNM_URL", Some("pnm")),
+            ("PNM_TIMEOUT", Some("10")),
+            ("PNM_TIMEOUT", Some("0s")),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_worker_stops_at_a_wrong_setting() {
+    wrong(
+        Program::Worker,
+        &[
+            ("MATRIX_HOMESERVER_URL", None),
+            ("MATRIX_AS_TOKEN", None),
+            ("MATRIX_AS_TOKEN", Some("")),
+            ("PROXY_URL", Some("push.example.org")),
+            ("PROXY_URL", Some("http://push.example.org")),
+            ("PROXY_URL", Some("https://push.example.org/bridge")),
+            ("PROXY_URL", Some("https://push.example.org/?a=b")),
+            ("PROXY_URL", Some("https://user:pass@push.example.org")),
+            ("ALLOW_INSECURE_PROXY_URL", Some("perhaps")),
+            ("PUSH_FORMAT", Some("everything")),
+            ("PUSHER_APPEND", Some("maybe")),
+            ("WORKER_CONCURRENCY", Some("0")),
+            ("WORKER_CONCURRENCY", Some("many")),
+            ("HOMESERVER_TIMEOUT", Some("30")),
+            ("RETRY_INITIAL_INTERVAL", Some("soon")),
+            ("RETRY_MAX_INTERVAL", Some("0s")),
+            ("RETRY_MULTIPLIER", Some("0.5")),
+            ("RETRY_MULTIPLIER", Some("NaN")),
+            ("PUSHER_REFRESH_INTERVAL", Some("daily")),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn each_way_to_log_in_needs_its_address() {
+    let folder = &folder();
+    for (way, missing) in [
+        ("nethcti", "EXT_AUTH_URL"),
+        ("matrix", "MATRIX_HOMESERVER_URL"),
+    ] {
+        let env = env(Program::Api, folder, &[("REPORT_AUTH", Some(way))]);
+        let output = Program::Api.run(&[], &env).await;
+        refuses(&output, missing, way);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_flag_is_one_line_too() {
+    for program in [Program::Api, Program::Worker] {
+        let output = program.run(&["--no-such-flag"], &Env::new()).await;
+        refuses(&output, "--no-such-flag", "an unknown flag");
+    }
+}
+
+#[tokio::test]
+async fn an_address_in_use_stops_the_process_with_its_name() {
+    let app = App::builder().without_worker().start().await;
+    let taken = app
+        .api()
+        .admin_url()
+        .trim_start_matches("http://")
+        .to_owned();
+    let folder = &folder();
+    for name in ["LISTEN_ADDR", "ADMIN_LISTEN_ADDR"] {
+        let env = env(Program::Api, folder, &[(name, Some(&taken))]);
+        let output = Program::Api.run(&[], &env).await;
+        assert!(!output.status.success());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(name) && error.contains(&taken), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn addresses_that_are_safe_enough_are_taken() {
+    let folder = &folder();
+    for changes in [
+        vec![("PROXY_URL", Some("http://127.0.0.1:8080"))],
+        vec![("PROXY_URL", Some("http://localhost:8080/"))],
+        vec![("PROXY_URL", Some("https://push.example.org/"))],
+        vec![
+            ("PROXY_URL", Some("http://bridge:8080")),
+            ("ALLOW_INSECURE_PROXY_URL", Some("true")),
+        ],
+        vec![("PROXY_URL", None)],
+    ] {
+        comes_up(Program::Worker, &env(Program::Worker, folder, &changes)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_database_gets_its_folder_but_no_more() {
+    let folder = &folder();
+    let near = folder.path().join("data/x.db");
+    let far = folder.path().join("a/b/x.db");
+    for program in [Program::Api, Program::Worker] {
+        let url = format!("sqlite://{}", far.display());
+        let output = program
+            .run(&[], &env(program, folder, &[("DATABASE_URL", Some(&url))]))
+            .await;
+        refuses(&output, "DATABASE_URL", "a folder in no folder");
+        assert!(!folder.path().join("a").exists());
+        let url = format!("sqlite://{}", near.display());
+        comes_up(
+            program,
+            &env(program, folder, &[("DATABASE_URL", Some(&url))]),
+        )
+        .await;
+        assert!(near.is_file());
+    }
+}
+
+#[tokio::test]
+async fn secrets_come_from_files() {
+    let folder = &folder();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        assert!(std::fs::write(&path, text).is_ok());
+        path.display().to_string()
+    };
+    // Editors end a file with a line feed.
+    let admin = file("admin", &format!("{ADMIN_TOKEN}\n"));
+    let as_token = file("as", &format!("{AS_TOKEN}\r\n"));
+    let app = App::builder()
+        .unset("ADMIN_TOKEN")
+        .unset("MATRIX_AS_TOKEN")
+        .both("ADMIN_TOKEN_FILE", &admin)
+        .worker("MATRIX_AS_TOKEN_FILE", &as_token)
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+
+    let empty = file("empty", "\n");
+    for (program, name) in [
+        (Program::Api, "ADMIN_TOKEN_FILE"),
+        (Program::Worker, "ADMIN_TOKEN_FILE"),
+        (Program::Worker, "MATRIX_AS_TOKEN_FILE"),
+    ] {
+        let changes = [("MATRIX_AS_TOKEN", None), (name, Some(&*empty))];
+        let output = program.run(&[], &env(program, folder, &changes)).await;
+        // The worker may name either when both could have given the token.
+        let named = if name.starts_with("MATRIX") {
+            "MATRIX_AS_TOKEN"
+        } else {
+            "TOKEN"
+        };
+        refuses(&output, named, name);
+    }
+}
+
+#[tokio::test]
+async fn an_error_about_a_secret_does_not_tell_it() {
+    let folder = &folder();
+    let secret = "secret\u{1}with control";
+    for (program, name) in [
+        (Program::Api, "ADMIN_TOKEN"),
+        (Program::Worker, "MATRIX_AS_TOKEN"),
+    ] {
+        let changes = [
+            (name, Some(secret)),
+            ("LISTEN_ADDR", Some("x")),
+            ("PUSH_FORMAT", Some("x")),
+        ];
+        let output = program.run(&[], &env(program, folder, &changes)).await;
+        assert_eq!(output.status.code(), Some(2));
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("secret\u{1}"));
+    }
+}
+
+#[tokio::test]
+async fn settings_are_flags_too() {
+    let folder = &folder();
+    let env = env(
+        Program::Api,
+        folder,
+        &[("LISTEN_ADDR", Some("taken from the flag"))],
+    );
+    let mut api = Process::start(Program::Api, &["--listen-addr", "127.0.0.1:0"], &env);
+    api.listening().await;
+    assert_eq!(api.terminate().await, Some(0));
+    let mut api = Process::start(Program::Api, &["serve", "--listen-addr=127.0.0.1:0"], &env);
+    api.listening().await;
+    assert_eq!(api.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn json_logs_are_json() {
+    let folder = &folder();
+    for program in [Program::Api, Program::Worker] {
+        let env = env(program, folder, &[("LOG_FORMAT", Some("json"))]);
+        let process = Process::start(program, &[], &env);
+        eventually(SOON, "a line", async || process.log().contains("listening")).await;
+        for line in process.log().lines() {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            assert!(
+                line["level"].is_string() && line["message"].is_string(),
+                "{line}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_server_name_is_taken_from_the_homeservers_address() {
+    // Under delegation the names differ, and the setting says so; a mapping is a full user ID in any case.
+    let app = App::builder().unset("MATRIX_SERVER_NAME").start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    let list = app
+        .admin(Method::GET, "/api/internal/mappings", None)
+        .await
+        .json();
+    assert_eq!(list["mappings"][0]["user_id"], json!(BOB));
+    send(app.admin_bare(Method::GET, "/health/ready"))
+        .await
+        .expect_status(200);
+}
