@@ -4,25 +4,24 @@
 mod finish;
 pub mod listing;
 pub mod mappings;
+mod open;
 pub mod pushers;
 mod settle;
 pub mod tokens;
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use apalis_sqlite::SqliteStorage;
 use sqlx::{
     Connection, SqliteConnection, SqlitePool,
-    migrate::{MigrateError, Migrator},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 
-use crate::{clock::Clock, config::DatabaseUrl, ids, writer::Writer};
+use crate::{clock::Clock, config::DatabaseUrl, writer::Writer};
 
+pub use open::OpenError;
 pub use tokens::PushTarget;
 
 /// Connections for reading: lookups are short, and each connection costs a thread.
@@ -77,32 +76,6 @@ impl StoreError {
     }
 }
 
-/// Why the database could not be opened at start; each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The folder is not there and not ours to make.
-    #[error("DATABASE_URL: the folder {0} cannot be created: {1}")]
-    Folder(String, std::io::Error),
-    /// The file cannot be made.
-    #[error("DATABASE_URL: the file {0} cannot be created: {1}")]
-    File(String, std::io::Error),
-    /// The file is no (longer a) database.
-    #[error(
-        "DATABASE_URL: {0} is damaged or not an SQLite database ({1}): stop both processes, move the \
-         file away together with its -wal and -shm files, and restore the last backup"
-    )]
-    Damaged(String, sqlx::Error),
-    /// A newer version has changed the schema.
-    #[error("DATABASE_URL: {0} was written by a newer version of this program: upgrade this one")]
-    Newer(String),
-    /// It opens, but does not answer.
-    #[error("DATABASE_URL: {0} cannot be read: {1}")]
-    Unreadable(String, StoreError),
-    /// Anything else.
-    #[error("DATABASE_URL: {0} cannot be opened: {1}")]
-    Other(String, sqlx::Error),
-}
-
 /// The open database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -123,24 +96,7 @@ impl Store {
         busy: Duration,
         clock: Clock,
     ) -> Result<Self, OpenError> {
-        let path = database.path();
-        create_file(&path)?;
-        let name = path.display().to_string();
-        let options = database
-            .options()
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(busy)
-            .pragma("journal_size_limit", "67108864")
-            .create_if_missing(false);
-        let mut connection = SqliteConnection::connect_with(&options)
-            .await
-            .map_err(|e| open_error(&name, e))?;
-        migrate(&mut connection, &name).await?;
-        load_log_key(&mut connection)
-            .await
-            .map_err(|e| open_error(&name, e))?;
+        let (mut connection, options) = open::open(database, busy).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(busy)
@@ -150,7 +106,7 @@ impl Store {
         let epoch = TokenEpoch::default();
         let now_at = TokenEpoch::read(&mut connection)
             .await
-            .map_err(|e| OpenError::Unreadable(name.clone(), e))?;
+            .map_err(|e| OpenError::Unreadable(database.to_string(), e))?;
         epoch.committed(now_at, now_at);
         Ok(Self {
             writer: Writer::start(connection, options.clone(), epoch.clone()),
@@ -242,94 +198,4 @@ impl Watcher {
             .await?;
         Ok(self.version.replace(version) != Some(version))
     }
-}
-
-/// Makes the file, readable by its owner alone, and its immediate folder. SQLite gives the -wal and -shm
-/// files the permissions of the file.
-fn create_file(path: &Path) -> Result<(), OpenError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    if path.exists() {
-        return Ok(());
-    }
-    if let Some(folder) = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
-    {
-        match std::fs::create_dir(folder) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(OpenError::Folder(folder.display().to_string(), e));
-            }
-            _ => {}
-        }
-    }
-    std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map(|_| ())
-        .map_err(|e| OpenError::File(path.display().to_string(), e))
-}
-
-fn open_error(name: &str, error: sqlx::Error) -> OpenError {
-    let code = match &error {
-        sqlx::Error::Database(e) => e.code().and_then(|code| code.parse::<u32>().ok()),
-        _ => None,
-    };
-    match code.map(|code| code & 0xff) {
-        Some(11 | 26) => OpenError::Damaged(name.into(), error),
-        _ => OpenError::Other(name.into(), error),
-    }
-}
-
-/// Our migrations and apalis' own in one stream, ordered by version: they share `_sqlx_migrations`, and
-/// ours may refer to its tables. (`SqliteStorage::setup` would also set `synchronous=OFF`.)
-fn migrations() -> Migrator {
-    let ours = sqlx::migrate!("../migrations");
-    let theirs = SqliteStorage::migrations();
-    Migrator::with_migrations(ours.iter().chain(theirs.iter()).cloned().collect())
-}
-
-/// The api and the worker may start at the same moment; whoever comes second finds a table already there
-/// and looks again.
-async fn migrate(connection: &mut SqliteConnection, name: &str) -> Result<(), OpenError> {
-    const TRIES: u32 = 20;
-    let migrations = migrations();
-    for attempt in 1.. {
-        let error = match migrations.run_direct(None, connection, false).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        let error = match error {
-            MigrateError::VersionMissing(_) | MigrateError::VersionTooNew(..) => {
-                return Err(OpenError::Newer(name.into()));
-            }
-            MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => e,
-            other => sqlx::Error::Migrate(Box::new(other)),
-        };
-        let error = open_error(name, error);
-        if attempt == TRIES || matches!(error, OpenError::Damaged(..)) {
-            return Err(error);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
-}
-
-async fn load_log_key(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let fresh: [u8; 16] = rand::random();
-    let fresh = fresh.as_slice();
-    sqlx::query!(
-        "INSERT INTO meta (name, value) VALUES ('log_key', ?) ON CONFLICT DO NOTHING",
-        fresh
-    )
-    .execute(&mut *connection)
-    .await?;
-    let key = sqlx::query_scalar!("SELECT value FROM meta WHERE name = 'log_key'")
-        .fetch_one(connection)
-        .await?;
-    if let Ok(key) = key.try_into() {
-        ids::set_log_key(key);
-    }
-    Ok(())
 }
