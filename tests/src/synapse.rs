@@ -27,6 +27,9 @@ const SHARED_SECRET: &str = "only-for-users-of-this-test";
 /// Not a secret: nobody else ever sees a signature of this server.
 const SIGNING_KEY: &str = "ed25519 a_test MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY\n";
 
+/// Every user's password.
+pub const PASSWORD: &str = "correct-horse-that-must-not-be-logged";
+
 /// The server; killed, with all its data, when dropped.
 #[derive(Debug)]
 pub struct Synapse {
@@ -238,7 +241,7 @@ impl Synapse {
             .expect_status(200)
             .json();
         let nonce = nonce["nonce"].as_str().unwrap_or_default();
-        let password = "correct horse";
+        let password = PASSWORD;
         let key = hmac::Key::new(
             hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
             SHARED_SECRET.as_bytes(),
@@ -332,6 +335,15 @@ impl User {
     async fn call(&self, method: Method, path: &str, body: &Value) -> Reply {
         let reply = http::send(self.request(method, path).json(body)).await;
         reply.expect_status(200)
+    }
+
+    /// The names of his devices; null where one has none.
+    pub async fn device_names(&self) -> Vec<Value> {
+        let reply = http::send(self.request(Method::GET, "devices")).await;
+        let devices = reply.expect_status(200).json();
+        let devices = devices["devices"].as_array().cloned().unwrap_or_default();
+        let name = |device: &Value| device["display_name"].clone();
+        devices.iter().map(name).collect()
     }
 
     /// Opens a room in which the others are at once.
