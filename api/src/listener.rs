@@ -1,6 +1,6 @@
 //! Serves a router on a listener so that slow or silent clients cannot hold it up.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -15,7 +15,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::util::ServiceExt as _;
 
@@ -26,6 +26,11 @@ use crate::routes::problem;
 const HEADERS: Duration = Duration::from_secs(75);
 /// How long a request may take in all, its body included: twice what a notification may take.
 const REQUEST: Duration = Duration::from_secs(30);
+/// Most of a request's head, in bytes, give or take what one read brings; more is answered 431. Reports by GET
+/// have their fields there.
+const MAX_HEAD: usize = 32 * 1024;
+/// Most connections at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 4096;
 /// Pause after a failed accept, most often for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -33,9 +38,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let router = router.layer(middleware::from_fn(bounded));
     let graceful = GracefulShutdown::new();
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            // Never closed, so there is always a permit in the end.
+            let permit = connections.clone().acquire_owned().await.ok();
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            next = next => next,
             () = stop.cancelled() => break,
         };
         let (stream, peer) = match accepted {
@@ -60,9 +71,11 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS)
+            .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
+            let _permit = permit;
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended");
             }

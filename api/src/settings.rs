@@ -6,6 +6,7 @@ use clap::Args;
 use matrix2acrobits_shared::{
     config::{self, SettingError, SharedArgs},
     ids::ServerName,
+    net::Outgoing,
     secret::Secret,
 };
 use url::Url;
@@ -58,6 +59,16 @@ pub(crate) struct ServeArgs {
         default_value = "300"
     )]
     cache_ttl_seconds: String,
+
+    /// Selectors without a mapping that one address may add in an hour, with REPORT_AUTH=selector; 0: no limit
+    #[arg(
+        long,
+        env = "NEW_SELECTORS_PER_HOUR",
+        value_name = "NUMBER",
+        global = true,
+        default_value = "1000"
+    )]
+    new_selectors_per_hour: String,
 
     /// Proxies whose X-Forwarded-For is believed: addresses and networks such as 10.0.0.1,10.1.0.0/16 [default: none]
     #[arg(long, env = "TRUSTED_PROXIES", value_name = "LIST", global = true)]
@@ -145,6 +156,8 @@ pub(crate) struct Settings {
     pub(crate) pnm_timeout: Duration,
     pub(crate) fallback_text: String,
     pub(crate) hs_token: Option<Secret>,
+    pub(crate) strangers_per_hour: u32,
+    pub(crate) outgoing: Outgoing,
 }
 
 impl ServeArgs {
@@ -196,6 +209,13 @@ impl ServeArgs {
                 "MATRIX_HS_TOKEN_FILE",
                 self.matrix_hs_token_file.as_ref(),
             )?,
+            strangers_per_hour: config::number(
+                "NEW_SELECTORS_PER_HOUR",
+                &self.new_selectors_per_hour,
+                0,
+                1_000_000,
+            )?,
+            outgoing: shared.outgoing()?,
         })
     }
 }

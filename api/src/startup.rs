@@ -35,8 +35,12 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let store = Store::open(&database, BUSY, Clock::system()).await?;
     let stop = shutdown::on_signals().map_err(Failure::other)?;
     let tokens = Tokens::new(store.clone());
-    let pnm =
-        PnmClient::new(settings.pnm_url.clone(), settings.pnm_timeout).map_err(Failure::other)?;
+    let pnm = PnmClient::new(
+        settings.pnm_url.clone(),
+        settings.pnm_timeout,
+        &settings.outgoing,
+    )
+    .map_err(Failure::other)?;
     let deliveries = TaskTracker::new();
     let deliverer = Deliverer::new(
         tokens.clone(),

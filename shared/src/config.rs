@@ -12,7 +12,12 @@ use clap::Args;
 use sqlx::sqlite::SqliteConnectOptions;
 use url::Url;
 
-use crate::{ids::ServerName, secret::Secret};
+use crate::{
+    ids::ServerName,
+    net::Outgoing,
+    secret::Secret,
+    telemetry::{LogFilter, LogFormat},
+};
 
 /// Exit code of a process whose settings are wrong.
 pub const EXIT_BAD_SETTING: i32 = 2;
@@ -68,6 +73,10 @@ pub struct SharedArgs {
     /// The part after ":" in user IDs [default: the host of MATRIX_HOMESERVER_URL]
     #[arg(long, env = "MATRIX_SERVER_NAME", value_name = "NAME", global = true)]
     pub matrix_server_name: Option<String>,
+
+    /// PEM file with certificate authorities that are trusted for outgoing calls, besides the system's
+    #[arg(long, env = "EXTRA_CA_FILE", value_name = "PATH", global = true)]
+    pub extra_ca_file: Option<PathBuf>,
 
     /// DEBUG, INFO, WARNING, CRITICAL, or tracing filters such as matrix2acrobits_api=debug
     #[arg(
@@ -140,6 +149,17 @@ impl SharedArgs {
             .transpose()
     }
 
+    /// Whom outgoing calls trust. The process must have a TLS provider by now.
+    pub fn outgoing(&self) -> Result<Outgoing, SettingError> {
+        let file = self.extra_ca_file.as_deref();
+        match file.filter(|path| !path.as_os_str().is_empty()) {
+            None => Ok(Outgoing::default()),
+            Some(path) => Outgoing::with_file(path).map_err(|problem| {
+                SettingError::new("EXTRA_CA_FILE", format!("{problem}: {}", path.display()))
+            }),
+        }
+    }
+
     /// Which log lines to write.
     pub fn log_filter(&self) -> LogFilter {
         match self.rust_log.as_deref().map(str::trim) {
@@ -155,43 +175,6 @@ impl SharedArgs {
             "json" => Ok(LogFormat::Json),
             _ => Err("must be text or json".into()),
         })
-    }
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Which log lines are written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogFilter(String);
-
-impl LogFilter {
-    fn new(text: &str) -> Self {
-        let level = match text.trim().to_ascii_uppercase().as_str() {
-            "TRACE" => "trace",
-            "DEBUG" => "debug",
-            "" | "INFO" => "info",
-            "WARNING" | "WARN" => "warn",
-            "CRITICAL" | "ERROR" | "FATAL" => "error",
-            _ => return Self(text.trim().to_owned()),
-        };
-        // A level is about us. The libraries below speak of headers and frames at debug and trace, which
-        // nobody asked for and which could show what must not be shown.
-        let others = if level == "error" { "error" } else { "warn" };
-        Self(format!(
-            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level}"
-        ))
-    }
-
-    /// The filter in the syntax of tracing's `EnvFilter`.
-    pub fn directives(&self) -> &str {
-        &self.0
     }
 }
 
@@ -471,21 +454,6 @@ mod tests {
         ] {
             assert!(base_url(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn levels_are_ours_alone_and_filters_pass_through() {
-        assert!(
-            LogFilter::new("Debug")
-                .directives()
-                .starts_with("warn,matrix2acrobits_api=debug")
-        );
-        assert!(
-            LogFilter::new("CRITICAL")
-                .directives()
-                .starts_with("error,")
-        );
-        assert_eq!(LogFilter::new("sqlx=debug").directives(), "sqlx=debug");
     }
 
     #[test]

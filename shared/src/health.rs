@@ -7,7 +7,8 @@ use std::{
 
 /// Asks the process that listens on `admin` whether it is ready. `Err` says why not.
 pub async fn check(admin: SocketAddr) -> Result<(), String> {
-    let client = crate::net::client(Duration::from_secs(2))
+    let client = crate::net::Outgoing::default()
+        .client(Duration::from_secs(2))
         .no_proxy()
         .timeout(Duration::from_secs(4))
         .build()

@@ -5,7 +5,7 @@ use std::{io::IsTerminal, time::Duration};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogFilter, LogFormat, SettingError};
+use crate::config::SettingError;
 
 /// Upper bounds of the duration histograms, in seconds.
 const SECONDS: &[f64] = &[
@@ -14,6 +14,44 @@ const SECONDS: &[f64] = &[
 
 /// How often recorded samples are folded into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Which log lines are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// From LOGLEVEL or RUST_LOG.
+    pub fn new(text: &str) -> Self {
+        let level = match text.trim().to_ascii_uppercase().as_str() {
+            "TRACE" => "trace",
+            "DEBUG" => "debug",
+            "" | "INFO" => "info",
+            "WARNING" | "WARN" => "warn",
+            "CRITICAL" | "ERROR" | "FATAL" => "error",
+            _ => return Self(text.trim().to_owned()),
+        };
+        // A level is about us. The libraries below speak of headers and frames at debug and trace, which
+        // nobody asked for and which could show what must not be shown.
+        let others = if level == "error" { "error" } else { "warn" };
+        Self(format!(
+            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level}"
+        ))
+    }
+
+    /// The filter in the syntax of tracing's `EnvFilter`.
+    pub fn directives(&self) -> &str {
+        &self.0
+    }
+}
 
 /// Starts logging to standard output.
 pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingError> {
@@ -50,4 +88,24 @@ pub fn init_metrics() -> PrometheusHandle {
         }
     });
     handle
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_ours_alone_and_filters_pass_through() {
+        assert!(
+            LogFilter::new("Debug")
+                .directives()
+                .starts_with("warn,matrix2acrobits_api=debug")
+        );
+        assert!(
+            LogFilter::new("CRITICAL")
+                .directives()
+                .starts_with("error,")
+        );
+        assert_eq!(LogFilter::new("sqlx=debug").directives(), "sqlx=debug");
+    }
 }

@@ -1,7 +1,5 @@
 //! Opening the file: several processes may do so at the same moment, as compose starts them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::{
     str::FromStr,
     sync::{Arc, Barrier},

@@ -1,6 +1,7 @@
 //! A stand-in for Synapse's pusher API and password login, with Synapse's rules and faults that a test switches on and off.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -149,6 +150,11 @@ impl Homeserver {
         })
         .await;
         Self { server, state }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
     }
 
     /// Its base URL.

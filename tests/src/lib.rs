@@ -22,6 +22,7 @@ pub mod pnm;
 pub mod process;
 pub mod server;
 pub mod synapse;
+pub mod tls;
 
 use std::time::{Duration, Instant};
 

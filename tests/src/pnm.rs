@@ -1,6 +1,7 @@
 //! A stand-in for Acrobits' push service that answers each device token as the test says.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,11 @@ impl Pnm {
         })
         .await;
         Self { server, state }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
     }
 
     /// The address for PNM_URL.

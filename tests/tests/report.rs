@@ -373,3 +373,46 @@ async fn a_broken_database_is_503_and_says_nothing_of_it() {
         .await;
     app.report(&phone.report()).await.expect_status(200);
 }
+
+#[tokio::test]
+async fn an_address_adds_only_so_many_selectors_that_are_mapped_to_nobody() {
+    let app = App::builder()
+        .api("NEW_SELECTORS_PER_HOUR", "3")
+        .api("TRUSTED_PROXIES", "127.0.0.1")
+        .without_worker()
+        .start()
+        .await;
+    let from = async |address: &str, phone: &Phone| {
+        let request = app.public(Method::POST, "/api/client/push_token_report");
+        let request = request.header("X-Forwarded-For", address);
+        send(request.json(&phone.report())).await
+    };
+    let phones: Vec<_> = (0..6).map(|n| Phone::new(&format!("p{n}"))).collect();
+    for phone in &phones[..3] {
+        from("192.0.2.1", phone).await.expect_status(200);
+    }
+    let reply = from("192.0.2.1", &phones[3]).await.expect_error(429);
+    assert_eq!(reply.errcode(), "M_LIMIT_EXCEEDED");
+    let wait = reply.header("retry-after").parse::<u64>();
+    assert!(wait.is_ok_and(|wait| (1..=1200).contains(&wait)));
+    assert_eq!(app.database.count("push_tokens").await, 3);
+
+    // Those that are known, those that are mapped, and those from elsewhere are let in.
+    let renewed = phones[0].clone().with_token("renewed");
+    from("192.0.2.1", &renewed).await.expect_status(200);
+    app.map(&phones[4].selector, BOB).await;
+    from("192.0.2.1", &phones[4]).await.expect_status(200);
+    from("192.0.2.2", &phones[5]).await.expect_status(200);
+    assert_eq!(app.database.count("push_tokens").await, 5);
+    let said = app.api().log_lines("TRUSTED_PROXIES");
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_long_is_refused() {
+    let app = App::builder().without_worker().start().await;
+    let long = "x".repeat(200 * 1024);
+    let request = app.public(Method::POST, "/api/client/push_token_report");
+    let reply = send(request.header("x-long", &long)).await;
+    assert_eq!(reply.status, 431);
+}

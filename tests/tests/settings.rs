@@ -65,7 +65,8 @@ async fn comes_up(program: Program, env: &Env) {
     assert_eq!(process.terminate().await, Some(0), "{}", process.log());
 }
 
-const COMMON: [&str; 11] = [
+const COMMON: [&str; 12] = [
+    "EXTRA_CA_FILE",
     "DATABASE_URL",
     "ADMIN_LISTEN_ADDR",
     "ADMIN_TOKEN",
@@ -78,7 +79,9 @@ const COMMON: [&str; 11] = [
     "sqlite://data/matrix2acrobits.db",
     "INFO",
 ];
-const API: [&str; 15] = [
+const API: [&str; 17] = [
+    "NEW_SELECTORS_PER_HOUR",
+    "1000",
     "LISTEN_ADDR",
     "127.0.0.1:8080",
     "127.0.0.1:9090",
@@ -140,7 +143,9 @@ async fn help_shows_no_secret_of_the_environment() {
 }
 
 /// Both programs refuse these.
-const WRONG_ANYWHERE: [(&str, Option<&str>); 10] = [
+const WRONG_ANYWHERE: [(&str, Option<&str>); 12] = [
+    ("EXTRA_CA_FILE", Some("/no/such/file")),
+    ("EXTRA_CA_FILE", Some("/etc/hostname")),
     ("DATABASE_URL", Some("postgres://localhost/x")),
     ("DATABASE_URL", Some("sqlite::memory:")),
     (
@@ -171,6 +176,7 @@ async fn the_api_stops_at_a_wrong_setting() {
         &[
             ("LISTEN_ADDR", Some("8080")),
             ("REPORT_AUTH", Some("nobody")),
+            ("NEW_SELECTORS_PER_HOUR", Some("many")),
             ("EXT_AUTH_TIMEOUT_S", Some("soon")),
             ("CACHE_TTL_SECONDS", Some("-1")),
             ("PNM_URL", Some("ftp://pnm.example.org")),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use matrix2acrobits_shared::{
     homeserver::{DeletePusher, HeldPushers, SetPusher},
     ids::UserId,
-    net,
+    net::{self, Outgoing},
     secret::Secret,
 };
 use url::Url;
@@ -27,8 +27,14 @@ pub(crate) struct Homeserver {
 
 impl Homeserver {
     /// `timeout` is per request, from connecting to the end of the answer.
-    pub(crate) fn new(base: Url, token: Secret, timeout: Duration) -> Result<Self, reqwest::Error> {
-        let client = net::client(timeout.min(Duration::from_secs(10)))
+    pub(crate) fn new(
+        base: Url,
+        token: Secret,
+        timeout: Duration,
+        outgoing: &Outgoing,
+    ) -> Result<Self, reqwest::Error> {
+        let client = outgoing
+            .client(timeout.min(Duration::from_secs(10)))
             .timeout(timeout)
             .pool_max_idle_per_host(64)
             .build()?;

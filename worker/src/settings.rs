@@ -7,6 +7,7 @@ use matrix2acrobits_shared::{
     backoff::RetryPolicy,
     config::{self, SettingError, SharedArgs},
     homeserver::{NOTIFY_PATH, PushFormat, PusherSettings},
+    net::Outgoing,
     secret::Secret,
 };
 use url::{Host, Url};
@@ -148,6 +149,7 @@ pub(crate) struct Settings {
     pub(crate) homeserver_timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) refresh_after: Duration,
+    pub(crate) outgoing: Outgoing,
 }
 
 impl RunArgs {
@@ -205,6 +207,7 @@ impl RunArgs {
                 "PUSHER_REFRESH_INTERVAL",
                 &self.pusher_refresh_interval,
             )?,
+            outgoing: shared.outgoing()?,
         })
     }
 }

@@ -65,6 +65,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         settings.homeserver_url.clone(),
         settings.as_token.clone(),
         settings.homeserver_timeout,
+        &settings.outgoing,
     )
     .map_err(Failure::other)?;
     let gate = Arc::new(Gate::new(State::new(

@@ -113,6 +113,15 @@ fn hint_once(peer: IpAddr) {
     }
 }
 
+/// The address, or for IPv6 the first half of it, which is what one customer has.
+pub(super) fn network(address: Option<IpAddr>) -> u128 {
+    match address.map(|address| address.to_canonical()) {
+        None => 0,
+        Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped().to_bits(),
+        Some(IpAddr::V6(v6)) => v6.to_bits() >> 64 << 64,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;

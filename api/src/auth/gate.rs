@@ -76,13 +76,14 @@ impl Gate {
     pub(super) fn new(settings: &Settings) -> Result<Option<Self>, reqwest::Error> {
         let patience = settings.auth_timeout;
         let tasks = TaskTracker::new();
+        let outgoing = &settings.outgoing;
         let service = match &settings.report_auth {
             ReportAuth::Selector => return Ok(None),
             ReportAuth::NethCti { url, server_name } => {
-                Service::NethCti(NethCti::new(url, server_name.clone(), patience)?)
+                Service::NethCti(NethCti::new(url, server_name.clone(), patience, outgoing)?)
             }
             ReportAuth::Matrix { homeserver } => {
-                Service::Matrix(Matrix::new(homeserver, patience, tasks.clone())?)
+                Service::Matrix(Matrix::new(homeserver, patience, tasks.clone(), outgoing)?)
             }
         };
         Ok(Some(Self {

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-use super::upstream::KeyedHash;
+use super::{caller::network, upstream::KeyedHash};
 
 /// The time in which the failures below may happen; a full bucket lets one login through whenever its share
 /// of this has passed.
@@ -220,15 +220,6 @@ fn spelling(name: &str) -> String {
         .next()
         .unwrap_or_default()
         .to_lowercase()
-}
-
-/// The address, or for IPv6 the first half of it.
-fn network(address: Option<IpAddr>) -> u128 {
-    match address.map(|address| address.to_canonical()) {
-        None => 0,
-        Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped().to_bits(),
-        Some(IpAddr::V6(v6)) => v6.to_bits() >> 64 << 64,
-    }
 }
 
 #[cfg(test)]

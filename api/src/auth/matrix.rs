@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use matrix2acrobits_shared::{ids::UserId, secret::Secret};
+use matrix2acrobits_shared::{ids::UserId, net::Outgoing, secret::Secret};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{sleep, timeout_at};
@@ -54,8 +54,9 @@ impl Matrix {
         homeserver: &Url,
         timeout: Duration,
         tasks: TaskTracker,
+        outgoing: &Outgoing,
     ) -> Result<Self, reqwest::Error> {
-        let upstream = Upstream::new(homeserver, timeout + LINGER)?.into();
+        let upstream = Upstream::new(homeserver, timeout + LINGER, outgoing)?.into();
         Ok(Self {
             upstream,
             tasks,

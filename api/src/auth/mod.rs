@@ -6,15 +6,19 @@ mod limits;
 mod logins;
 mod matrix;
 mod nethcti;
+mod strangers;
 mod upstream;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::StatusCode;
 use matrix2acrobits_shared::{ids::UserId, secret::Secret};
 
 pub(crate) use self::caller::{Caller, Proxies};
-use self::gate::Gate;
+use self::{gate::Gate, strangers::Strangers};
 use crate::settings::Settings;
 
 /// Why we do not know who it is.
@@ -94,6 +98,7 @@ pub(crate) struct Auth {
     proxies: Arc<Proxies>,
     /// None where nobody logs in.
     gate: Option<Arc<Gate>>,
+    strangers: Arc<Strangers>,
 }
 
 impl Auth {
@@ -102,6 +107,7 @@ impl Auth {
         Ok(Self {
             proxies: Arc::new(settings.trusted_proxies.clone()),
             gate: Gate::new(settings)?.map(Arc::new),
+            strangers: Arc::new(Strangers::new(settings.strangers_per_hour)),
         })
     }
 
@@ -116,6 +122,21 @@ impl Auth {
             return Ok(None);
         };
         gate.login(username, password, address).await.map(Some)
+    }
+
+    /// How long this caller has to wait before it may add another selector that nobody stands for.
+    pub(crate) fn wait_of_strangers(&self, Caller(address): Caller) -> Option<Duration> {
+        self.strangers.wait(address, Instant::now())
+    }
+
+    /// A report of this caller was refused for that.
+    pub(crate) fn stranger_refused(&self, Caller(address): Caller) {
+        self.strangers.refused(address);
+    }
+
+    /// This caller has added one.
+    pub(crate) fn stranger_added(&self, Caller(address): Caller) {
+        self.strangers.added(address, Instant::now());
     }
 
     /// Waits for logins under way, so that none leaves a device behind; not for ever.

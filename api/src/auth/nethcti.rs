@@ -5,6 +5,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use matrix2acrobits_shared::{
     ids::{ServerName, UserId},
+    net::Outgoing,
     secret::Secret,
 };
 use serde::Deserialize;
@@ -47,8 +48,9 @@ impl NethCti {
         base: &Url,
         server_name: ServerName,
         timeout: Duration,
+        outgoing: &Outgoing,
     ) -> Result<Self, reqwest::Error> {
-        let upstream = Upstream::new(base, timeout)?;
+        let upstream = Upstream::new(base, timeout, outgoing)?;
         Ok(Self {
             upstream,
             server_name,

@@ -2,7 +2,7 @@
 
 use std::{hash::Hasher as _, time::Duration};
 
-use matrix2acrobits_shared::net::{self, BodyError};
+use matrix2acrobits_shared::net::{self, BodyError, Outgoing};
 use reqwest::{RequestBuilder, header::RETRY_AFTER};
 use serde::de::DeserializeOwned;
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
@@ -38,8 +38,13 @@ pub(super) struct Answer {
 
 impl Upstream {
     /// Waits for an answer at most `timeout`, body included.
-    pub(super) fn new(base: &Url, timeout: Duration) -> Result<Self, reqwest::Error> {
-        let mut builder = net::client(timeout.min(MAX_CONNECT_TIME))
+    pub(super) fn new(
+        base: &Url,
+        timeout: Duration,
+        outgoing: &Outgoing,
+    ) -> Result<Self, reqwest::Error> {
+        let mut builder = outgoing
+            .client(timeout.min(MAX_CONNECT_TIME))
             .timeout(timeout)
             .http1_only()
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)

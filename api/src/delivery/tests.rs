@@ -10,7 +10,7 @@ use axum::{Router, extract::State, http::StatusCode};
 use bytes::Bytes;
 use matrix2acrobits_shared::{
     ids::{AppId, Pushkey, Selector},
-    net,
+    net::{self, Outgoing},
     store::{PushTarget, StoreError},
 };
 use serde_json::{Value, json};
@@ -115,7 +115,12 @@ pub(crate) async fn fixture() -> Fixture {
     let url = format!("http://{}/send", listener.local_addr().unwrap());
     let router = Router::new().fallback(push).with_state(pnm.clone());
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let client = PnmClient::new(Url::parse(&url).unwrap(), Duration::from_secs(5)).unwrap();
+    let client = PnmClient::new(
+        Url::parse(&url).unwrap(),
+        Duration::from_secs(5),
+        &Outgoing::default(),
+    )
+    .unwrap();
     let (book, tracker, stopping) = (
         Book::default(),
         TaskTracker::new(),
@@ -375,7 +380,12 @@ async fn the_deadline_ends_the_request_but_not_the_push() {
     net::install_tls();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/send", listener.local_addr().unwrap());
-    let client = PnmClient::new(Url::parse(&url).unwrap(), Duration::from_mins(1)).unwrap();
+    let client = PnmClient::new(
+        Url::parse(&url).unwrap(),
+        Duration::from_mins(1),
+        &Outgoing::default(),
+    )
+    .unwrap();
     let tracker = TaskTracker::new();
     let stopping = CancellationToken::new();
     let deliverer = Deliverer::new(Book::default(), client, "x", tracker.clone(), stopping);

@@ -3,7 +3,7 @@
 use std::{error::Error as _, io, time::Duration};
 
 use bytes::Bytes;
-use matrix2acrobits_shared::net;
+use matrix2acrobits_shared::net::Outgoing;
 use metrics::{Counter, Histogram};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
@@ -36,8 +36,13 @@ pub(crate) struct PnmClient {
 impl PnmClient {
     /// A client for the PNM at `url` that waits at most `timeout` for an answer. The process must have a TLS
     /// provider by now, and its metrics recorder.
-    pub(crate) fn new(url: Url, timeout: Duration) -> Result<Self, reqwest::Error> {
-        let mut builder = net::client(timeout.min(MAX_CONNECT_TIME))
+    pub(crate) fn new(
+        url: Url,
+        timeout: Duration,
+        outgoing: &Outgoing,
+    ) -> Result<Self, reqwest::Error> {
+        let mut builder = outgoing
+            .client(timeout.min(MAX_CONNECT_TIME))
             .timeout(timeout)
             .http1_only()
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
@@ -297,8 +302,13 @@ mod tests {
     }
 
     fn client(url: &Url) -> PnmClient {
-        net::install_tls();
-        PnmClient::new(url.clone(), Duration::from_millis(400)).unwrap()
+        matrix2acrobits_shared::net::install_tls();
+        PnmClient::new(
+            url.clone(),
+            Duration::from_millis(400),
+            &Outgoing::default(),
+        )
+        .unwrap()
     }
 
     async fn send(client: &PnmClient) -> Outcome {

@@ -1,5 +1,7 @@
 //! `push_token_report` and `account_removal_report`: what phones tell us.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::{RawQuery, State, rejection::BytesRejection},
@@ -35,6 +37,7 @@ pub(crate) enum ReportError {
     Fields(FieldError),
     NeedsAppId,
     NotYours,
+    TooManyStrangers { retry_after: Duration },
     Auth(AuthError),
     Store(StoreError),
 }
@@ -47,8 +50,10 @@ pub(crate) async fn report(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ReportError> {
-    let (fields, from) = identify(&app, caller, &query, &headers, body).await?;
+    let (fields, mut from) = identify(&app, caller, &query, &headers, body).await?;
     let selector = log_id(fields.selector.as_str());
+    let wait = app.auth.wait_of_strangers(caller);
+    from.strangers = wait.is_none();
     let report = Report {
         from,
         token_msgs: fields.token_msgs,
@@ -64,7 +69,19 @@ pub(crate) async fn report(
     {
         Saved::NeedsAppId => Err(ReportError::NeedsAppId),
         Saved::NotYours => Err(ReportError::NotYours),
-        Saved::Done { stale, user } => {
+        Saved::Strange => {
+            app.auth.stranger_refused(caller);
+            let retry_after = wait.unwrap_or_default();
+            Err(ReportError::TooManyStrangers { retry_after })
+        }
+        Saved::Done {
+            stale,
+            user,
+            stranger,
+        } => {
+            if stranger {
+                app.auth.stranger_added(caller);
+            }
             let user = user.as_ref().map_or("nobody yet", |user| user.as_str());
             if stale.is_empty() {
                 count("unchanged");
@@ -94,7 +111,7 @@ pub(crate) async fn removal(
         .map_err(ReportError::Store)?
     {
         Saved::NotYours => Err(ReportError::NotYours),
-        Saved::NeedsAppId | Saved::Done { .. } => {
+        Saved::NeedsAppId | Saved::Strange | Saved::Done { .. } => {
             count("removed");
             tracing::info!(selector = %log_id(fields.selector.as_str()), "account removed");
             Ok(done())
@@ -124,6 +141,7 @@ async fn identify(
         selector: fields.selector.clone(),
         device: fields.device.clone(),
         owner,
+        strangers: true,
     };
     Ok((fields, from))
 }
@@ -134,6 +152,16 @@ fn done() -> Response {
 
 fn count(result: &'static str) {
     metrics::counter!("matrix2acrobits_token_reports_total", "result" => result).increment(1);
+}
+
+impl ReportError {
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooManyStrangers { retry_after } => Some(*retry_after),
+            Self::Auth(error) => error.retry_after(),
+            _ => None,
+        }
+    }
 }
 
 impl IntoResponse for ReportError {
@@ -163,6 +191,11 @@ impl IntoResponse for ReportError {
                 "M_FORBIDDEN",
                 "This selector belongs to another user.".to_owned(),
             ),
+            Self::TooManyStrangers { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "M_LIMIT_EXCEEDED",
+                "Too many new selectors from this address; wait.".to_owned(),
+            ),
             Self::Auth(error) => error.words(),
             Self::Store(error) => {
                 tracing::warn!(%error, "a report could not be saved");
@@ -178,9 +211,7 @@ impl IntoResponse for ReportError {
             tracing::info!(%status, errcode, reason = words, "a report was refused");
         }
         let mut response = problem(status, errcode, &words);
-        if let Self::Auth(error) = &self
-            && let Some(wait) = error.retry_after()
-        {
+        if let Some(wait) = self.retry_after() {
             // Whole seconds, and not before the time.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             let value = HeaderValue::from(seconds.max(1));

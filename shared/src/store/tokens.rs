@@ -44,6 +44,8 @@ pub struct Reporter {
     pub device: Option<String>,
     /// The user that a login proved; none where nobody logs in.
     pub owner: Option<UserId>,
+    /// Whether a row may be made that neither a login nor a mapping stands for.
+    pub strangers: bool,
 }
 
 /// What a phone reports.
@@ -70,7 +72,11 @@ pub enum Saved {
         stale: Vec<String>,
         /// The user whose pusher this is; none until the operator maps the selector.
         user: Option<UserId>,
+        /// A row was made that neither a login nor a mapping stands for.
+        stranger: bool,
     },
+    /// It needs such a row, and `strangers` says no.
+    Strange,
     /// The token has no app id, neither in the report nor stored.
     NeedsAppId,
     /// The selector belongs to another user.
@@ -182,7 +188,11 @@ impl Store {
                     }
                     let (selector, device) = (from.selector.as_str(), from.device.as_deref());
                     let stale = remove_rows(connection, Some(selector), device, now).await?;
-                    Ok(Saved::Done { stale, user: None })
+                    Ok(Saved::Done {
+                        stale,
+                        user: None,
+                        stranger: false,
+                    })
                 })
             })
             .await
@@ -305,10 +315,20 @@ async fn save_report(
             return Ok(Saved::Done {
                 stale: Vec::new(),
                 user: None,
+                stranger: false,
             });
         }
+        let stranger = new.owner.is_none() && !is_mapped(connection, selector).await?;
+        if stranger && !report.from.strangers {
+            return Ok(Saved::Strange);
+        }
         let id = insert(connection, selector, device, &new, now).await?;
-        return settle_rows(connection, None, new.pair(), id, now).await;
+        let (stale, user) = settle_rows(connection, None, new.pair(), id, now).await?;
+        return Ok(Saved::Done {
+            stale,
+            user,
+            stranger,
+        });
     };
 
     let old = row.contents();
@@ -337,14 +357,21 @@ async fn save_report(
         .await?;
     }
     let left = old.pair().filter(|old| new.pair() != Some(*old));
-    let saved = settle_rows(connection, left, new.pair(), row.id, now).await?;
-    Ok(match saved {
-        Saved::Done { user, .. } if !changed => Saved::Done {
-            stale: Vec::new(),
-            user,
-        },
-        saved => saved,
+    let (stale, user) = settle_rows(connection, left, new.pair(), row.id, now).await?;
+    Ok(Saved::Done {
+        stale: if changed { stale } else { Vec::new() },
+        user,
+        stranger: false,
     })
+}
+
+async fn is_mapped(connection: &mut SqliteConnection, selector: &str) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM mappings WHERE selector = ?) AS "mapped: bool""#,
+        selector
+    )
+    .fetch_one(connection)
+    .await?)
 }
 
 async fn insert(
@@ -374,13 +401,14 @@ async fn insert(
 /// A pushkey and its app id, where a row has both.
 type Pair<'a> = (&'a str, &'a str);
 
+/// The pushkeys whose rows changed, and the user of `row`.
 async fn settle_rows(
     connection: &mut SqliteConnection,
     left: Option<Pair<'_>>,
     now_at: Option<Pair<'_>>,
     row: i64,
     now: i64,
-) -> Result<Saved, StoreError> {
+) -> Result<(Vec<String>, Option<UserId>), StoreError> {
     let mut stale = Vec::new();
     let mut user = None;
     if let Some((pushkey, app_id)) = left {
@@ -391,7 +419,7 @@ async fn settle_rows(
         user = settle::settle(connection, pushkey, app_id, Some(row), now).await?;
         stale.push(pushkey.to_owned());
     }
-    Ok(Saved::Done { stale, user })
+    Ok((stale, user))
 }
 
 /// Whether another user's login has claimed this selector. Without a login there is nobody to compare.

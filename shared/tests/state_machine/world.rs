@@ -193,6 +193,7 @@ impl World {
                 selector: selector(number),
                 device: Some(format!("device-{device}")),
                 owner: owner.map(user),
+                strangers: true,
             },
             token_msgs,
             app_id_msgs,
@@ -236,6 +237,7 @@ impl World {
             selector: selector(number),
             device: device.map(|device| format!("device-{device}")),
             owner: None,
+            strangers: true,
         };
         self.store.remove_account(from).await.unwrap();
         self.phones

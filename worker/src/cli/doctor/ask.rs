@@ -55,7 +55,7 @@ impl Asker {
     pub(super) fn new(settings: &Settings) -> Result<Self, reqwest::Error> {
         let timeout = settings.homeserver_timeout.min(LONGEST);
         Ok(Self {
-            client: net::client(timeout).timeout(timeout).build()?,
+            client: settings.outgoing.client(timeout).timeout(timeout).build()?,
             homeserver: settings.homeserver_url.clone(),
             token: settings.as_token.clone(),
         })
