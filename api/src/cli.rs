@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Healthcheck,
     /// Print the application service registration for the homeserver, with fresh random tokens
     Registration,
+    /// Print the description of the HTTP endpoints (OpenAPI 3.1, JSON)
+    Openapi,
 }
 
 /// Why a command ends without success: a line for standard error and an exit code.

@@ -8,6 +8,7 @@ mod delivery;
 mod listener;
 mod mass_guard;
 mod notification;
+mod openapi;
 mod pnm;
 mod registration;
 mod routes;
@@ -26,6 +27,7 @@ async fn main() {
         Command::Serve => startup::run(&cli).await,
         Command::Healthcheck => cli::healthcheck(&cli).await,
         Command::Registration => registration::run(&cli),
+        Command::Openapi => openapi::run(),
     };
     if let Err(failure) = result {
         failure.exit();

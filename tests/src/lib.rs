@@ -20,6 +20,7 @@ pub mod http;
 pub mod nethcti;
 pub mod pnm;
 pub mod process;
+pub mod python;
 pub mod server;
 pub mod synapse;
 pub mod tls;

@@ -1,7 +1,6 @@
 //! A real Synapse on loopback, with a configuration of our own, and its users.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,12 +14,11 @@ use tokio::process::{Child, Command};
 use crate::app::Builder;
 use crate::http::{self, Reply, segment};
 use crate::process::{Env, Log, Program};
+use crate::python::python;
 use crate::{fixtures, server, within};
 
 /// The server's name, as in the fixtures.
 pub const SERVER_NAME: &str = "example.org";
-/// Where tests/synapse/install puts it, below the target folder or SYNAPSE_HOME.
-const PYTHON: &str = "venv/bin/python";
 /// The first start makes the database: 2 to 4 s on an idle machine.
 const READY: Duration = Duration::from_secs(90);
 const SHARED_SECRET: &str = "only-for-users-of-this-test";
@@ -137,7 +135,7 @@ impl Synapse {
 
     /// Starts it on the same data, and waits until it answers.
     pub async fn start_again(&mut self) {
-        let mut command = Command::new(python());
+        let mut command = Command::new(python("synapse"));
         // Without proxy variables: it would push through the proxy.
         command
             .args(["-m", "synapse.app.homeserver", "--config-path"])
@@ -151,9 +149,9 @@ impl Synapse {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| {
-            let python = python();
+            let python = python("synapse");
             panic!(
-                "{} does not start: {error}; see tests/synapse/install",
+                "{} does not start: {error}; see tests/python/install",
                 python.display()
             )
         });
@@ -433,18 +431,4 @@ fn log_config() -> Value {
         "loggers": {"synapse.push": {"level": "INFO"}, "synapse.http.client": {"level": "INFO"}},
         "root": {"level": "WARNING", "handlers": ["out"]},
     })
-}
-
-/// The Python that has Synapse: SYNAPSE_PYTHON, or where tests/synapse/install puts it.
-fn python() -> PathBuf {
-    if let Some(python) = std::env::var_os("SYNAPSE_PYTHON") {
-        return python.into();
-    }
-    let home = std::env::var_os("SYNAPSE_HOME").map(PathBuf::from);
-    let own = std::env::current_exe().expect("the path of this program");
-    let target = own.ancestors().map(|folder| folder.join("synapse"));
-    let mut found = home.into_iter().chain(target).map(|home| home.join(PYTHON));
-    found.find(|python| python.exists()).expect(
-        "Synapse is not installed: run tests/synapse/install, or name its Python in SYNAPSE_PYTHON",
-    )
 }

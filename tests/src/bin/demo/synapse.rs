@@ -52,11 +52,12 @@ pub(super) async fn play(keep: bool) -> Step {
 
 /// What `./tests/run` installs, too.
 fn install() -> Step {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("synapse/install");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/install");
     let output = Command::new(script)
+        .arg("synapse")
         .stderr(std::process::Stdio::inherit())
         .output();
-    let output = output.map_err(|error| format!("tests/synapse/install: {error}"))?;
+    let output = output.map_err(|error| format!("tests/python/install: {error}"))?;
     require(output.status.success(), "Synapse cannot be installed")
 }
 

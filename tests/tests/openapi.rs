@@ -1,0 +1,102 @@
+//! docs/openapi.json is what the api prints, and what it says of the endpoints is true: Schemathesis makes
+//! requests from it, good and bad ones, and compares the answers.
+#![expect(clippy::unwrap_used, reason = "tests outside of #[test] functions")]
+
+use std::process::Stdio;
+
+use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
+use matrix2acrobits_tests::fixtures::{self, Phone};
+use matrix2acrobits_tests::process::{Env, Program};
+use matrix2acrobits_tests::python::python;
+use tokio::process::Command;
+
+const CHECKED_IN: &str = include_str!("../../docs/openapi.json");
+/// Requests of each kind for each endpoint; the same ones in every run.
+const EXAMPLES: &str = "60";
+/// Not that bad input is refused: what a homeserver or phone sends besides is ignored on purpose. Nor that all
+/// good input is taken: a token needs its app id, which a schema cannot say.
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
+                      response_headers_conformance,response_schema_conformance,unsupported_method,ignored_auth";
+
+#[tokio::test]
+async fn the_description_is_checked_in() {
+    let output = Program::Api.run(&["openapi"], &Env::new()).await;
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        printed == CHECKED_IN,
+        "docs/openapi.json is out of date: matrix2acrobits-api openapi > docs/openapi.json"
+    );
+}
+
+/// Runs Schemathesis on some of the endpoints. Its report goes to the test's output.
+async fn holds(url: &str, selection: &[&str], auth: Option<&str>) {
+    let folder = fixtures::folder();
+    let description = folder.path().join("openapi.json");
+    std::fs::write(&description, CHECKED_IN).unwrap();
+    let mut command = Command::new(python("schemathesis").with_file_name("schemathesis"));
+    command
+        .arg("run")
+        .arg(&description)
+        .args(["--url", url, "--checks", CHECKS, "--max-examples", EXAMPLES])
+        .args(["--phases", "examples,coverage,fuzzing", "--seed", "1"])
+        .args([
+            "--generation-deterministic",
+            "--warnings",
+            "off",
+            "--continue-on-failure",
+            "--no-color",
+        ])
+        .args(selection)
+        .current_dir(folder.path())
+        .env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+        .env("HOME", folder.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    if let Some(token) = auth {
+        command.args(["--header", &format!("Authorization: Bearer {token}")]);
+    }
+    let output = command.output().await.unwrap();
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{report}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(report.contains("No issues found"), "{report}");
+}
+
+#[tokio::test]
+async fn the_public_endpoints_are_as_described() {
+    let app = App::builder()
+        .api("NEW_SELECTORS_PER_HOUR", "0")
+        .without_worker()
+        .start()
+        .await;
+    // A database that has held a token; before, notifications are answered 503.
+    let phone = Phone::seed();
+    app.report(&phone.report()).await.expect_status(200);
+    let selection = [
+        "--include-tag",
+        "phones",
+        "--include-tag",
+        "homeserver",
+        "--include-path",
+        "/health",
+    ];
+    holds(&app.api().public_url(), &selection, None).await;
+}
+
+#[tokio::test]
+async fn the_operators_endpoints_are_as_described() {
+    let app = App::builder().without_worker().start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    let selection = [
+        "--include-tag",
+        "operator",
+        "--include-path-regex",
+        "^/health/",
+    ];
+    holds(&app.api().admin_url(), &selection, Some(ADMIN_TOKEN)).await;
+}
