@@ -9,6 +9,8 @@ mod listener;
 mod mass_guard;
 mod notification;
 mod openapi;
+#[cfg(test)]
+mod parsers;
 mod pnm;
 mod registration;
 mod routes;
