@@ -139,12 +139,17 @@ struct Inner {
 impl Homeserver {
     /// Starts it with this application service token, and nobody registered.
     pub async fn start(as_token: &str) -> Self {
+        Self::start_at(server::ANY_PORT, as_token).await
+    }
+
+    /// The same at a certain address.
+    pub async fn start_at(addr: SocketAddr, as_token: &str) -> Self {
         let state = Arc::new(State {
             as_token: as_token.to_owned(),
             inner: Mutex::default(),
         });
         let handler = state.clone();
-        let server = Server::start(move |request| {
+        let server = Server::start_at(addr, move |request| {
             let state = handler.clone();
             Box::pin(async move { state.handle(request).await })
         })
@@ -212,16 +217,12 @@ impl Homeserver {
 
     /// The logins so far, good or not.
     pub fn logins(&self) -> Vec<Call> {
-        let mut calls = self.calls();
-        calls.retain(|call| call.path == LOGIN);
-        calls
+        self.calls_that(|call| call.path == LOGIN)
     }
 
     /// The logouts so far.
     pub fn logouts(&self) -> Vec<Call> {
-        let mut calls = self.calls();
-        calls.retain(|call| call.path == LOGOUT);
-        calls
+        self.calls_that(|call| call.path == LOGOUT)
     }
 
     /// Nothing is wrong any more.
@@ -262,9 +263,11 @@ impl Homeserver {
 
     /// The requests so far that set or delete a pusher.
     pub fn sets(&self) -> Vec<Call> {
-        let mut calls = self.calls();
-        calls.retain(Call::is_set);
-        calls
+        self.calls_that(Call::is_set)
+    }
+
+    fn calls_that(&self, hold: impl Fn(&Call) -> bool) -> Vec<Call> {
+        self.calls().into_iter().filter(hold).collect()
     }
 
     /// Forgets the requests so far.

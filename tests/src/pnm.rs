@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use crate::hook::Hook;
 use crate::server::{self, Request, Server};
 
 /// How PNM answers.
@@ -82,9 +83,14 @@ struct State {
 impl Pnm {
     /// Starts it; it takes every push until told otherwise.
     pub async fn start() -> Self {
+        Self::start_at(server::ANY_PORT).await
+    }
+
+    /// The same at a certain address.
+    pub async fn start_at(addr: SocketAddr) -> Self {
         let state = Arc::<Mutex<State>>::default();
         let handler = state.clone();
-        let server = Server::start(move |request| {
+        let server = Server::start_at(addr, move |request| {
             let answer = record(&handler, &request);
             Box::pin(give(answer))
         })
@@ -100,6 +106,11 @@ impl Pnm {
     /// The address for PNM_URL.
     pub fn url(&self) -> String {
         format!("{}/pnm2/send", self.server.url())
+    }
+
+    /// See [`Hook::set`].
+    pub fn hook(&self) -> &Hook {
+        self.server.hook()
     }
 
     /// How it answers every token for which nothing else is said.

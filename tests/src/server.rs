@@ -1,7 +1,7 @@
-//! A small HTTP server on loopback whose listener and connections a test can cut at will.
+//! A small HTTP server whose listener and connections a test can cut at will.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -22,6 +22,9 @@ use crate::hook::{Hook, Moment};
 
 const BODY_LIMIT: usize = 8 << 20;
 const BACKLOG: u32 = 1024;
+
+/// A free port on loopback.
+pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A request as it arrived, body read.
 #[derive(Debug, Clone)]
@@ -79,7 +82,15 @@ impl std::fmt::Debug for Server {
 impl Server {
     /// Listens on a free loopback port and answers each request with `handler`.
     pub async fn start(handler: impl Fn(Request) -> Answer + Send + Sync + 'static) -> Self {
-        let socket = bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await;
+        Self::start_at(ANY_PORT, handler).await
+    }
+
+    /// The same at a certain address.
+    pub async fn start_at(
+        addr: SocketAddr,
+        handler: impl Fn(Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let socket = bound(addr).await;
         let server = Self {
             addr: socket.local_addr().unwrap(),
             handler: Arc::new(handler),
