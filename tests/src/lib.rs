@@ -12,6 +12,7 @@
 )]
 
 pub mod app;
+pub mod compose;
 pub mod database;
 pub mod fixtures;
 pub mod homeserver;
