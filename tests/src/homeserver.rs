@@ -249,9 +249,8 @@ impl Homeserver {
 
     /// The pushkeys of one user's pushers, sorted.
     pub fn pushkeys_of(&self, user_id: &str) -> Vec<String> {
-        let inner = self.state.inner.lock().unwrap();
-        let own = inner.pushers.iter().filter(|p| p.user_id == user_id);
-        let mut pushkeys: Vec<_> = own.map(|p| p.pushkey.clone()).collect();
+        let own = self.pushers().into_iter().filter(|p| p.user_id == user_id);
+        let mut pushkeys: Vec<_> = own.map(|p| p.pushkey).collect();
         pushkeys.sort();
         pushkeys
     }
@@ -397,10 +396,8 @@ fn set(inner: &mut Inner, user: &str, request: &Request) -> Response {
     let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
     let (app_id, pushkey) = (text("app_id"), text("pushkey"));
     let missing = |keys: &[&str]| {
-        let absent: Vec<_> = keys
-            .iter()
-            .filter(|&&key| body.get(key).is_none())
-            .collect();
+        let mut absent = keys.to_vec();
+        absent.retain(|key| body.get(key).is_none());
         (!absent.is_empty()).then(|| format!("Missing params: {absent:?}"))
     };
     if body.get("kind").is_some_and(Value::is_null) {
@@ -457,10 +454,8 @@ fn login(inner: &mut Inner, request: &Request) -> Response {
     let token = format!("syt_must_not_be_logged_{}", inner.logins);
     inner.devices.push((token.clone(), user_id.clone()));
     let device = format!("DEVICE{}", inner.logins);
-    server::json(
-        200,
-        &json!({"user_id": user_id, "access_token": token, "device_id": device}),
-    )
+    let body = json!({"user_id": user_id, "access_token": token, "device_id": device});
+    server::json(200, &body)
 }
 
 fn logout(inner: &mut Inner, request: &Request) -> Response {
