@@ -186,7 +186,7 @@ struct Paging {
 
 #[derive(Serialize, ToSchema)]
 struct Tokens {
-    push_tokens: Vec<Token>,
+    push_tokens: Vec<TokenRow>,
     /// For after, if there is more
     #[schema(required)]
     next: Option<i64>,
@@ -195,7 +195,7 @@ struct Tokens {
 /// What a phone reported. Tokens are redacted unless asked for with reveal=true.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Token {
+struct TokenRow {
     id: i64,
     selector: String,
     device: String,

@@ -1,5 +1,6 @@
 //! The whole bridge for one test: both processes, their database, and the stand-ins on either side.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use futures::future::join_all;
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::database::Database;
 use crate::fixtures::{self, ALICE, BOB, Phone};
-use crate::homeserver::Homeserver;
+use crate::homeserver::{Call, Homeserver};
 use crate::http::{self, Reply};
 use crate::pnm::Pnm;
 use crate::process::{Env, Process, Program};
@@ -307,13 +308,38 @@ impl App {
     }
 }
 
+/// Whatever a test was about: none of its secrets is in the logs, at the loudest level.
+impl Drop for App {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let calls = self.homeserver.calls();
+        let pushes = self.pnm.pushes();
+        let texts = pushes
+            .iter()
+            .flat_map(|push| [&push.body["DeviceToken"], &push.body["Message"]]);
+        let secrets = calls.iter().map(Call::pushkey);
+        let secrets = secrets.chain(texts.filter_map(Value::as_str));
+        // Short ones are part of other words.
+        let secrets = secrets.filter(|secret| secret.len() >= 8 && *secret != "New message");
+        let secrets: BTreeSet<_> = secrets.chain([AS_TOKEN, ADMIN_TOKEN]).collect();
+        for process in self.api.iter().chain(&self.worker) {
+            let log = process.log();
+            for secret in &secrets {
+                assert!(!log.contains(*secret), "{secret:?} is in the log:\n{log}");
+            }
+        }
+    }
+}
+
 fn common_env(file: &std::path::Path) -> Env {
     let settings = [
         ("DATABASE_URL", format!("sqlite://{}", file.display())),
         ("ADMIN_LISTEN_ADDR", "127.0.0.1:0".to_owned()),
         ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
         ("MATRIX_SERVER_NAME", "example.org".to_owned()),
-        ("LOGLEVEL", "DEBUG".to_owned()),
+        ("LOGLEVEL", "TRACE".to_owned()),
     ];
     settings
         .map(|(name, value)| (name.to_owned(), value))
