@@ -3,7 +3,6 @@
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    response::IntoResponse,
     routing::{get, post},
 };
 use matrix2acrobits_shared::{secret::Secret, store::Store};
@@ -13,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth::Auth,
     delivery::Deliverer,
+    metrics,
+    observe::ObserveLayer,
     routes::{self, admin::Admin, health::Health},
     tokens::Tokens,
 };
@@ -57,6 +58,7 @@ pub(crate) fn public(public: Public, deliverer: Deliverer, hs_token: Option<Secr
     router
         .fallback(routes::not_found)
         .method_not_allowed_fallback(routes::method_not_allowed)
+        .layer(ObserveLayer::new())
 }
 
 /// The endpoints for the operator.
@@ -64,19 +66,12 @@ pub(crate) fn admin(
     store: Store,
     tokens: Tokens,
     token: Option<Secret>,
-    metrics: PrometheusHandle,
+    handle: PrometheusHandle,
     stopping: CancellationToken,
 ) -> Router {
     let health = Health {
         store: store.clone(),
         stopping,
-    };
-    let render = || async move {
-        (
-            [("content-type", "text/plain; version=0.0.4")],
-            metrics.render(),
-        )
-            .into_response()
     };
     Router::new()
         .route("/health/live", get(routes::health::live))
@@ -84,8 +79,12 @@ pub(crate) fn admin(
             "/health/ready",
             get(routes::health::ready).with_state(health),
         )
-        .route("/metrics", get(render))
+        .route(
+            "/metrics",
+            get(metrics::render).with_state((store.clone(), handle)),
+        )
         .merge(routes::admin::router(Admin { store, tokens }, token))
         .fallback(routes::not_found)
         .method_not_allowed_fallback(routes::method_not_allowed)
+        .layer(ObserveLayer::new())
 }

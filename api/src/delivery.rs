@@ -11,17 +11,19 @@ use futures::{StreamExt as _, stream::FuturesOrdered};
 use matrix2acrobits_shared::{
     ids,
     store::{PushTarget, StoreError},
+    telemetry::Chain,
 };
-use metrics::Counter;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{
     dedupe::{self, Dedupe, Turn},
     mass_guard::MassGuard,
+    metrics::{DeviceOutcome, Notify, Reason},
     notification::{Device, Notification, ParseError},
     pnm::{
         client::PnmClient,
@@ -110,7 +112,7 @@ struct Shared<T> {
     /// Counts the requests that are being carried out, also those whose client has gone.
     tracker: TaskTracker,
     stopping: CancellationToken,
-    metrics: Metrics,
+    metrics: Notify,
 }
 
 /// What became of a device.
@@ -122,13 +124,6 @@ enum Settled {
     Duplicate,
     BadMessage,
     Rejected(Reason),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    UnknownPushkey,
-    DeadToken,
-    TokenGone,
 }
 
 /// Why nothing is certain; with the word for the log.
@@ -156,7 +151,7 @@ impl<T: TokenBook> Deliverer<T> {
                 guard: MassGuard::new(Instant::now().into_std()),
                 tracker,
                 stopping,
-                metrics: Metrics::new(),
+                metrics: Notify::new(),
             }),
             requests: Arc::new(Semaphore::new(REQUESTS_AT_A_TIME)),
         }
@@ -165,11 +160,11 @@ impl<T: TokenBook> Deliverer<T> {
     /// Carries out the request in `body` and returns the pushkeys to reject.
     pub(crate) async fn deliver(&self, body: Bytes) -> Result<Vec<String>, DeliveryError> {
         if self.shared.stopping.is_cancelled() {
-            self.shared.metrics.unavailable.increment(1);
+            self.shared.metrics.devices(DeviceOutcome::Unavailable, 1);
             return Err(DeliveryError::Unavailable("stopping"));
         }
         let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
-            self.shared.metrics.unavailable.increment(1);
+            self.shared.metrics.devices(DeviceOutcome::Unavailable, 1);
             tracing::warn!(
                 limit = REQUESTS_AT_A_TIME,
                 "overloaded: a request was refused"
@@ -180,11 +175,12 @@ impl<T: TokenBook> Deliverer<T> {
         let shared = Arc::clone(&self.shared);
         // In a task of its own: what we have begun to send must be remembered as sent, or the retry rings
         // again, even if the homeserver hangs up or the time is over.
-        let work = self.shared.tracker.spawn(async move {
+        let work = async move {
             let result = shared.carry_out(&body, deadline).await;
             drop(permit);
             result
-        });
+        };
+        let work = self.shared.tracker.spawn(work.in_current_span());
         match timeout_at(deadline, work).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => {
@@ -208,7 +204,8 @@ impl<T: TokenBook> Shared<T> {
         let notification = Notification::parse(body).map_err(DeliveryError::Malformed)?;
         let devices = &notification.devices[..];
         let Some(event_id) = notification.event_id.as_deref() else {
-            self.metrics.badge.increment(devices.len() as u64);
+            self.metrics
+                .devices(DeviceOutcome::Badge, devices.len() as u64);
             return Ok(Vec::new());
         };
         let event = Event {
@@ -307,21 +304,22 @@ impl<T: TokenBook> Shared<T> {
         for (device, verdict) in event.notification.devices.iter().zip(verdicts) {
             let metrics = &self.metrics;
             match verdict {
-                Ok(Settled::Delivered) => metrics.delivered.increment(1),
-                Ok(Settled::Duplicate) => metrics.duplicate.increment(1),
+                Ok(Settled::Delivered) => metrics.devices(DeviceOutcome::Delivered, 1),
+                Ok(Settled::Duplicate) => metrics.devices(DeviceOutcome::Duplicate, 1),
                 Ok(Settled::BadMessage) => {
-                    metrics.bad_message.increment(1);
+                    metrics.devices(DeviceOutcome::Dropped, 1);
                     tracing::warn!(
+                        reason = "bad_message",
                         pushkey = %ids::log_id(&device.pushkey),
                         event_id = event.logged_id(),
                         "PNM does not understand the message: dropped"
                     );
                 }
                 Ok(Settled::Rejected(reason)) => {
-                    metrics.rejected.increment(1);
+                    metrics.devices(DeviceOutcome::Rejected, 1);
                     // With another device in trouble the answer rejects nobody yet.
                     if answer.is_ok() {
-                        metrics.rejections(*reason).increment(1);
+                        metrics.rejection(*reason);
                         tracing::info!(
                             reason = reason.as_str(),
                             pushkey = %ids::log_id(&device.pushkey),
@@ -331,11 +329,11 @@ impl<T: TokenBook> Shared<T> {
                     }
                 }
                 Err(fault) => {
-                    let (counter, reason) = match fault {
-                        Fault::Retry(reason) => (&metrics.retry, reason),
-                        Fault::Unavailable(reason) => (&metrics.unavailable, reason),
+                    let (outcome, reason) = match fault {
+                        Fault::Retry(reason) => (DeviceOutcome::Retry, reason),
+                        Fault::Unavailable(reason) => (DeviceOutcome::Unavailable, reason),
                     };
-                    counter.increment(1);
+                    metrics.devices(outcome, 1);
                     tracing::warn!(
                         reason,
                         pushkey = %ids::log_id(&device.pushkey),
@@ -380,61 +378,8 @@ fn answer(devices: &[Device<'_>], verdicts: &[Verdict]) -> Result<Vec<String>, D
 }
 
 fn database_failed(error: &StoreError) -> Fault {
-    tracing::error!(%error, "the database failed a notification");
+    tracing::error!(error = %Chain(error), "the database failed a notification");
     Fault::Unavailable("database")
-}
-
-impl Reason {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::UnknownPushkey => "unknown_pushkey",
-            Self::DeadToken => "dead_token",
-            Self::TokenGone => "pnm_token_gone",
-        }
-    }
-}
-
-/// Handles that exist from the start, so that every series is there before its first event, and counting
-/// looks nothing up.
-#[derive(Debug)]
-struct Metrics {
-    delivered: Counter,
-    rejected: Counter,
-    duplicate: Counter,
-    badge: Counter,
-    bad_message: Counter,
-    retry: Counter,
-    unavailable: Counter,
-    unknown_pushkey: Counter,
-    dead_token: Counter,
-    token_gone: Counter,
-}
-
-impl Metrics {
-    fn new() -> Self {
-        let devices = |outcome: &'static str| metrics::counter!("matrix2acrobits_notify_devices_total", "outcome" => outcome);
-        let rejections = |reason: Reason| metrics::counter!("matrix2acrobits_rejections_total", "reason" => reason.as_str());
-        Self {
-            delivered: devices("delivered"),
-            rejected: devices("rejected"),
-            duplicate: devices("duplicate"),
-            badge: devices("badge"),
-            bad_message: devices("bad_message"),
-            retry: devices("retry"),
-            unavailable: devices("unavailable"),
-            unknown_pushkey: rejections(Reason::UnknownPushkey),
-            dead_token: rejections(Reason::DeadToken),
-            token_gone: rejections(Reason::TokenGone),
-        }
-    }
-
-    fn rejections(&self, reason: Reason) -> &Counter {
-        match reason {
-            Reason::UnknownPushkey => &self.unknown_pushkey,
-            Reason::DeadToken => &self.dead_token,
-            Reason::TokenGone => &self.token_gone,
-        }
-    }
 }
 
 #[cfg(test)]

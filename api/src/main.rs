@@ -7,7 +7,9 @@ mod dedupe;
 mod delivery;
 mod listener;
 mod mass_guard;
+mod metrics;
 mod notification;
+mod observe;
 mod openapi;
 #[cfg(test)]
 mod parsers;

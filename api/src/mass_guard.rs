@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::Gauge;
+use ::metrics::Gauge;
+
+use crate::metrics;
 
 /// Rejections are stopped from that many gone tokens on, if they are also more than half of all.
 const ENOUGH_GONE: usize = 20;
@@ -33,7 +35,7 @@ pub(crate) struct MassGuard {
 impl MassGuard {
     /// A guard that has seen nothing.
     pub(crate) fn new(now: Instant) -> Self {
-        let gauge = metrics::gauge!("matrix2acrobits_mass_rejection_guard");
+        let gauge = metrics::mass_guard();
         gauge.set(0.0);
         Self {
             hasher: RandomState::new(),

@@ -14,6 +14,7 @@ use crate::{
     cli::{Cli, Failure},
     delivery::Deliverer,
     listener::serve,
+    metrics,
     pnm::client::PnmClient,
     tokens::Tokens,
 };
@@ -27,7 +28,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let admin_token = cli.shared.admin_token()?;
     let database = cli.shared.database()?;
     telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
-    let metrics = telemetry::init_metrics();
+    let metrics = metrics::start();
     let auth = Auth::new(&settings).map_err(Failure::other)?;
 
     let listener = bind("LISTEN_ADDR", settings.listen_addr).await?;

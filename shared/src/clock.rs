@@ -35,6 +35,11 @@ impl Clock {
         whole_seconds(self.since_1970())
     }
 
+    /// Milliseconds since 1970.
+    pub fn unix_millis(&self) -> u64 {
+        u64::try_from(self.since_1970().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The first whole second that lies at least `wait` ahead.
     pub fn after(&self, wait: Duration) -> i64 {
         let then = self.since_1970() + wait;

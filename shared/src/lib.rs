@@ -7,6 +7,7 @@ pub mod config;
 pub mod health;
 pub mod homeserver;
 pub mod ids;
+pub mod metrics;
 pub mod net;
 pub mod queue;
 pub mod secret;

@@ -1,6 +1,11 @@
-//! Logs and metrics: set up once at start.
+//! Logs and metrics: set up once at start. And how an error is written with what caused it.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    error::Error,
+    fmt::{self, Write as _},
+    io::IsTerminal,
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -70,15 +75,24 @@ pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingErr
     Ok(())
 }
 
-/// Starts collecting metrics, inside the runtime; the handle renders them for `/metrics`.
-pub fn init_metrics() -> PrometheusHandle {
-    let builder = PrometheusBuilder::new();
-    let builder = builder
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
-        .unwrap_or_else(|_| PrometheusBuilder::new());
+/// Starts collecting metrics, inside the runtime; the handle renders them for `/metrics`. `buckets` has the
+/// upper bounds of histograms that are not durations of requests.
+pub fn init_metrics(buckets: &[(&str, &[f64])]) -> PrometheusHandle {
+    // The exporter looks at full names first. It refuses empty lists of bounds only.
+    let matchers = buckets
+        .iter()
+        .map(|&(name, bounds)| (Matcher::Full(name.into()), bounds))
+        .chain([(Matcher::Suffix("_seconds".into()), SECONDS)]);
+    let mut builder = PrometheusBuilder::new();
+    for (matcher, bounds) in matchers {
+        builder = builder
+            .set_buckets_for_metric(matcher, bounds)
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+    }
     let recorder = builder.build_recorder();
     let handle = recorder.handle();
     let _ = metrics::set_global_recorder(recorder);
+    crate::metrics::register();
     // Without it the exporter keeps every sample until somebody scrapes.
     let upkeep = handle.clone();
     tokio::spawn(async move {
@@ -88,6 +102,26 @@ pub fn init_metrics() -> PrometheusHandle {
         }
     });
     handle
+}
+
+/// Writes an error and what caused it, in one line: `a: b: c`. What a cause's text already contains is not
+/// repeated.
+#[derive(Debug, Clone, Copy)]
+pub struct Chain<'a>(pub &'a (dyn Error + 'a));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = self.0.to_string();
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !line.contains(&text) {
+                write!(line, ": {text}")?;
+            }
+            cause = error.source();
+        }
+        f.write_str(&line)
+    }
 }
 
 #[cfg(test)]
@@ -107,5 +141,24 @@ mod tests {
                 .starts_with("error,")
         );
         assert_eq!(LogFilter::new("sqlx=debug").directives(), "sqlx=debug");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    enum Sample {
+        #[error("outer")]
+        Hides(#[source] Box<Sample>),
+        #[error("middle: {0}")]
+        Shows(#[source] Box<Sample>),
+        #[error("the disk is full")]
+        Root,
+    }
+
+    #[test]
+    fn causes_are_written_once() {
+        let shows = || Sample::Shows(Box::new(Sample::Root));
+        let hides = Sample::Hides(Box::new(shows()));
+        assert_eq!(Chain(&Sample::Root).to_string(), "the disk is full");
+        assert_eq!(Chain(&shows()).to_string(), "middle: the disk is full");
+        assert_eq!(Chain(&hides).to_string(), "outer: middle: the disk is full");
     }
 }

@@ -10,7 +10,11 @@ use futures::future::BoxFuture;
 use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::{StoreError, TokenEpoch};
+use crate::{
+    metrics,
+    store::{StoreError, TokenEpoch},
+    telemetry::Chain,
+};
 
 /// Most writes in one transaction: enough for the flush not to matter, few enough that the last one
 /// does not wait long and that another process gets the write lock in between.
@@ -119,7 +123,7 @@ async fn run(mut database: Database, mut waiting: mpsc::Receiver<Box<dyn Write>>
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let started = Instant::now();
         let result = database.commit(&mut batch).await;
-        metrics::histogram!("matrix2acrobits_db_commit_duration_seconds").record(started.elapsed());
+        metrics::committed(started.elapsed());
         report_health(&failing, &result);
         if batch.len() > 1 && result.as_ref().is_err_and(|e| !e.is_environment()) {
             // One write that the database refuses must not take the others down with it.
@@ -180,9 +184,9 @@ fn report_health(failing: &AtomicBool, result: &Result<(), StoreError>) {
             }
         }
         Err(error) => {
-            metrics::counter!("matrix2acrobits_db_write_errors_total").increment(1);
+            metrics::write_failed(error.is_busy());
             if !failing.swap(true, Ordering::Relaxed) {
-                tracing::error!(%error, "the database does not take writes");
+                tracing::error!(error = %Chain(error), "the database does not take writes");
             }
         }
     }

@@ -9,13 +9,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use matrix2acrobits_shared::{queue::QueueState, store::Store};
+use matrix2acrobits_shared::store::Store;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::beat::Beat;
+use crate::{
+    beat::Beat,
+    metrics::{self, Source},
+};
 
 /// What the endpoints look at.
 #[derive(Debug, Clone)]
@@ -45,13 +48,18 @@ impl Admin {
 /// Answers until the worker stops.
 pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
     let stop = admin.stop.clone();
+    let source = Source {
+        store: admin.store.clone(),
+        beat: admin.beat.clone(),
+        handle: admin.metrics.clone(),
+    };
     let router = Router::new()
         .route(
             "/health/live",
             get(|| async { Json(json!({ "status": "ok" })) }),
         )
         .route("/health/ready", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::render).with_state(source))
         .fallback(|| async { not_found() })
         .with_state(admin);
     if let Err(error) = axum::serve(listener, router)
@@ -91,44 +99,6 @@ async fn ready(State(admin): State<Admin>) -> Response {
         )
             .into_response(),
     }
-}
-
-async fn metrics(State(admin): State<Admin>) -> Response {
-    if let Ok(state) = admin.store.queue_state().await {
-        publish(state);
-    }
-    if let Ok(pushers) = admin.store.count_pushers().await {
-        for state in ["pending", "registered", "failed", "removed"] {
-            let count = pushers
-                .iter()
-                .find(|(name, _)| name == state)
-                .map_or(0, |(_, count)| *count);
-            metrics::gauge!("matrix2acrobits_pushers", "state" => state).set(to_f64(count));
-        }
-    }
-    (
-        [("content-type", "text/plain; version=0.0.4")],
-        admin.metrics.render(),
-    )
-        .into_response()
-}
-
-fn publish(state: QueueState) {
-    let states = [
-        ("pending", state.pending),
-        ("queued", state.queued),
-        ("failed", state.failed),
-        ("killed", state.killed),
-    ];
-    for (name, count) in states {
-        metrics::gauge!("matrix2acrobits_queue_jobs", "state" => name).set(to_f64(count));
-    }
-    metrics::gauge!("matrix2acrobits_queue_oldest_ready_seconds").set(to_f64(state.oldest_ready));
-}
-
-#[expect(clippy::cast_precision_loss, reason = "no count here reaches 2^52")]
-fn to_f64(count: i64) -> f64 {
-    count as f64
 }
 
 fn not_found() -> Response {

@@ -1,4 +1,4 @@
-//! When the worker's loop last showed that it lives, for `/health/ready`.
+//! When the worker's loop last showed that it lives, for `/health/ready` and `/metrics`.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -20,7 +20,12 @@ impl Beat {
 
     /// Whether the last sign is recent.
     pub(crate) fn is_fresh(&self) -> bool {
+        self.age().is_some_and(|age| age < STALE)
+    }
+
+    /// How long ago the last sign was; none before the first.
+    pub(crate) fn age(&self) -> Option<Duration> {
         let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|last| last.elapsed() < STALE)
+        last.map(|last| last.elapsed())
     }
 }

@@ -10,7 +10,10 @@ use matrix2acrobits_shared::{
 };
 use url::Url;
 
-use crate::classification::{self, Answer, Response};
+use crate::{
+    classification::{self, Answer, Response},
+    metrics,
+};
 
 /// Longest answer that we read: a user with a thousand pushers stays below.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -114,13 +117,7 @@ impl Homeserver {
     ) -> (Answer, Vec<u8>) {
         let started = std::time::Instant::now();
         let (answer, body) = send(request).await;
-        let status = match &answer {
-            Answer::Http(response) => response.status.to_string(),
-            Answer::None { .. } => "none".to_owned(),
-        };
-        metrics::counter!("matrix2acrobits_homeserver_requests_total", "request" => what, "status" => status).increment(1);
-        metrics::histogram!("matrix2acrobits_homeserver_request_duration_seconds", "request" => what)
-            .record(started.elapsed());
+        metrics::request(what, &answer, started.elapsed());
         (answer, body)
     }
 }

@@ -7,6 +7,7 @@ mod cli;
 mod feed;
 mod gate;
 mod homeserver;
+mod metrics;
 mod run;
 mod settings;
 mod startup;

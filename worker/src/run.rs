@@ -25,6 +25,7 @@ use crate::{
     feed::Feed,
     gate::{Gate, Step},
     homeserver::Homeserver,
+    metrics,
     sync_pusher::Jobs,
 };
 
@@ -243,8 +244,7 @@ async fn probe(shared: Arc<Shared>, homeserver: Homeserver) {
     let (mut open, mut gone) = (false, false);
     loop {
         changes.mark_unchanged();
-        metrics::gauge!("matrix2acrobits_outage_gate_shut")
-            .set(f64::from(u8::from(shared.gate.permits() == 0)));
+        metrics::gate_shut(shared.gate.permits() == 0);
         let now_open = shared.gate.is_open();
         if now_open && !open {
             take_up(&shared).await;

@@ -13,7 +13,7 @@ use crate::{
     cli::{Cli, Failure},
     gate::{Gate, State},
     homeserver::Homeserver,
-    run,
+    metrics, run,
     sync_pusher::Jobs,
 };
 
@@ -26,7 +26,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let database = cli.shared.database()?;
     cli.shared.admin_token()?;
     telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
-    let metrics = telemetry::init_metrics();
+    let metrics = metrics::start();
 
     let listener = TcpListener::bind(admin_addr).await.map_err(|e| {
         SettingError::new(

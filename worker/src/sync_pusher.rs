@@ -1,10 +1,15 @@
 //! The job: makes the homeserver's pusher what its row says, and records what became of it. Nothing of
 //! apalis decides about a job's end; see `shared::queue` for why.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::FutureExt;
 use matrix2acrobits_shared::{
+    clock::Clock,
     homeserver::{DeletePusher, HeldPushers, PusherSettings, SetPusher},
     queue::{Held, SyncPusher},
     store::{
@@ -13,16 +18,20 @@ use matrix2acrobits_shared::{
     },
 };
 use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
 
 use crate::{
     classification::{self, Answer, Verdict},
     gate::{Change, Gate, Sign},
     homeserver::Homeserver,
+    metrics,
     settings::Settings,
 };
 
 /// The longest that one job's 429 holds up the others.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// What a dead letter says whose job panicked.
+const PANICKED: &str = "the job panicked; see the log";
 /// Pause between attempts to reach our own database.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,8 +50,12 @@ impl Jobs {
     /// Runs one job to its recorded end. Only stopping leaves it as it is, for the next worker.
     pub(crate) async fn run(&self, held: Held) {
         let Ok(SyncPusher { pusher_id }) = serde_json::from_slice(&held.payload) else {
-            tracing::error!(job = held.job_id, "dead letter: the job cannot be read");
-            count("dead");
+            tracing::error!(
+                job = held.job_id,
+                reason = "unreadable",
+                "dead letter: the job cannot be read"
+            );
+            metrics::unreadable_job();
             self.insist(|| {
                 self.store
                     .kill_job(held.clone(), "the job cannot be read".into())
@@ -61,6 +74,7 @@ impl Jobs {
             pass = self.gate.enter() => pass,
             () = self.stop.cancelled() => return,
         };
+        let started = Instant::now();
         // It may have changed while we waited.
         let Some(row) = self.load(&held, pusher_id).await else {
             return;
@@ -71,6 +85,7 @@ impl Jobs {
         };
         drop(pass);
         self.finish(&held, &row, outcome).await;
+        metrics::job_took(started.elapsed());
     }
 
     async fn load(&self, held: &Held, pusher_id: i64) -> Option<PusherRow> {
@@ -93,7 +108,7 @@ impl Jobs {
         match tokio::time::timeout(longest, act).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Outcome::Dead {
-                error: "the job panicked; see the log".into(),
+                error: PANICKED.into(),
             },
             Err(_) => self.outcome(
                 held,
@@ -225,6 +240,7 @@ impl Jobs {
 
     async fn finish(&self, held: &Held, row: &PusherRow, outcome: Outcome) {
         log(held, row, &outcome);
+        metrics::job(&outcome, held.attempts + 1, age(&self.store.clock, held));
         let settings = FinishSettings {
             fingerprint: self.pusher.fingerprint(),
             append: self.pusher.append,
@@ -272,39 +288,66 @@ fn idle_outcome(goal: Goal) -> Option<Outcome> {
     }
 }
 
-fn count(result: &'static str) {
-    metrics::counter!("matrix2acrobits_jobs_total", "result" => result).increment(1);
+/// How long ago a job was made: its id says it (a ULID).
+fn age(clock: &Clock, held: &Held) -> Option<Duration> {
+    let made = Ulid::from_string(&held.job_id).ok()?.timestamp_ms();
+    Some(Duration::from_millis(
+        clock.unix_millis().saturating_sub(made),
+    ))
 }
 
-/// One line for each end that matters.
+/// One line for each end that matters. `reason` is a word to search and count by, `error` is for people.
 fn log(held: &Held, row: &PusherRow, outcome: &Outcome) {
-    let (user, app_id, pushkey, attempt) = (
+    let (user, app_id, pushkey, job, attempt) = (
         &row.user_id,
         &row.app_id,
         row.pushkey.log_id(),
+        &held.job_id,
         held.attempts + 1,
     );
     match outcome {
         Outcome::Registered => {
-            count("registered");
-            tracing::info!(%user, %app_id, %pushkey, attempt, "pusher set");
+            tracing::info!(%user, %app_id, %pushkey, job, attempt, "pusher set");
         }
         Outcome::Removed => {
-            count("removed");
-            tracing::info!(%user, %app_id, %pushkey, attempt, "pusher deleted");
+            tracing::info!(%user, %app_id, %pushkey, job, attempt, "pusher deleted");
         }
-        Outcome::Nothing => count("nothing"),
+        Outcome::Nothing => {}
         Outcome::Outdone => {
-            count("outdone");
-            tracing::info!(%user, %app_id, %pushkey, "pusher left to the user who reported it later");
+            tracing::info!(%user, %app_id, %pushkey, job, "pusher left to the user who reported it later");
         }
         Outcome::Retry { error, .. } => {
-            count("retry");
-            tracing::debug!(%user, %app_id, %pushkey, attempt, error, "pusher will be tried again");
+            tracing::debug!(%user, %app_id, %pushkey, job, attempt, error, "pusher will be tried again");
         }
         Outcome::Dead { error } => {
-            count("dead");
-            tracing::warn!(%user, %app_id, %pushkey, attempt, error, "dead letter: tried again at the next report or replay");
+            let reason = dead_reason(error);
+            tracing::warn!(%user, %app_id, %pushkey, job, attempt, reason, error, "dead letter: tried again at the next report or replay");
         }
+    }
+}
+
+/// The homeserver's errcode, or what happened here.
+fn dead_reason(error: &str) -> &str {
+    if error == PANICKED {
+        return "panic";
+    }
+    let mut words = error.split([' ', ':']);
+    words
+        .find(|word| word.starts_with("M_"))
+        .unwrap_or("refused")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_letter_has_a_reason_to_count_by() {
+        assert_eq!(
+            dead_reason("HTTP 403 M_FORBIDDEN: M_X has not registered"),
+            "M_FORBIDDEN"
+        );
+        assert_eq!(dead_reason("HTTP 400"), "refused");
+        assert_eq!(dead_reason(PANICKED), "panic");
     }
 }

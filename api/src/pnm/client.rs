@@ -3,8 +3,7 @@
 use std::{error::Error as _, io, time::Duration};
 
 use bytes::Bytes;
-use matrix2acrobits_shared::net::Outgoing;
-use metrics::{Counter, Histogram};
+use matrix2acrobits_shared::{net::Outgoing, telemetry::Chain};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 use url::{Host, Url};
@@ -13,6 +12,7 @@ use super::{
     outcome::{Outcome, Trouble, classify},
     translate::NotifyTextMessage,
 };
+use crate::metrics;
 
 /// PNM's answers are about 40 bytes; who sends more than this is not PNM.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -30,7 +30,7 @@ const USUAL_MESSAGE_BYTES: usize = 768;
 pub(crate) struct PnmClient {
     http: reqwest::Client,
     url: Url,
-    metrics: Metrics,
+    metrics: metrics::Pnm,
 }
 
 impl PnmClient {
@@ -54,7 +54,7 @@ impl PnmClient {
         Ok(Self {
             http: builder.build()?,
             url,
-            metrics: Metrics::new(),
+            metrics: metrics::Pnm::new(),
         })
     }
 
@@ -76,7 +76,9 @@ impl PnmClient {
 
     async fn attempt(&self, body: Bytes) -> Result<Outcome, FailedBeforeAnswer> {
         let start = Instant::now();
+        let under_way = self.metrics.begin();
         let result = self.exchange(body).await;
+        drop(under_way);
         let outcome = result.unwrap_or(Outcome::Trouble(Trouble::Connection));
         self.metrics.count(outcome, start.elapsed());
         result
@@ -91,12 +93,12 @@ impl PnmClient {
         let mut response = match request.send().await {
             Ok(response) => response,
             Err(error) if error.is_timeout() => return Ok(Outcome::Trouble(Trouble::Timeout)),
-            Err(error) if failed_before_answer(&error) => return Err(FailedBeforeAnswer),
+            Err(error) if failed_before_answer(&error) => {
+                tracing::debug!(error = %Chain(&error.without_url()), "no connection to PNM");
+                return Err(FailedBeforeAnswer);
+            }
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "PNM's answer is no HTTP"
-                );
+                tracing::debug!(error = %Chain(&error.without_url()), "PNM's answer is no HTTP");
                 return Ok(Outcome::Trouble(Trouble::Connection));
             }
         };
@@ -166,36 +168,6 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
         Some(Host::Ipv6(address)) => address.is_loopback(),
         Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
         None => false,
-    }
-}
-
-/// Handles that exist from the start, so that every series is there before its first event, and counting
-/// looks nothing up.
-#[derive(Debug)]
-struct Metrics {
-    requests: [(Outcome, Counter); Outcome::ALL.len()],
-    duration: Histogram,
-}
-
-impl Metrics {
-    fn new() -> Self {
-        Self {
-            requests: Outcome::ALL.map(|outcome| {
-                let word = outcome.as_str();
-                (
-                    outcome,
-                    metrics::counter!("matrix2acrobits_pnm_requests_total", "outcome" => word),
-                )
-            }),
-            duration: metrics::histogram!("matrix2acrobits_pnm_request_duration_seconds"),
-        }
-    }
-
-    fn count(&self, outcome: Outcome, took: Duration) {
-        self.duration.record(took);
-        if let Some((_, counter)) = self.requests.iter().find(|(of, _)| *of == outcome) {
-            counter.increment(1);
-        }
     }
 }
 

@@ -18,6 +18,7 @@ use matrix2acrobits_shared::{
     ids::{Selector, UserId, log_id},
     secret::Secret,
     store::{Store, StoreError, pushers::Replay},
+    telemetry::Chain,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -114,7 +115,7 @@ impl IntoResponse for AdminError {
                 "There is no such thing.",
             ),
             Self::Store(error) => {
-                tracing::warn!(%error, "an admin call failed");
+                tracing::warn!(error = %Chain(&error), "an admin call failed");
                 problem(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "M_UNKNOWN",

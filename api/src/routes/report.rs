@@ -18,6 +18,7 @@ use matrix2acrobits_shared::{
         StoreError,
         tokens::{Report, Reporter, Saved},
     },
+    telemetry::Chain,
 };
 use serde_json::json;
 
@@ -198,7 +199,7 @@ impl IntoResponse for ReportError {
             ),
             Self::Auth(error) => error.words(),
             Self::Store(error) => {
-                tracing::warn!(%error, "a report could not be saved");
+                tracing::warn!(error = %Chain(error), "a report could not be saved");
                 let words = "The report could not be saved; try again.".to_owned();
                 (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", words)
             }

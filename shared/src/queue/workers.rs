@@ -123,7 +123,7 @@ async fn beat(
     .await?
     .rows_affected();
     if recovered > 0 {
-        sqlx::query!(
+        let killed = sqlx::query!(
             "UPDATE pushers SET state = 'failed', last_error = 'its job killed its worker again and again', updated_at = ?
              WHERE state <> 'failed' AND EXISTS (SELECT 1 FROM Jobs
                  WHERE Jobs.job_type = ? AND Jobs.status = 'Killed' AND Jobs.done_at = ?
@@ -133,7 +133,15 @@ async fn beat(
             now
         )
         .execute(connection)
-        .await?;
+        .await?
+        .rows_affected();
+        if killed > 0 {
+            tracing::warn!(
+                reason = "worker_died",
+                killed,
+                "dead letters: these jobs killed their worker again and again"
+            );
+        }
     }
     Ok(recovered)
 }

@@ -10,6 +10,7 @@ mod settle;
 pub mod tokens;
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,10 +33,10 @@ const READERS: u32 = 4;
 pub enum StoreError {
     /// SQLite said no.
     #[error("database: {0}")]
-    Database(Arc<sqlx::Error>),
+    Database(#[source] Arc<sqlx::Error>),
     /// apalis could not enqueue.
     #[error("queue: {0}")]
-    Queue(Arc<apalis_sqlite::Error>),
+    Queue(#[source] Arc<apalis_sqlite::Error>),
     /// Too many writes wait already.
     #[error("too many writes are waiting")]
     Overloaded,
@@ -59,20 +60,37 @@ impl From<apalis_sqlite::Error> for StoreError {
 impl StoreError {
     /// Whether the cause lies around the database (locked, full, unreadable) and not in one statement.
     pub fn is_environment(&self) -> bool {
-        let error: &sqlx::Error = match self {
-            Self::Database(error) => error,
+        match self.sqlx_error() {
+            // https://sqlite.org/rescode.html: BUSY, LOCKED, NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB
+            Some(sqlx::Error::Database(_)) => matches!(
+                self.sqlite_code(),
+                Some(5 | 6 | 7 | 8 | 10 | 11 | 13 | 14 | 26)
+            ),
+            Some(_) => true,
+            None => matches!(self, Self::Overloaded | Self::Stopped),
+        }
+    }
+
+    /// Whether another connection held the lock for longer than we wait.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.sqlite_code(), Some(5 | 6))
+    }
+
+    fn sqlx_error(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Database(error) => Some(error),
             Self::Queue(error) => match error.as_ref() {
-                apalis_sqlite::Error::Database(error) => error,
-                _ => return false,
+                apalis_sqlite::Error::Database(error) => Some(error),
+                _ => None,
             },
-            Self::Overloaded | Self::Stopped => return true,
-        };
-        let sqlx::Error::Database(error) = error else {
-            return true;
-        };
-        // https://sqlite.org/rescode.html: BUSY, LOCKED, NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB
-        let code = error.code().and_then(|code| code.parse::<u32>().ok());
-        code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 7 | 8 | 10 | 11 | 13 | 14 | 26))
+            Self::Overloaded | Self::Stopped => None,
+        }
+    }
+
+    /// SQLite's primary result code.
+    fn sqlite_code(&self) -> Option<u32> {
+        let error = self.sqlx_error()?.as_database_error()?;
+        Some(error.code()?.parse::<u32>().ok()? & 0xff)
     }
 }
 
@@ -136,6 +154,15 @@ impl Store {
             connection,
             version: None,
         })
+    }
+
+    /// Bytes that the file and its write-ahead log take; 0 for one that is not there.
+    pub async fn file_sizes(&self) -> (u64, u64) {
+        let file = self.options.get_filename();
+        let mut log = file.as_os_str().to_owned();
+        log.push("-wal");
+        let size = async |path: &Path| tokio::fs::metadata(path).await.map_or(0, |m| m.len());
+        (size(file).await, size(Path::new(&log)).await)
     }
 
     /// Whether the database answers, for `/health/ready`.

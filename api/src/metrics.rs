@@ -1,0 +1,370 @@
+//! Every metric of the api: names, help texts, label values, and the handles that count. All series are there
+//! from the start, at zero. Those of the database are `shared::metrics`'.
+//!
+//! Handles are kept where a notification passes, so that counting neither looks up nor allocates.
+
+use std::time::Duration;
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use matrix2acrobits_shared::{metrics::measure_files, store::Store, telemetry};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::pnm::outcome::Outcome;
+
+const HTTP_REQUESTS: &str = "matrix2acrobits_http_requests_total";
+const HTTP_DURATION: &str = "matrix2acrobits_http_request_duration_seconds";
+const TOKEN_REPORTS: &str = "matrix2acrobits_token_reports_total";
+const LOGINS: &str = "matrix2acrobits_logins_total";
+const DEVICES: &str = "matrix2acrobits_notify_devices_total";
+const REJECTIONS: &str = "matrix2acrobits_rejections_total";
+const GUARD: &str = "matrix2acrobits_mass_rejection_guard";
+const PNM_REQUESTS: &str = "matrix2acrobits_pnm_requests_total";
+const PNM_DURATION: &str = "matrix2acrobits_pnm_request_duration_seconds";
+const PNM_IN_FLIGHT: &str = "matrix2acrobits_pnm_requests_in_flight";
+
+/// Counted by `routes::report`.
+const REPORT_RESULTS: [&str; 5] = ["changed", "unchanged", "removed", "refused", "unavailable"];
+/// Counted by `auth`.
+const LOGIN_RESULTS: [&str; 8] = [
+    "good",
+    "refused",
+    "no_chat",
+    "no_credentials",
+    "limited",
+    "busy",
+    "down",
+    "unreadable",
+];
+
+/// Starts collecting, and makes every series.
+pub(crate) fn start() -> PrometheusHandle {
+    let handle = telemetry::init_metrics(&[]);
+    describe_counter!(
+        HTTP_REQUESTS,
+        "Requests by route and HTTP status; aborted: the client hung up, or the request took too long"
+    );
+    describe_histogram!(
+        HTTP_DURATION,
+        Unit::Seconds,
+        "Time that they took, by route and class of status (2xx, 4xx, 5xx, aborted)"
+    );
+    let _ = Http::new();
+    describe_counter!(
+        TOKEN_REPORTS,
+        "Token and account removal reports, by result"
+    );
+    for result in REPORT_RESULTS {
+        counter!(TOKEN_REPORTS, "result" => result).absolute(0);
+    }
+    describe_counter!(LOGINS, "Logins of reports, by result");
+    for result in LOGIN_RESULTS {
+        counter!(LOGINS, "result" => result).absolute(0);
+    }
+    describe_counter!(
+        DEVICES,
+        "Devices in notifications, by outcome; dropped: PNM does not understand the message, retry: PNM was \
+         in trouble, unavailable: we were"
+    );
+    describe_counter!(
+        REJECTIONS,
+        "Devices whose pushkey the homeserver was told to forget, by reason"
+    );
+    let _ = Notify::new();
+    describe_gauge!(
+        GUARD,
+        "1 while PNM calls so many tokens gone that none is rejected"
+    );
+    mass_guard().set(0.0);
+    describe_counter!(PNM_REQUESTS, "Requests to PNM, by outcome");
+    describe_histogram!(PNM_DURATION, Unit::Seconds, "Time that these took");
+    describe_gauge!(PNM_IN_FLIGHT, "Those under way");
+    Pnm::new().in_flight.set(0.0);
+    handle
+}
+
+/// `GET /metrics`.
+pub(crate) async fn render(State((store, handle)): State<(Store, PrometheusHandle)>) -> Response {
+    measure_files(&store).await;
+    (
+        [("content-type", "text/plain; version=0.0.4")],
+        handle.render(),
+    )
+        .into_response()
+}
+
+/// Whether rejections are stopped.
+pub(crate) fn mass_guard() -> Gauge {
+    gauge!(GUARD)
+}
+
+/// The counters of one metric, one for each value of a label.
+#[derive(Debug)]
+struct ByLabel<K, const N: usize>([(K, Counter); N]);
+
+impl<K: Copy + PartialEq, const N: usize> ByLabel<K, N> {
+    fn new(keys: [K; N], counter: impl Fn(K) -> Counter) -> Self {
+        Self(keys.map(|key| (key, counter(key))))
+    }
+
+    fn add(&self, key: K, count: u64) {
+        if let Some((_, counter)) = self.0.iter().find(|(of, _)| *of == key) {
+            counter.increment(count);
+        }
+    }
+}
+
+/// What became of a device of a notification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceOutcome {
+    Delivered,
+    Rejected,
+    Dropped,
+    Duplicate,
+    Badge,
+    Retry,
+    Unavailable,
+}
+
+impl DeviceOutcome {
+    const ALL: [Self; 7] = [
+        Self::Delivered,
+        Self::Rejected,
+        Self::Dropped,
+        Self::Duplicate,
+        Self::Badge,
+        Self::Retry,
+        Self::Unavailable,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Rejected => "rejected",
+            Self::Dropped => "dropped",
+            Self::Duplicate => "duplicate",
+            Self::Badge => "badge",
+            Self::Retry => "retry",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Why a device was rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    UnknownPushkey,
+    DeadToken,
+    TokenGone,
+}
+
+impl Reason {
+    const ALL: [Self; 3] = [Self::UnknownPushkey, Self::DeadToken, Self::TokenGone];
+
+    /// The word for logs and metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownPushkey => "unknown_pushkey",
+            Self::DeadToken => "dead_token",
+            Self::TokenGone => "pnm_token_gone",
+        }
+    }
+}
+
+/// Counts what becomes of notifications.
+#[derive(Debug)]
+pub(crate) struct Notify {
+    devices: ByLabel<DeviceOutcome, { DeviceOutcome::ALL.len() }>,
+    rejections: ByLabel<Reason, { Reason::ALL.len() }>,
+}
+
+impl Notify {
+    pub(crate) fn new() -> Self {
+        Self {
+            devices: ByLabel::new(
+                DeviceOutcome::ALL,
+                |of| counter!(DEVICES, "outcome" => of.as_str()),
+            ),
+            rejections: ByLabel::new(
+                Reason::ALL,
+                |of| counter!(REJECTIONS, "reason" => of.as_str()),
+            ),
+        }
+    }
+
+    pub(crate) fn devices(&self, outcome: DeviceOutcome, count: u64) {
+        self.devices.add(outcome, count);
+    }
+
+    pub(crate) fn rejection(&self, reason: Reason) {
+        self.rejections.add(reason, 1);
+    }
+}
+
+/// Counts and times requests to PNM.
+#[derive(Debug)]
+pub(crate) struct Pnm {
+    requests: ByLabel<Outcome, { Outcome::ALL.len() }>,
+    duration: Histogram,
+    in_flight: Gauge,
+}
+
+impl Pnm {
+    pub(crate) fn new() -> Self {
+        Self {
+            requests: ByLabel::new(
+                Outcome::ALL,
+                |of| counter!(PNM_REQUESTS, "outcome" => of.as_str()),
+            ),
+            duration: histogram!(PNM_DURATION),
+            in_flight: gauge!(PNM_IN_FLIGHT),
+        }
+    }
+
+    /// A request begins; it ends when the answer is dropped.
+    pub(crate) fn begin(&self) -> InFlight<'_> {
+        self.in_flight.increment(1.0);
+        InFlight(&self.in_flight)
+    }
+
+    pub(crate) fn count(&self, outcome: Outcome, took: Duration) {
+        self.duration.record(took);
+        self.requests.add(outcome, 1);
+    }
+}
+
+/// A request to PNM under way.
+#[derive(Debug)]
+pub(crate) struct InFlight<'a>(&'a Gauge);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// The routes that requests are counted by.
+const ROUTES: [&str; 8] = [
+    "notify",
+    "report",
+    "removal",
+    "appservice",
+    "health",
+    "metrics",
+    "admin",
+    "other",
+];
+/// The statuses that we answer; all else, which is nothing, is `other`.
+const STATUSES: [&str; 15] = [
+    "200", "400", "401", "403", "404", "405", "408", "413", "429", "500", "502", "503", "504",
+    "other", "aborted",
+];
+const CLASSES: [&str; 4] = ["2xx", "4xx", "5xx", "aborted"];
+
+/// Where a path belongs among [`ROUTES`].
+fn route(path: &str) -> usize {
+    let name = match path {
+        "/_matrix/push/v1/notify" => "notify",
+        "/api/client/push_token_report" => "report",
+        "/api/client/account_removal_report" => "removal",
+        "/health" | "/health/live" | "/health/ready" => "health",
+        "/metrics" => "metrics",
+        _ if path.starts_with("/_matrix/app/") => "appservice",
+        _ if path.starts_with("/api/internal/") => "admin",
+        _ => "other",
+    };
+    let index = ROUTES.iter().position(|of| *of == name);
+    index.unwrap_or(ROUTES.len() - 1)
+}
+
+/// Counts and times the requests that we take.
+#[derive(Debug)]
+pub(crate) struct Http(Vec<Route>);
+
+#[derive(Debug)]
+struct Route {
+    requests: [Counter; STATUSES.len()],
+    durations: [Histogram; CLASSES.len()],
+}
+
+impl Http {
+    pub(crate) fn new() -> Self {
+        let route = |route: &'static str| Route {
+            requests: STATUSES
+                .map(|status| counter!(HTTP_REQUESTS, "route" => route, "status" => status)),
+            durations: CLASSES
+                .map(|class| histogram!(HTTP_DURATION, "route" => route, "status" => class)),
+        };
+        Self(ROUTES.map(route).into())
+    }
+
+    /// Counts a request to `path`; without a status the client has gone before the answer.
+    pub(crate) fn count(&self, path: &str, status: Option<u16>, took: Duration) {
+        let Some(route) = self.0.get(route(path)) else {
+            return;
+        };
+        let (status, class) = match status {
+            None => ("aborted", "aborted"),
+            Some(status) => (status_label(status), class(status)),
+        };
+        if let Some(index) = STATUSES.iter().position(|of| *of == status) {
+            route.requests[index].increment(1);
+        }
+        if let Some(index) = CLASSES.iter().position(|of| *of == class) {
+            route.durations[index].record(took);
+        }
+    }
+}
+
+fn status_label(status: u16) -> &'static str {
+    match status {
+        200 => "200",
+        400 => "400",
+        401 => "401",
+        403 => "403",
+        404 => "404",
+        405 => "405",
+        408 => "408",
+        413 => "413",
+        429 => "429",
+        500 => "500",
+        502 => "502",
+        503 => "503",
+        504 => "504",
+        _ => "other",
+    }
+}
+
+fn class(status: u16) -> &'static str {
+    match status {
+        500.. => "5xx",
+        400.. => "4xx",
+        _ => "2xx",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_few_whatever_is_asked_for() {
+        assert_eq!(ROUTES[route("/_matrix/push/v1/notify")], "notify");
+        assert_eq!(ROUTES[route("/api/internal/mappings/secret")], "admin");
+        assert_eq!(ROUTES[route("/wp-login.php")], "other");
+    }
+
+    #[test]
+    fn every_status_has_a_series() {
+        for status in 100..1000 {
+            assert!(STATUSES.contains(&status_label(status)), "{status}");
+            assert!(CLASSES.contains(&class(status)), "{status}");
+        }
+    }
+}

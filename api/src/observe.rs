@@ -1,0 +1,193 @@
+//! Sees every request: counts and times it, and gives the lines that it leaves in the log an id: `request` is
+//! the proxy's `X-Request-Id` or one of ours, `trace` the trace id of an incoming `traceparent`.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use axum::{extract::Request, response::Response};
+use http::HeaderMap;
+use tower::{Layer, Service};
+use tracing::{
+    Instrument as _, Span,
+    field::{Empty, display},
+    instrument::Instrumented,
+};
+
+use crate::metrics::Http;
+
+/// Longest id of a proxy that we take over.
+const MAX_ID: usize = 64;
+
+/// Observes the requests of a router.
+#[derive(Debug, Clone)]
+pub(crate) struct ObserveLayer(Arc<Http>);
+
+impl ObserveLayer {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Http::new()))
+    }
+}
+
+impl<S> Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe {
+            inner,
+            metrics: Arc::clone(&self.0),
+        }
+    }
+}
+
+/// A service whose requests are observed.
+#[derive(Debug, Clone)]
+pub(crate) struct Observe<S> {
+    inner: S,
+    metrics: Arc<Http>,
+}
+
+impl<S> Service<Request> for Observe<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Observed<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let pending = Pending {
+            metrics: Arc::clone(&self.metrics),
+            path: request.uri().clone(),
+            start: Instant::now(),
+            status: None,
+        };
+        let span = span(request.headers());
+        let inner = span.in_scope(|| self.inner.call(request));
+        Observed {
+            inner: inner.instrument(span),
+            pending,
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The answer to come.
+    pub(crate) struct Observed<F> {
+        #[pin]
+        inner: Instrumented<F>,
+        pending: Pending,
+    }
+}
+
+impl<F: Future<Output = Result<Response, Infallible>>> Future for Observed<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        this.pending.status = result
+            .as_ref()
+            .ok()
+            .map(|response| response.status().as_u16());
+        Poll::Ready(result)
+    }
+}
+
+/// A request that is counted when it ends, also if it is given up before the answer.
+struct Pending {
+    metrics: Arc<Http>,
+    /// Cloning it copies no text.
+    path: http::Uri,
+    start: Instant,
+    status: Option<u16>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.metrics
+            .count(self.path.path(), self.status, self.start.elapsed());
+    }
+}
+
+/// What the log lines of a request begin with, at every level.
+fn span(headers: &HeaderMap) -> Span {
+    let text = |name| headers.get(name)?.to_str().ok();
+    let trace = text("traceparent").and_then(trace_id);
+    let span = match text("x-request-id").filter(|id| is_id(id)) {
+        Some(id) => tracing::error_span!("http", request = id, trace = Empty),
+        None => {
+            let id: u64 = rand::random();
+            tracing::error_span!("http", request = %format_args!("{id:016x}"), trace = Empty)
+        }
+    };
+    if let Some(trace) = trace {
+        span.record("trace", display(trace));
+    }
+    span
+}
+
+/// Whether a proxy's id is one that cannot upset the log.
+fn is_id(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=MAX_ID).contains(&text.len()) && text.bytes().all(plain)
+}
+
+/// The trace id of a `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>): version,
+/// trace id, parent id and flags in hexadecimal; later versions may have more.
+fn trace_id(header: &str) -> Option<&str> {
+    let mut parts = header.trim().split('-');
+    let mut next = |length: usize| {
+        let part = parts.next()?;
+        let hex = part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        (hex && part.len() == length).then_some(part)
+    };
+    let (version, trace, parent, _flags) = (next(2)?, next(32)?, next(16)?, next(2)?);
+    let more = parts.next().is_some();
+    let nothing = |part: &str| part.bytes().all(|b| b == b'0');
+    let valid =
+        version != "ff" && !(version == "00" && more) && !nothing(trace) && !nothing(parent);
+    valid.then_some(trace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trace_ids() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let good = format!("00-{trace}-00f067aa0ba902b7-01");
+        assert_eq!(trace_id(&good), Some(trace));
+        let newer = format!("01-{trace}-00f067aa0ba902b7-01-more");
+        assert_eq!(trace_id(&newer), Some(trace));
+        for bad in [
+            String::new(),
+            trace.to_owned(),
+            good.to_uppercase(),
+            format!("ff-{trace}-00f067aa0ba902b7-01"),
+            format!("00-{trace}-0000000000000000-01"),
+            format!("00-{trace}-00f067aa0ba902b7"),
+            format!("{good}-more"),
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01".to_owned(),
+        ] {
+            assert_eq!(trace_id(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_of_proxies() {
+        assert!(is_id("f8a1-22_b.3"));
+        for bad in ["", "a b", "a\"b", "ä", &"x".repeat(65)] {
+            assert!(!is_id(bad), "{bad}");
+        }
+    }
+}
