@@ -1,6 +1,8 @@
-//! Metrics: their names and labels are pinned, every series is there from the start and no more come later.
+//! Metrics: their names and labels are pinned, every series is there from the start and no more come later, and
+//! the dashboard and the alerts ask for none that do not exist.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{BOB, MALLORY, Phone, message};
@@ -8,7 +10,7 @@ use matrix2acrobits_tests::http::{segment, send};
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PINNED: &str = include_str!("../fixtures/metrics.txt");
 const PREFIX: &str = "matrix2acrobits_";
@@ -197,5 +199,87 @@ async fn what_happens_is_counted() {
         for secret in [&phone.token, &phone.selector, BOB] {
             assert!(!text.contains(secret), "{secret} in:\n{text}");
         }
+    }
+}
+
+fn operations() -> PathBuf {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations").into()
+}
+
+fn read(name: &str) -> String {
+    let path = operations().join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The words in a text that name a metric.
+fn named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with(PREFIX)).collect()
+}
+
+#[test]
+fn what_the_operations_documents_name_exists() {
+    let exists = |name: &str| PINNED.split_whitespace().any(|word| word == name);
+    let files = std::fs::read_dir(operations()).expect("docs/operations");
+    let files = files
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file());
+    let readme = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"));
+    for file in files.chain([readme]) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for name in named(&text) {
+            assert!(exists(&base(name, exists)), "{}: {name}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_metric_is_on_the_dashboard() {
+    let dashboard = read("dashboard.json");
+    let shown = named(&dashboard);
+    let names = PINNED
+        .split_whitespace()
+        .filter(|word| word.starts_with(PREFIX));
+    for name in names {
+        let bucket = format!("{name}_bucket");
+        assert!(
+            shown.contains(name) || shown.contains(bucket.as_str()),
+            "{name} is not shown"
+        );
+    }
+}
+
+#[test]
+fn the_dashboard_is_one() {
+    let dashboard: Value = serde_json::from_str(&read("dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_i64()).collect();
+    assert_eq!(ids.len(), panels.len(), "panels have ids of their own");
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        let targets = panel["targets"].as_array().unwrap();
+        let asks = |target: &Value| target["expr"].as_str().is_some_and(|e| e.contains(PREFIX));
+        assert!(
+            !targets.is_empty() && targets.iter().all(asks),
+            "{}",
+            panel["title"]
+        );
+    }
+}
+
+#[test]
+fn every_alert_has_a_section_in_the_runbook() {
+    let (alerts, runbook) = (read("alerts.yml"), read("runbook.md"));
+    let names: Vec<_> = alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(names.len() >= 7, "{names:?}");
+    for name in names {
+        assert!(
+            runbook.contains(&format!("\n## {name}\n")),
+            "no section {name}"
+        );
+        let anchor = format!("runbook.md#{}\n", name.to_lowercase());
+        assert!(alerts.contains(&anchor), "no link {anchor}");
     }
 }
