@@ -1,12 +1,19 @@
 //! The api's command line.
 
-use std::fmt;
+pub(crate) mod import;
+mod mapping_file;
+pub(crate) mod mappings;
+mod tally;
+
+use std::{error::Error, fmt, time::Duration};
 
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
+    clock::Clock,
     config::{self, SettingError, SharedArgs},
     health,
-    store::OpenError,
+    store::{OpenError, Store, import::Import},
+    telemetry::Chain,
 };
 
 use crate::settings::{AdminArgs, ServeArgs};
@@ -38,6 +45,11 @@ pub(crate) enum Command {
     Registration,
     /// Print the description of the HTTP endpoints (OpenAPI 3.1, JSON)
     Openapi,
+    /// Take over the push tokens of the Go proxy that this bridge replaces
+    Import(import::Args),
+    /// Take or write whose selectors are, many at once
+    #[command(subcommand)]
+    Mappings(mappings::Command),
 }
 
 /// Why a command ends without success: a line for standard error and an exit code.
@@ -53,6 +65,11 @@ impl Failure {
             message: error.to_string(),
             code: 1,
         }
+    }
+
+    /// An error with what caused it.
+    pub(crate) fn of(error: impl Error) -> Self {
+        Self::other(Chain(&error))
     }
 
     pub(crate) fn exit(self) -> ! {
@@ -84,4 +101,34 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
     health::check(cli.admin.addr()?)
         .await
         .map_err(Failure::other)
+}
+
+/// Commands that write share the file with an api and a worker, and nobody waits for them.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// Opens a database that must be there: what a new, empty one says would mislead.
+async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
+    let database = cli.shared.database()?;
+    if !database.path().exists() {
+        let problem = format!("there is no file {database}");
+        return Err(SettingError::new("DATABASE_URL", problem).into());
+    }
+    Ok(Store::open(&database, BUSY, Clock::system()).await?)
+}
+
+/// Opens the database to import into, made if it is not there; for a dry run only to look.
+async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
+    let database = cli.shared.database()?;
+    print(format_args!("into {database}"));
+    if dry_run {
+        return Import::dry_run(&database).await.map_err(Failure::of);
+    }
+    let store = Store::open(&database, BUSY, Clock::system()).await?;
+    Ok(Import::into_store(store))
+}
+
+/// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.
+fn print(line: impl fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

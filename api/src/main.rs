@@ -32,6 +32,8 @@ async fn main() {
         Command::Healthcheck => cli::healthcheck(&cli).await,
         Command::Registration => registration::run(&cli),
         Command::Openapi => openapi::run(),
+        Command::Import(args) => cli::import::run(&cli, &args).await,
+        Command::Mappings(command) => cli::mappings::run(&cli, &command).await,
     };
     if let Err(failure) = result {
         failure.exit();

@@ -122,12 +122,11 @@ impl Drop for Pending {
 fn span(headers: &HeaderMap) -> Span {
     let text = |name| headers.get(name)?.to_str().ok();
     let trace = text("traceparent").and_then(trace_id);
-    let span = match text("x-request-id").filter(|id| is_id(id)) {
-        Some(id) => tracing::error_span!("http", request = id, trace = Empty),
-        None => {
-            let id: u64 = rand::random();
-            tracing::error_span!("http", request = %format_args!("{id:016x}"), trace = Empty)
-        }
+    let span = if let Some(id) = text("x-request-id").filter(|id| is_id(id)) {
+        tracing::error_span!("http", request = id, trace = Empty)
+    } else {
+        let id: u64 = rand::random();
+        tracing::error_span!("http", request = %format_args!("{id:016x}"), trace = Empty)
     };
     if let Some(trace) = trace {
         span.record("trace", display(trace));
@@ -153,9 +152,8 @@ fn trace_id(header: &str) -> Option<&str> {
     let (version, trace, parent, _flags) = (next(2)?, next(32)?, next(16)?, next(2)?);
     let more = parts.next().is_some();
     let nothing = |part: &str| part.bytes().all(|b| b == b'0');
-    let valid =
-        version != "ff" && !(version == "00" && more) && !nothing(trace) && !nothing(parent);
-    valid.then_some(trace)
+    let invalid = version == "ff" || (version == "00" && more) || nothing(trace) || nothing(parent);
+    (!invalid).then_some(trace)
 }
 
 #[cfg(test)]

@@ -1,6 +1,12 @@
 //! Metrics: their names and labels are pinned, every series is there from the start and no more come later, and
 //! the dashboard and the alerts ask for none that do not exist.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops where it is"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 

@@ -193,7 +193,7 @@ impl<'a> Values<'a> {
 }
 
 /// Whether the app has left the template's placeholder as it was, such as `%pushTokenOther%`.
-fn is_placeholder(value: &str) -> bool {
+pub(crate) fn is_placeholder(value: &str) -> bool {
     value
         .strip_prefix('%')
         .and_then(|rest| rest.strip_suffix('%'))

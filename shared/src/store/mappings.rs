@@ -23,19 +23,7 @@ impl Store {
         self.writer
             .write(move |connection| {
                 let (selector, user, now) = (selector.clone(), user.clone(), clock.unix());
-                Box::pin(async move {
-                    let (selector, user) = (selector.as_str(), user.as_str());
-                    sqlx::query!(
-                        "INSERT INTO mappings (selector, user_id, created_at, updated_at) VALUES (?1, ?2, ?3, ?3)
-                         ON CONFLICT (selector) DO UPDATE SET user_id = excluded.user_id, updated_at = excluded.updated_at",
-                        selector,
-                        user,
-                        now
-                    )
-                    .execute(&mut *connection)
-                    .await?;
-                    settle_selector(connection, selector, now).await
-                })
+                Box::pin(async move { put_mapping(connection, &selector, &user, now).await })
             })
             .await
     }
@@ -81,6 +69,25 @@ impl Store {
         .fetch_all(self.readers())
         .await?)
     }
+}
+
+pub(super) async fn put_mapping(
+    connection: &mut SqliteConnection,
+    selector: &Selector,
+    user: &UserId,
+    now: i64,
+) -> Result<(), StoreError> {
+    let (selector, user) = (selector.as_str(), user.as_str());
+    sqlx::query!(
+        "INSERT INTO mappings (selector, user_id, created_at, updated_at) VALUES (?1, ?2, ?3, ?3)
+         ON CONFLICT (selector) DO UPDATE SET user_id = excluded.user_id, updated_at = excluded.updated_at",
+        selector,
+        user,
+        now
+    )
+    .execute(&mut *connection)
+    .await?;
+    settle_selector(connection, selector, now).await
 }
 
 async fn settle_selector(

@@ -2,6 +2,8 @@
 //! place that holds SQL, so that another database can later stand behind the same functions.
 
 mod finish;
+pub mod go_proxy;
+pub mod import;
 pub mod listing;
 pub mod mappings;
 mod open;

@@ -285,7 +285,7 @@ fn parse_target(
     })
 }
 
-async fn save_report(
+pub(super) async fn save_report(
     connection: &mut SqliteConnection,
     report: &Report,
     now: i64,

@@ -1,0 +1,154 @@
+//! `mappings import|export`: whose selectors are, many at once. Works beside a running api; repeating an import
+//! changes nothing.
+
+use std::{io::Read as _, path::Path, path::PathBuf};
+
+use clap::{Subcommand, ValueEnum};
+use matrix2acrobits_shared::{
+    config::SettingError, store::import::IMPORT_CHUNK, store::import::Import,
+};
+
+use super::{
+    Cli, Failure,
+    mapping_file::{self, Placed},
+    open_existing, open_import, print,
+    tally::Tally,
+};
+
+const PAGE: u32 = 500;
+
+/// Which way.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Command {
+    /// Take mappings from a CSV (selector,user_id) or JSON file; a selector that is mapped already gets the file's user
+    Import(ImportArgs),
+    /// Write all mappings to standard output
+    Export(ExportArgs),
+}
+
+/// What to take.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ImportArgs {
+    /// CSV or JSON file; -: standard input
+    file: PathBuf,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// How to write.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ExportArgs {
+    /// Form of the output
+    #[arg(long, value_enum, default_value = "csv")]
+    format: Format,
+}
+
+/// The form of an export.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// Lines of selector,user_id,updated_at
+    Csv,
+    /// One array
+    Json,
+}
+
+pub(crate) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Import(args) => {
+            let rows = read("FILE", &args.file)?;
+            let mut import = open_import(cli, args.dry_run).await?;
+            take(&mut import, rows).await?;
+            if args.dry_run {
+                print("dry run: nothing was changed");
+            }
+            Ok(())
+        }
+        Command::Export(args) => export(cli, args.format).await,
+    }
+}
+
+/// Reads a file of mappings; `name` is the argument that names it.
+pub(super) fn read(name: &'static str, file: &Path) -> Result<Vec<Placed>, Failure> {
+    let mut text = String::new();
+    let result = if file == Path::new("-") {
+        std::io::stdin()
+            .lock()
+            .read_to_string(&mut text)
+            .map(|_| ())
+    } else {
+        std::fs::read_to_string(file).map(|read| text = read)
+    };
+    let problem =
+        |problem: String| SettingError::new(name, format!("{}: {problem}", file.display()));
+    result.map_err(|error| problem(format!("cannot be read: {error}")))?;
+    Ok(mapping_file::parse(&text).map_err(problem)?)
+}
+
+/// Takes the rows of a file.
+pub(super) async fn take(import: &mut Import, rows: Vec<Placed>) -> Result<(), Failure> {
+    let mut tally = Tally::new("mappings", rows.len() as u64);
+    let mut rows = rows.into_iter();
+    loop {
+        let (mut places, mut chunk) = (Vec::new(), Vec::new());
+        let mut any = false;
+        for (place, row) in rows.by_ref().take(IMPORT_CHUNK) {
+            any = true;
+            match row {
+                Ok(row) => {
+                    places.push(place);
+                    chunk.push(row);
+                }
+                Err(reason) => tally.skip(place, &reason),
+            }
+        }
+        if !any {
+            break;
+        }
+        let results = import.mappings(chunk).await.map_err(Failure::of)?;
+        for (place, result) in places.into_iter().zip(results) {
+            tally.row(place, result);
+        }
+    }
+    tally.finish();
+    Ok(())
+}
+
+async fn export(cli: &Cli, format: Format) -> Result<(), Failure> {
+    let store = open_existing(cli).await?;
+    let mut output = csv::Writer::from_writer(std::io::stdout().lock());
+    let mut all = Vec::new();
+    let mut after = String::new();
+    if matches!(format, Format::Csv)
+        && output
+            .write_record(["selector", "user_id", "updated_at"])
+            .is_err()
+    {
+        return Ok(());
+    }
+    loop {
+        let page = store.mappings(&after, PAGE).await.map_err(Failure::of)?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.selector);
+        match format {
+            Format::Json => all.extend(page),
+            Format::Csv => {
+                for row in &page {
+                    let time = row.updated_at.to_string();
+                    // A reader that has seen enough is not an error.
+                    if output
+                        .write_record([&row.selector, &row.user_id, &time])
+                        .is_err()
+                    {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+    if matches!(format, Format::Json) {
+        drop(output);
+        print(serde_json::to_string_pretty(&all).map_err(Failure::of)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! What an import says while it runs and when it is done: progress, a line for each row that was passed over,
+//! and sums.
+
+use std::{collections::BTreeMap, fmt, io::IsTerminal};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use matrix2acrobits_shared::store::import::Imported;
+
+use super::print;
+
+/// How often a line says how far it is, where there is no terminal, in rows.
+const SAY_EVERY: u64 = 10_000;
+
+/// Counts rows and tells of them.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    what: &'static str,
+    bar: ProgressBar,
+    rows: u64,
+    added: u64,
+    changed: u64,
+    unchanged: u64,
+    skipped: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    /// For so many rows of `what`, such as "mappings".
+    pub(crate) fn new(what: &'static str, rows: u64) -> Self {
+        Self {
+            what,
+            bar: bar(rows),
+            rows: 0,
+            added: 0,
+            changed: 0,
+            unchanged: 0,
+            skipped: BTreeMap::new(),
+        }
+    }
+
+    /// A row, at a place such as "line 7", was taken or not.
+    pub(crate) fn row(&mut self, place: impl fmt::Display, result: Imported) {
+        match result {
+            Imported::Added => self.added += 1,
+            Imported::Changed => self.changed += 1,
+            Imported::Unchanged => self.unchanged += 1,
+            Imported::NewerHere => return self.skip(place, "what is here is newer"),
+            Imported::NeedsAppId => return self.skip(place, "has a token but no app id"),
+        }
+        self.step();
+    }
+
+    /// A row was passed over. The reason must not show a token.
+    pub(crate) fn skip(&mut self, place: impl fmt::Display, reason: &str) {
+        let line = format!("{place}: skipped: {reason}");
+        // Above the bar, where there is one.
+        self.bar.suspend(|| print(line));
+        *self.skipped.entry(reason.to_owned()).or_default() += 1;
+        self.step();
+    }
+
+    fn step(&mut self) {
+        self.rows += 1;
+        self.bar.inc(1);
+        if self.bar.is_hidden() && self.rows.is_multiple_of(SAY_EVERY) {
+            print(format_args!("{}: {} so far", self.what, self.rows));
+        }
+    }
+
+    /// The sums.
+    pub(crate) fn finish(self) {
+        self.bar.finish_and_clear();
+        let skipped: u64 = self.skipped.values().sum();
+        print(format_args!(
+            "{}: {} added, {} changed, {} unchanged, {skipped} skipped",
+            self.what, self.added, self.changed, self.unchanged
+        ));
+        for (reason, count) in self.skipped {
+            print(format_args!("  {count} skipped: {reason}"));
+        }
+    }
+}
+
+/// A bar on a terminal; elsewhere hidden, and lines tell.
+fn bar(rows: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(rows);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}
