@@ -1,6 +1,10 @@
 //! The api's settings, parsed once at start.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::Args;
 use matrix2acrobits_shared::{
@@ -16,15 +20,13 @@ use crate::auth::Proxies;
 /// Settings that only `serve` uses, as they come from flags and environment.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeArgs {
-    /// Address of the public listener
-    #[arg(
-        long,
-        env = "LISTEN_ADDR",
-        value_name = "ADDR:PORT",
-        global = true,
-        default_value = "127.0.0.1:8080"
-    )]
-    listen_addr: String,
+    /// Address of the public listener [default: 127.0.0.1:8080]
+    #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR:PORT", global = true)]
+    listen_addr: Option<String>,
+
+    /// The Go proxy's name for the port to listen on, on all addresses, where LISTEN_ADDR is not set
+    #[arg(long, env = "PROXY_PORT", global = true, hide = true)]
+    proxy_port: Option<String>,
 
     /// Who a report comes from: selector (an operator's mapping says), nethcti or matrix (a login says)
     #[arg(
@@ -161,6 +163,29 @@ pub(crate) struct Settings {
 }
 
 impl ServeArgs {
+    fn listen_addr(&self) -> Result<SocketAddr, SettingError> {
+        let named = |name, text: Option<&str>, read: fn(&str) -> Option<SocketAddr>, form| {
+            config::optional(name, text, |text| {
+                read(text).ok_or_else(|| format!("must be {form}, not {text:?}"))
+            })
+        };
+        let addr = named(
+            "LISTEN_ADDR",
+            self.listen_addr.as_deref(),
+            |text| text.parse().ok(),
+            "an address and port such as 127.0.0.1:8080",
+        )?;
+        let port = named(
+            "PROXY_PORT",
+            self.proxy_port.as_deref(),
+            |text| Some((Ipv4Addr::UNSPECIFIED, text.parse().ok()?).into()),
+            "a port",
+        )?;
+        Ok(addr
+            .or(port)
+            .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8080).into()))
+    }
+
     pub(crate) fn parse(&self, shared: &SharedArgs) -> Result<Settings, SettingError> {
         let homeserver = shared.homeserver_url()?;
         let server_name = shared.server_name()?;
@@ -190,7 +215,7 @@ impl ServeArgs {
                 .map(|seconds| Duration::from_secs(seconds.into()))
         };
         Ok(Settings {
-            listen_addr: config::socket_addr("LISTEN_ADDR", &self.listen_addr)?,
+            listen_addr: self.listen_addr()?,
             report_auth,
             auth_timeout: seconds("EXT_AUTH_TIMEOUT_S", &self.ext_auth_timeout_s, 1)?,
             login_ttl: seconds("CACHE_TTL_SECONDS", &self.cache_ttl_seconds, 0)?,

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use matrix2acrobits_shared::{
-    clock::Clock, config::SettingError, shutdown, store::Store, telemetry,
+    clock::Clock, config::SettingError, go_proxy, shutdown, store::Store, telemetry,
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,6 +28,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let admin_token = cli.shared.admin_token()?;
     let database = cli.shared.database()?;
     telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    go_proxy::log_notes(&cli.shared, true);
     let metrics = metrics::start();
     let auth = Auth::new(&settings).map_err(Failure::other)?;
 

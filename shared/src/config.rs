@@ -13,7 +13,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use url::Url;
 
 use crate::{
-    ids::ServerName,
+    ids::{ServerName, UserId},
     net::Outgoing,
     secret::Secret,
     telemetry::{LogFilter, LogFormat},
@@ -77,6 +77,10 @@ pub struct SharedArgs {
     /// PEM file with certificate authorities that are trusted for outgoing calls, besides the system's
     #[arg(long, env = "EXTRA_CA_FILE", value_name = "PATH", global = true)]
     pub extra_ca_file: Option<PathBuf>,
+
+    /// The Go proxy's name for its user; tells the server name where MATRIX_SERVER_NAME does not
+    #[arg(long, env = "AS_USER_ID", global = true, hide = true)]
+    pub as_user_id: Option<String>,
 
     /// DEBUG, INFO, WARNING, CRITICAL, or tracing filters such as matrix2acrobits_api=debug
     #[arg(
@@ -143,6 +147,9 @@ impl SharedArgs {
         if set.is_some() {
             return Ok(set);
         }
+        if let Some(user) = self.as_user_id() {
+            return Ok(Some(user.server_name()));
+        }
         let url = self.homeserver_url()?;
         let host = url.as_ref().and_then(Url::host_str);
         host.map(|host| ServerName::parse(host).map_err(|e| SettingError::new(name, e.to_string())))
@@ -158,6 +165,11 @@ impl SharedArgs {
                 SettingError::new("EXTRA_CA_FILE", format!("{problem}: {}", path.display()))
             }),
         }
+    }
+
+    /// The Go proxy's AS_USER_ID, if it is one; it is not ours to insist on.
+    pub fn as_user_id(&self) -> Option<UserId> {
+        UserId::parse(self.as_user_id.as_deref()?.trim()).ok()
     }
 
     /// Which log lines to write.
@@ -380,8 +392,10 @@ pub fn parse_cli<C: clap::Parser>() -> C {
             error.exit();
         }
         let text = error.to_string();
-        let line = text.lines().find(|line| !line.trim().is_empty());
-        exit_with(line.unwrap_or("error: wrong arguments"))
+        // What is wrong; usage and tips come after an empty line.
+        let lines = text.lines().map(str::trim);
+        let problem: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+        exit_with(problem.join(" "))
     })
 }
 

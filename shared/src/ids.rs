@@ -147,6 +147,13 @@ impl UserId {
         }
         Ok(Self(value.into()))
     }
+
+    /// The part after the first colon.
+    pub fn server_name(&self) -> ServerName {
+        // That it is one was checked when this was parsed.
+        let server = self.0.split_once(':').map_or("", |(_, server)| server);
+        ServerName(server.into())
+    }
 }
 
 impl ServerName {

@@ -411,3 +411,46 @@ async fn a_copy_in_a_folder_that_is_read_only_will_do_and_a_dry_run_makes_no_dat
     assert!(said.contains("push tokens: 1 added"), "{said}");
     assert_eq!(Database::at(&database).count("push_tokens").await, 1);
 }
+
+#[tokio::test]
+async fn the_go_proxys_environment_is_understood() {
+    let folder = folder();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("ADMIN_LISTEN_ADDR", "127.0.0.1:0"),
+        ("PROXY_PORT", "0"),
+        ("PUSH_TOKEN_DB_PATH", "/tmp/push_tokens.db"),
+        ("AS_USER_ID", "@_acrobits_proxy:example.org"),
+        ("SUPER_ADMIN_TOKEN", "do-not-log"),
+        ("LOGLEVEL", "info"),
+        ("PNM_URL", "http://127.0.0.1:9/"),
+    ];
+    let env: Env = settings
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    let mut api = Process::start(Program::Api, &[], &env);
+    api.listening().await;
+    for name in [
+        "PROXY_PORT",
+        "PUSH_TOKEN_DB_PATH",
+        "AS_USER_ID",
+        "SUPER_ADMIN_TOKEN",
+    ] {
+        assert_eq!(
+            api.log_lines(&format!("{name} of the Go proxy: ")).len(),
+            1,
+            "{}",
+            api.log()
+        );
+    }
+    assert!(
+        api.public_url().starts_with("http://0.0.0.0:"),
+        "{}",
+        api.log()
+    );
+    assert!(!api.log().contains("do-not-log"));
+    assert_eq!(api.terminate().await, Some(0));
+    let output = Program::Api.run(&["registration"], &env).await;
+    assert!(String::from_utf8_lossy(&output.stdout).contains(r"'@.*:example\.org'"));
+}

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use matrix2acrobits_shared::{
-    clock::Clock, config::SettingError, ids::log_id, shutdown, store::Store, telemetry,
+    clock::Clock, config::SettingError, go_proxy, ids::log_id, shutdown, store::Store, telemetry,
 };
 use tokio::net::TcpListener;
 
@@ -26,6 +26,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let database = cli.shared.database()?;
     cli.shared.admin_token()?;
     telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    go_proxy::log_notes(&cli.shared, false);
     let metrics = metrics::start();
 
     let listener = TcpListener::bind(admin_addr).await.map_err(|e| {
