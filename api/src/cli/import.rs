@@ -97,6 +97,7 @@ fn token(row: &GoProxyRow) -> Result<TokenRow, String> {
             selector,
             device: None,
             owner: None,
+            strangers: true,
         },
         token_msgs: field("token_msgs", &row.token_msgs, Pushkey::parse)?,
         app_id_msgs: field("appid_msgs", &row.app_id_msgs, AppId::parse)?,

@@ -193,8 +193,8 @@ async fn import_tokens(
             result = match save_report(connection, &row.report, now).await? {
                 Saved::Done { .. } => result,
                 Saved::NeedsAppId => Imported::NeedsAppId,
-                // Only a report with a login can be refused so, and an import has none.
-                Saved::NotYours => Imported::NewerHere,
+                // Neither can be: a report is refused so for its login, and for `strangers`.
+                Saved::NotYours | Saved::Strange => Imported::NewerHere,
             };
         }
         results.push(result);
