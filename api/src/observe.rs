@@ -123,7 +123,7 @@ fn span(headers: &HeaderMap) -> Span {
     let text = |name| headers.get(name)?.to_str().ok();
     let trace = text("traceparent").and_then(trace_id);
     let span = if let Some(id) = text("x-request-id").filter(|id| is_id(id)) {
-        tracing::error_span!("http", request = id, trace = Empty)
+        tracing::error_span!("http", request = %id, trace = Empty)
     } else {
         let id: u64 = rand::random();
         tracing::error_span!("http", request = %format_args!("{id:016x}"), trace = Empty)
