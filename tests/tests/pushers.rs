@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use matrix2acrobits_tests::app::App;
-use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, MALLORY, Phone, message};
 use matrix2acrobits_tests::homeserver::{Call, Fault};
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::process::{Process, Program};
@@ -119,6 +119,19 @@ async fn a_changed_mapping_moves_the_pusher() {
     app.map(&phone.selector, ALICE).await;
     app.pushers_are(ALICE, &[&phone]).await;
     app.pushers_are(BOB, &[]).await;
+}
+
+#[tokio::test]
+async fn a_mapping_to_a_user_who_does_not_exist_leaves_nothing_behind_once_it_is_corrected() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.map(&phone.selector, MALLORY).await;
+    app.report(&phone.report()).await.expect_status(200);
+    app.dead_letters(1).await;
+    app.map(&phone.selector, BOB).await;
+    app.pushers_are(BOB, &[&phone]).await;
+    app.settled().await;
+    app.dead_letters(0).await;
 }
 
 #[tokio::test]

@@ -82,6 +82,23 @@ pub(crate) fn classify(answer: &Answer, fallback: Duration) -> Verdict {
     }
 }
 
+/// The same for a deletion: a homeserver that does not know the user holds no pusher of his.
+pub(crate) fn classify_deletion(answer: &Answer, fallback: Duration) -> Verdict {
+    let verdict = classify(answer, fallback);
+    match answer {
+        Answer::Http(response) if response.status == 403 && is_unknown_user(response) => {
+            Verdict::Done
+        }
+        _ => verdict,
+    }
+}
+
+/// Synapse's words for it; the errcode is that of other refusals as well.
+fn is_unknown_user(response: &Response) -> bool {
+    let error = response.error.as_deref().unwrap_or_default();
+    error.starts_with("Application service has not registered this user")
+}
+
 /// The answer in a line for logs and dead letters: status, errcode and error.
 fn describe(response: &Response) -> String {
     let status = response.status;
@@ -210,6 +227,23 @@ mod tests {
                 after: MAX_RETRY_AFTER
             }
         );
+    }
+
+    #[test]
+    fn a_user_who_does_not_exist_has_no_pusher_to_delete() {
+        let answer = |error: &str| {
+            let body = format!(r#"{{"errcode":"M_FORBIDDEN","error":"{error}"}}"#);
+            Answer::Http(read(403, None, body.as_bytes()))
+        };
+        let unknown = answer("Application service has not registered this user (@x:y)");
+        let other = answer("Application service cannot masquerade as this user (@x:y).");
+        assert_eq!(classify_deletion(&unknown, Duration::ZERO), Verdict::Done);
+        for (verdict, what) in [
+            (classify(&unknown, Duration::ZERO), "set"),
+            (classify_deletion(&other, Duration::ZERO), "not ours"),
+        ] {
+            assert!(matches!(verdict, Verdict::Refused { .. }), "{what}");
+        }
     }
 
     #[test]

@@ -130,7 +130,8 @@ impl Jobs {
                     pushkey: row.pushkey.as_str(),
                     kind: None,
                 };
-                self.classify(&self.homeserver.delete(&row.user_id, &pusher).await)
+                let answer = self.homeserver.delete(&row.user_id, &pusher).await;
+                classification::classify_deletion(&answer, self.settings.retry.initial)
             }
             Goal::Check => match self.check(row, &set).await {
                 Ok(true) => Verdict::Done,
