@@ -68,7 +68,7 @@ pub(crate) struct ServeArgs {
         env = "NEW_SELECTORS_PER_HOUR",
         value_name = "NUMBER",
         global = true,
-        default_value = "1000"
+        default_value = "5000"
     )]
     new_selectors_per_hour: String,
 

@@ -81,7 +81,7 @@ const COMMON: [&str; 12] = [
 ];
 const API: [&str; 17] = [
     "NEW_SELECTORS_PER_HOUR",
-    "1000",
+    "5000",
     "LISTEN_ADDR",
     "127.0.0.1:8080",
     "127.0.0.1:9090",

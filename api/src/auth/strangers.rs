@@ -1,5 +1,6 @@
 //! Limits how many selectors that nobody stands for one address may add (REPORT_AUTH=selector): without it
-//! anybody could fill the disk. Phones that are known, mapped or logged in are never counted.
+//! anybody could fill the disk. Phones that are known, mapped or logged in are never counted, nor is who comes
+//! from this machine: that is the reverse proxy, whom nobody has named in TRUSTED_PROXIES, with all phones.
 
 use std::{
     net::IpAddr,
@@ -37,7 +38,7 @@ impl Strangers {
 
     /// How long this address has to wait before it may add another.
     pub(super) fn wait(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
-        let share = self.share?;
+        let share = self.share.filter(|_| !is_ourselves(address))?;
         let clear_at = self.clear_at.get(&network(address))?;
         let wait = (clear_at.saturating_duration_since(now) + share).saturating_sub(WINDOW);
         (!wait.is_zero()).then_some(wait)
@@ -62,9 +63,25 @@ impl Strangers {
     }
 }
 
+fn is_ourselves(address: Option<IpAddr>) -> bool {
+    address.is_some_and(|address| address.to_canonical().is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_machine_is_not_limited() {
+        let strangers = Strangers::new(1);
+        let now = Instant::now();
+        for here in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            let here = here.parse().ok();
+            strangers.added(here, now);
+            strangers.added(here, now);
+            assert_eq!(strangers.wait(here, now), None);
+        }
+    }
 
     #[test]
     fn each_address_has_its_own_and_gets_one_back_after_its_share_of_the_hour() {
