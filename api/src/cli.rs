@@ -5,16 +5,17 @@ mod mapping_file;
 pub(crate) mod mappings;
 mod tally;
 
-use std::{error::Error, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
     clock::Clock,
-    config::{self, SettingError, SharedArgs},
+    config::{SettingError, SharedArgs},
     health,
-    store::{OpenError, Store, import::Import},
-    telemetry::Chain,
+    store::{Store, import::Import},
 };
+
+pub(crate) use matrix2acrobits_shared::failure::Failure;
 
 use crate::settings::{AdminArgs, ServeArgs};
 
@@ -50,51 +51,6 @@ pub(crate) enum Command {
     /// Take or write whose selectors are, many at once
     #[command(subcommand)]
     Mappings(mappings::Command),
-}
-
-/// Why a command ends without success: a line for standard error and an exit code.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    message: String,
-    code: i32,
-}
-
-impl Failure {
-    pub(crate) fn other(error: impl fmt::Display) -> Self {
-        Self {
-            message: error.to_string(),
-            code: 1,
-        }
-    }
-
-    /// An error with what caused it.
-    pub(crate) fn of(error: impl Error) -> Self {
-        Self::other(Chain(&error))
-    }
-
-    pub(crate) fn exit(self) -> ! {
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "{}", self.message);
-        std::process::exit(self.code)
-    }
-}
-
-impl From<SettingError> for Failure {
-    fn from(error: SettingError) -> Self {
-        Self {
-            message: error.to_string(),
-            code: config::EXIT_BAD_SETTING,
-        }
-    }
-}
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Self {
-        Self {
-            message: error.to_string(),
-            code: config::EXIT_BAD_SETTING,
-        }
-    }
 }
 
 pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {

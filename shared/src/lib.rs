@@ -4,6 +4,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod failure;
 pub mod go_proxy;
 pub mod health;
 pub mod homeserver;

@@ -9,10 +9,12 @@ use std::fmt;
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
     clock::Clock,
-    config::{self, SettingError, SharedArgs},
+    config::{SettingError, SharedArgs},
     health,
-    store::{OpenError, Store},
+    store::Store,
 };
+
+pub(crate) use matrix2acrobits_shared::failure::Failure;
 
 use crate::{
     settings::{AdminArgs, RunArgs},
@@ -48,46 +50,6 @@ pub(crate) enum Command {
     Doctor(doctor::Args),
     /// Exit 0 if the worker that listens on ADMIN_LISTEN_ADDR is ready
     Healthcheck,
-}
-
-/// Why a command ends without success: a line for standard error and an exit code.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    message: String,
-    code: i32,
-}
-
-impl Failure {
-    pub(crate) fn other(error: impl fmt::Display) -> Self {
-        Self {
-            message: error.to_string(),
-            code: 1,
-        }
-    }
-
-    pub(crate) fn exit(self) -> ! {
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "{}", self.message);
-        std::process::exit(self.code)
-    }
-}
-
-impl From<SettingError> for Failure {
-    fn from(error: SettingError) -> Self {
-        Self {
-            message: error.to_string(),
-            code: config::EXIT_BAD_SETTING,
-        }
-    }
-}
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Self {
-        Self {
-            message: error.to_string(),
-            code: config::EXIT_BAD_SETTING,
-        }
-    }
 }
 
 pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {

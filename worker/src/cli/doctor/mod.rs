@@ -160,10 +160,7 @@ async fn database(cli: &Cli, report: &mut Report) -> Option<Store> {
     let store = match opened {
         Ok(store) => store,
         Err(failure) => {
-            let text = format!(
-                "{}; the api and the worker make and share it",
-                failure.message
-            );
+            let text = format!("{failure}; the api and the worker make and share it");
             report.wrong("database", &text);
             return None;
         }

@@ -1,0 +1,63 @@
+//! Why a command ends without success: a line for standard error and an exit code.
+
+use std::{error::Error, fmt};
+
+use crate::{
+    config::{self, SettingError},
+    store::OpenError,
+    telemetry::Chain,
+};
+
+/// The end of a command, or of a process at its start.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    code: i32,
+}
+
+impl Failure {
+    /// Exit code 1, with these words.
+    pub fn other(error: impl fmt::Display) -> Self {
+        Self {
+            message: error.to_string(),
+            code: 1,
+        }
+    }
+
+    /// Exit code 1, with an error and what caused it.
+    pub fn of(error: impl Error) -> Self {
+        Self::other(Chain(&error))
+    }
+
+    /// Ends the process.
+    pub fn exit(self) -> ! {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "{}", self.message);
+        std::process::exit(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Self {
+        Self {
+            message: error.to_string(),
+            code: config::EXIT_BAD_SETTING,
+        }
+    }
+}
+
+/// A database that cannot be opened is a matter of DATABASE_URL.
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self {
+            message: error.to_string(),
+            code: config::EXIT_BAD_SETTING,
+        }
+    }
+}
