@@ -6,7 +6,7 @@
 
 mod synapse;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -45,7 +45,8 @@ async fn main() -> ExitCode {
 }
 
 async fn play(args: &Args) -> Step {
-    build()?;
+    println!("Building the two programs.");
+    matrix2acrobits_tests::process::build()?;
     if args.synapse {
         return synapse::play(args.keep).await;
     }
@@ -68,37 +69,6 @@ async fn play(args: &Args) -> Step {
         stay(&app, &phone).await?;
     }
     stop(&mut app).await
-}
-
-/// Both binaries, in the profile of this program, so that they lie next to it.
-fn build() -> Step {
-    println!("Building the two programs.");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut cargo = Command::new(cargo);
-    cargo.args([
-        "build",
-        "-p",
-        "matrix2acrobits-api",
-        "-p",
-        "matrix2acrobits-worker",
-    ]);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    // `cargo run` describes the demo's package to the demo. A build script that looks at such variables
-    // (ring's does) would run again, and half of the dependencies with it, here and in the next build.
-    for (name, _) in std::env::vars_os() {
-        let told = ["CARGO_PKG_", "CARGO_MANIFEST_"];
-        if told
-            .iter()
-            .any(|prefix| name.to_string_lossy().starts_with(prefix))
-        {
-            cargo.env_remove(name);
-        }
-    }
-    let status = cargo.status();
-    let status = status.map_err(|error| format!("cargo does not start: {error}"))?;
-    require(status.success(), "the programs do not build")
 }
 
 async fn report_during_outage(app: &App, phone: &Phone) -> Step {

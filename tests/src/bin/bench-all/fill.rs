@@ -1,0 +1,105 @@
+//! Fills a database file directly, since a million reports over HTTP would take minutes.
+
+use std::path::Path;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+/// The app of all phones.
+pub(crate) const APP_ID: &str = "com.acrobits.softphone";
+
+/// Scatters numbers over 32 bits, so that neighbours do not lie side by side in the indexes; the SQL
+/// below does the same.
+fn scattered(number: u64) -> u64 {
+    number.wrapping_mul(2_654_435_761) & 0xffff_ffff
+}
+
+/// The push token of phone number n: 64 hexadecimal digits, as on iOS.
+pub(crate) fn token(number: u64) -> String {
+    format!("{:08x}{number:056x}", scattered(number))
+}
+
+/// Its selector, of the usual length.
+pub(crate) fn selector(number: u64) -> String {
+    format!("{:08X}{number:032X}:{number:08X}", scattered(number))
+}
+
+const TOKEN: &str = "printf('%08x%056x', (i * 2654435761) & 4294967295, i)";
+const SELECTOR: &str = "printf('%08X%032X:%08X', (i * 2654435761) & 4294967295, i, i)";
+const USER: &str = "printf('@user-%d:example.org', i)";
+
+/// What phones 0 to n have left in the database.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rows {
+    Tokens,
+    Mappings,
+    /// Pushers that the homeserver holds.
+    Registered,
+    /// Pushers that are yet to be set, and their jobs, due now.
+    Due,
+    /// The same in backoff, due in an hour.
+    Waiting,
+}
+
+/// Adds rows for `count` phones to a database that the api has created.
+pub(crate) async fn fill(file: &Path, count: u64, rows: &[Rows]) -> Result<(), sqlx::Error> {
+    let options = SqliteConnectOptions::new().filename(file);
+    let mut database = SqliteConnection::connect_with(&options).await?;
+    // One long transaction; the processes under test set their own.
+    run(&mut database, "PRAGMA cache_size = -262144").await?;
+    run(&mut database, "BEGIN").await?;
+    for rows in rows {
+        for statement in statements(*rows) {
+            let numbers = format!(
+                "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {count})"
+            );
+            run(&mut database, &format!("{numbers} {statement}")).await?;
+        }
+    }
+    run(&mut database, "COMMIT").await?;
+    run(&mut database, "PRAGMA wal_checkpoint(TRUNCATE)").await?;
+    database.close().await
+}
+
+/// Bytes of the file; call it when nobody writes.
+pub(crate) fn size(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |metadata| metadata.len())
+}
+
+fn statements(rows: Rows) -> Vec<String> {
+    let job = |status: &str, attempts: u8, wait: u16| {
+        format!(
+            "INSERT INTO Jobs (job, id, job_type, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
+             SELECT CAST(printf('{{\"pusher_id\":%d}}', i + 1) AS BLOB), printf('01%024d', i), 'sync_pusher', '{status}',
+                 {attempts}, 2147483647, unixepoch() + {wait}, 0, '{{}}', printf('pusher:%d', i + 1) FROM n"
+        )
+    };
+    let pusher = |state: &str, registered: &str| {
+        format!(
+            "INSERT INTO pushers (id, user_id, app_id, pushkey, selector, wanted, state, generation, claim,
+                 registered_as, refresh_at, created_at, updated_at)
+             SELECT i + 1, {USER}, '{APP_ID}', {TOKEN}, {SELECTOR}, 'present', '{state}', 1, 1,
+                 {registered}, unixepoch(), unixepoch() FROM n"
+        )
+    };
+    match rows {
+        Rows::Tokens => vec![format!(
+            "INSERT INTO push_tokens (selector, device, token_msgs, app_id_msgs, token_calls, app_id_calls, report, created_at, updated_at)
+             SELECT {SELECTOR}, '', {TOKEN}, '{APP_ID}', {TOKEN}, '{APP_ID}', 1, unixepoch(), unixepoch() FROM n"
+        )],
+        Rows::Mappings => vec![format!(
+            "INSERT INTO mappings (selector, user_id, created_at, updated_at)
+             SELECT {SELECTOR}, {USER}, unixepoch(), unixepoch() FROM n"
+        )],
+        // Whatever the worker's settings are called: an empty name would be renewed at its start.
+        Rows::Registered => vec![pusher("registered", "NULL, unixepoch() + 86400")],
+        Rows::Due => vec![pusher("pending", "NULL, NULL"), job("Pending", 0, 0)],
+        Rows::Waiting => vec![pusher("pending", "NULL, NULL"), job("Failed", 3, 3600)],
+    }
+}
+
+async fn run(database: &mut SqliteConnection, sql: &str) -> Result<(), sqlx::Error> {
+    let sql = AssertSqlSafe(sql.to_owned());
+    sqlx::query(sql).execute(database).await?;
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! `cargo bench-all`: measures the bridge beside the least that the job can cost, prints tables, and renews
+//! the generated parts of docs/performance.md. It judges nothing: a timing that falls short is shown, not failed.
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures are for the person at the terminal"
+)]
+
+mod at_rest;
+mod bench;
+mod chart;
+mod connection;
+mod docs;
+mod fill;
+mod load;
+mod notify;
+mod pass_through;
+mod report;
+mod reports;
+mod stand_in;
+mod system;
+mod worker;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use url::Url;
+
+use bench::{Bench, Error};
+use report::Report;
+use stand_in::StandIn;
+
+/// Measures the two programs between stand-ins on this machine. Nothing leaves it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench-all")]
+struct Args {
+    /// Shorter and fewer rounds: about two minutes, and less to be relied on
+    #[arg(long)]
+    quick: bool,
+    /// Only this part; may be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<Part>,
+    /// Leave docs/performance.md as it is
+    #[arg(long)]
+    no_docs: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+/// What else this program is, when it starts itself.
+#[derive(Debug, Subcommand)]
+enum Role {
+    #[command(hide = true)]
+    StandIn { delay_ms: u64 },
+    #[command(hide = true)]
+    PassThrough { upstream: Url },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// /notify over connections
+    Connections,
+    /// /notify over stored tokens
+    Tokens,
+    /// /notify behind a slow PNM
+    SlowPnm,
+    /// Reports per second, with the worker beside
+    Reports,
+    /// From a report to the pusher on an idle system
+    Latency,
+    /// The worker over the length of the backlog
+    Backlog,
+    /// The worker while all jobs are in backoff
+    Backoff,
+    /// Start-up and size of the database
+    Start,
+    /// CPU and memory with nothing to do
+    Idle,
+}
+
+impl Part {
+    async fn run(self, bench: &Bench) -> Result<Report, Error> {
+        match self {
+            Self::Connections => notify::over_connections(bench).await,
+            Self::Tokens => notify::over_tokens(bench).await,
+            Self::SlowPnm => notify::slow_pnm(bench).await,
+            Self::Reports => reports::rate(bench).await,
+            Self::Latency => reports::latency(bench).await,
+            Self::Backlog => worker::backlog(bench).await,
+            Self::Backoff => worker::backoff(bench).await,
+            Self::Start => at_rest::start(bench).await,
+            Self::Idle => at_rest::idle(bench).await,
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut builder = match args.role {
+        // As the api does it.
+        Some(Role::PassThrough { .. }) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let result = match builder.enable_all().build() {
+        Ok(runtime) => runtime.block_on(play(args)),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            println!("FAILED: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn play(args: Args) -> Result<(), Error> {
+    // For reqwest, which is built without a TLS provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match args.role {
+        Some(Role::PassThrough { upstream }) => return pass_through::serve(upstream).await,
+        Some(Role::StandIn { delay_ms }) => {
+            let stand_in = StandIn::start(Duration::from_millis(delay_ms))?;
+            println!("{}", stand_in.addr);
+            return std::future::pending().await;
+        }
+        None => {}
+    }
+    matrix2acrobits_tests::process::build()?;
+    let bench = Bench::new(args.quick)?;
+    bench.cores.stay_off();
+    println!("{}\n", docs::machine(&bench));
+    let mut reports = Vec::new();
+    for part in Part::value_variants() {
+        if !args.only.is_empty() && !args.only.contains(part) {
+            continue;
+        }
+        let started = Instant::now();
+        let report = part.run(&bench).await?;
+        println!(
+            "{} ({:.0?})\n\n{}",
+            part.name(),
+            started.elapsed(),
+            report.text()
+        );
+        reports.push((part.name(), report));
+    }
+    if !args.no_docs {
+        docs::renew(&bench, &reports)?;
+        println!("docs/performance.md is renewed");
+    }
+    Ok(())
+}
