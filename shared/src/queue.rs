@@ -385,8 +385,8 @@ async fn fetch_suspect(
     let name = worker.as_ref();
     let row = sqlx::query!(
         r#"UPDATE Jobs SET status = 'Queued', lock_by = ?1, lock_at = ?2 WHERE rowid = (
-               SELECT rowid FROM Jobs WHERE job_type = ?3 AND status IN ('Pending', 'Failed')
-                   AND lock_by IS NULL AND run_at <= ?2 AND json_extract(metadata, '$.lost') > 0
+               SELECT rowid FROM Jobs INDEXED BY jobs_suspect WHERE job_type = ?3 AND status = 'Pending'
+                   AND attempts > 0 AND lock_by IS NULL AND run_at <= ?2 AND json_extract(metadata, '$.lost') > 0
                ORDER BY run_at LIMIT 1)
            RETURNING id AS "id!", job AS "job!", attempts AS "attempts!",
                json_extract(metadata, '$.lost') AS "lost!: i64""#,
