@@ -3,7 +3,7 @@
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
@@ -12,13 +12,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     metrics,
-    store::{StoreError, TokenEpoch},
+    store::{StoreError, TokenEpoch, is_busy},
     telemetry::Chain,
 };
 
 /// Most writes in one transaction: enough for the flush not to matter, few enough that the last one
 /// does not wait long and that another process gets the write lock in between.
 const MAX_BATCH: usize = 256;
+/// How often the write lock is asked for while another process has it, and how long it is left alone after a
+/// commit when more waits: longer, so that whoever asks gets it. SQLite's own waiting sleeps for up to 100 ms
+/// at a time, and a busy process took the lock again and again meanwhile: with the worker draining a backlog,
+/// reports waited for more than a second.
+const ASK: Duration = Duration::from_millis(1);
+const LEAVE: Duration = Duration::from_millis(2);
 /// Most writes that may wait before new ones are refused.
 const MAX_WAITING: usize = 4096;
 
@@ -71,16 +77,18 @@ where
 
 impl Writer {
     /// Starts the task on `connection`, which is its own; with `options` it opens another where that breaks.
-    /// `epoch` learns which changes are its own.
+    /// It waits for another process' lock for `busy` at most. `epoch` learns which changes are its own.
     pub(crate) fn start(
         connection: SqliteConnection,
         options: SqliteConnectOptions,
+        busy: Duration,
         epoch: TokenEpoch,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
         let database = Database {
             connection: Some(connection),
             options,
+            busy,
             epoch,
         };
         tokio::spawn(run(database, waiting));
@@ -114,10 +122,15 @@ impl Writer {
 struct Database {
     connection: Option<SqliteConnection>,
     options: SqliteConnectOptions,
+    busy: Duration,
     epoch: TokenEpoch,
 }
 
 async fn run(mut database: Database, mut waiting: mpsc::Receiver<Box<dyn Write>>) {
+    if let Some(connection) = &mut database.connection {
+        // If this fails, SQLite waits, too; nothing is lost by it.
+        let _ = wait_ourselves(connection).await;
+    }
     let failing = AtomicBool::new(false);
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
@@ -137,6 +150,9 @@ async fn run(mut database: Database, mut waiting: mpsc::Receiver<Box<dyn Write>>
                 work.answer(result.clone());
             }
         }
+        if !waiting.is_empty() {
+            tokio::time::sleep(LEAVE).await;
+        }
     }
     if let Some(connection) = database.connection {
         let _ = connection.close().await;
@@ -150,21 +166,42 @@ impl Database {
     async fn commit(&mut self, batch: &mut [Box<dyn Write>]) -> Result<(), StoreError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => SqliteConnection::connect_with(&self.options).await?,
+            None => {
+                let mut connection = SqliteConnection::connect_with(&self.options).await?;
+                wait_ourselves(&mut connection).await?;
+                connection
+            }
         };
-        let result = commit_batch(&mut connection, batch, &self.epoch).await;
+        let result = commit_batch(&mut connection, batch, self.busy, &self.epoch).await;
         let broken = result.as_ref().is_err_and(StoreError::is_environment);
         self.connection = (!broken).then_some(connection);
         result
     }
 }
 
+/// Has this connection be told at once that another process has the write lock.
+async fn wait_ourselves(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("PRAGMA busy_timeout = 0")
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 async fn commit_batch(
     connection: &mut SqliteConnection,
     batch: &mut [Box<dyn Write>],
+    busy: Duration,
     epoch: &TokenEpoch,
 ) -> Result<(), StoreError> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let started = Instant::now();
+    let mut transaction = loop {
+        match connection.begin_with("BEGIN IMMEDIATE").await {
+            Err(error) if is_busy(&error) && started.elapsed() < busy => {
+                tokio::time::sleep(ASK).await;
+            }
+            result => break result?,
+        }
+    };
     let before = TokenEpoch::read(&mut transaction).await?;
     for work in batch {
         work.run(&mut transaction).await?;

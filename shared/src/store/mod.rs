@@ -25,6 +25,7 @@ use sqlx::{
 use crate::{clock::Clock, config::DatabaseUrl, writer::Writer};
 
 pub use open::OpenError;
+pub(crate) use open::is_busy;
 pub use tokens::PushTarget;
 
 /// Connections for reading: lookups are short, and each connection costs a thread.
@@ -129,7 +130,7 @@ impl Store {
             .map_err(|e| OpenError::Unreadable(database.to_string(), e))?;
         epoch.committed(now_at, now_at);
         Ok(Self {
-            writer: Writer::start(connection, options.clone(), epoch.clone()),
+            writer: Writer::start(connection, options.clone(), busy, epoch.clone()),
             clock,
             epoch,
             readers,

@@ -81,7 +81,7 @@ async fn connect(
     let started = Instant::now();
     loop {
         match SqliteConnection::connect_with(options).await {
-            Err(error) if code(&error) == Some(BUSY) && started.elapsed() < busy => {
+            Err(error) if is_busy(&error) && started.elapsed() < busy => {
                 tokio::time::sleep(PAUSE).await;
             }
             result => return result,
@@ -120,6 +120,11 @@ fn create_file(path: &Path) -> Result<(), OpenError> {
 const BUSY: u32 = 5;
 const CORRUPT: u32 = 11;
 const NOTADB: u32 = 26;
+
+/// Whether another process has the lock that was asked for.
+pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
+    code(error) == Some(BUSY)
+}
 
 /// SQLite's primary result code.
 fn code(error: &sqlx::Error) -> Option<u32> {
