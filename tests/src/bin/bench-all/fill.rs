@@ -28,6 +28,9 @@ const TOKEN: &str = "printf('%08x%056x', (i * 2654435761) & 4294967295, i)";
 const SELECTOR: &str = "printf('%08X%032X:%08X', (i * 2654435761) & 4294967295, i, i)";
 const USER: &str = "printf('@user-%d:example.org', i)";
 
+/// Without it the worker takes them up as soon as the homeserver takes one.
+const NOT_BEFORE: &str = "json_object('not_before', unixepoch() + 3600)";
+
 /// What phones 0 to n have left in the database.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Rows {
@@ -37,7 +40,7 @@ pub(crate) enum Rows {
     Registered,
     /// Pushers that are yet to be set, and their jobs, due now.
     Due,
-    /// The same in backoff, due in an hour.
+    /// The same in backoff, due in an hour and not before, as after a 429.
     Waiting,
 }
 
@@ -67,11 +70,11 @@ pub(crate) fn size(file: &Path) -> u64 {
 }
 
 fn statements(rows: Rows) -> Vec<String> {
-    let job = |status: &str, attempts: u8, wait: u16| {
+    let job = |status: &str, attempts: u8, wait: u16, metadata: &str| {
         format!(
             "INSERT INTO Jobs (job, id, job_type, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
              SELECT CAST(printf('{{\"pusher_id\":%d}}', i + 1) AS BLOB), printf('01%024d', i), 'sync_pusher', '{status}',
-                 {attempts}, 2147483647, unixepoch() + {wait}, 0, '{{}}', printf('pusher:%d', i + 1) FROM n"
+                 {attempts}, 2147483647, unixepoch() + {wait}, 0, {metadata}, printf('pusher:%d', i + 1) FROM n"
         )
     };
     let pusher = |state: &str, registered: &str| {
@@ -93,8 +96,8 @@ fn statements(rows: Rows) -> Vec<String> {
         )],
         // Whatever the worker's settings are called: an empty name would be renewed at its start.
         Rows::Registered => vec![pusher("registered", "NULL, unixepoch() + 86400")],
-        Rows::Due => vec![pusher("pending", "NULL, NULL"), job("Pending", 0, 0)],
-        Rows::Waiting => vec![pusher("pending", "NULL, NULL"), job("Failed", 3, 3600)],
+        Rows::Due => vec![pusher("pending", "NULL, NULL"), job("Pending", 0, 0, "'{}'")],
+        Rows::Waiting => vec![pusher("pending", "NULL, NULL"), job("Failed", 3, 3600, NOT_BEFORE)],
     }
 }
 
