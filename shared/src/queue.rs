@@ -18,7 +18,7 @@ use sqlx::SqliteConnection;
 
 use crate::store::{Store, StoreError};
 
-pub use workers::{DEAD_AFTER, HEARTBEAT, MAX_LOST};
+pub use workers::{DEAD_AFTER, GateReport, GateState, HEARTBEAT, MAX_LOST};
 
 /// The queue's name in `Jobs.job_type`.
 pub const QUEUE: &str = "sync_pusher";

@@ -317,7 +317,11 @@ async fn heartbeat(shared: Arc<Shared>) {
             tracing::warn!(seconds = jump, "the clock jumped");
             correct_waits(&shared).await;
         }
-        match shared.store.heartbeat(shared.name.clone()).await {
+        match shared
+            .store
+            .heartbeat(shared.name.clone(), shared.gate.report())
+            .await
+        {
             Ok(recovered) => {
                 shared.beat.now();
                 if recovered > 0 {

@@ -14,6 +14,44 @@ pub const DEAD_AFTER: i64 = 10;
 /// A job that was held by this many workers when they died is the likely cause: dead letter.
 pub const MAX_LOST: i64 = 5;
 
+/// Whether a worker's outage gate lets jobs through to the homeserver.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GateState {
+    /// Nothing has been tried yet.
+    #[default]
+    Untried,
+    /// The homeserver worked when it was last asked.
+    Open,
+    /// It did not; jobs wait.
+    Shut,
+}
+
+impl GateState {
+    /// The word in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Untried => "untried",
+            Self::Open => "open",
+            Self::Shut => "shut",
+        }
+    }
+
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        [Self::Untried, Self::Open, Self::Shut]
+            .into_iter()
+            .find(|state| state.as_str() == word)
+    }
+}
+
+/// What a worker says of its outage gate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GateReport {
+    /// Whether jobs pass.
+    pub state: GateState,
+    /// Why none do, for people.
+    pub reason: Option<String>,
+}
+
 impl Store {
     /// Registers a worker under a name that no other has.
     pub async fn register_worker(&self, worker: Arc<str>) -> Result<(), StoreError> {
@@ -38,13 +76,18 @@ impl Store {
             .await
     }
 
-    /// Says that `worker` lives, and gives the jobs of dead workers back. Returns how many.
-    pub async fn heartbeat(&self, worker: Arc<str>) -> Result<u64, StoreError> {
+    /// Says that `worker` lives and what its gate does, and gives the jobs of dead workers back. Returns how
+    /// many.
+    pub async fn heartbeat(&self, worker: Arc<str>, gate: GateReport) -> Result<u64, StoreError> {
         let clock = self.clock.clone();
         self.writer
             .write(move |connection| {
-                let (worker, now) = (worker.clone(), clock.unix());
-                Box::pin(async move { beat(connection, &worker, now).await })
+                let (worker, gate, now) = (worker.clone(), gate.clone(), clock.unix());
+                Box::pin(async move {
+                    let recovered = beat(connection, &worker, now).await?;
+                    note_gate(connection, &worker, &gate, now).await?;
+                    Ok(recovered)
+                })
             })
             .await
     }
@@ -74,6 +117,30 @@ impl Store {
             })
             .await
     }
+}
+
+/// Writes only what has changed. With every heartbeat, so that neither a failed write nor a worker's row that
+/// was gone for a while leaves an old word standing.
+async fn note_gate(
+    connection: &mut SqliteConnection,
+    worker: &str,
+    gate: &GateReport,
+    now: i64,
+) -> Result<(), StoreError> {
+    let (state, reason) = (gate.state.as_str(), gate.reason.as_deref());
+    sqlx::query!(
+        "INSERT INTO gates (worker, state, since, reason) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (worker) DO UPDATE SET state = excluded.state, reason = excluded.reason,
+             since = iif(state = excluded.state, since, excluded.since)
+         WHERE state <> excluded.state OR reason IS NOT excluded.reason",
+        worker,
+        state,
+        now,
+        reason
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 async fn beat(

@@ -9,6 +9,7 @@ pub mod mappings;
 mod open;
 pub mod pushers;
 mod settle;
+pub mod status;
 pub mod tokens;
 
 use std::{

@@ -7,7 +7,7 @@ use matrix2acrobits_shared::{
     clock::Clock,
     config::DatabaseUrl,
     ids::{AppId, Pushkey, Selector, UserId},
-    queue::{Held, SyncPusher},
+    queue::{GateReport, Held, SyncPusher},
     store::{
         PushTarget, Store,
         pushers::{FinishSettings, Goal, Outcome, PusherRow, Replay},
@@ -444,7 +444,10 @@ impl World {
 
     async fn beat(&self, worker: u8) {
         let name = self.workers[usize::from(worker)].clone();
-        self.store.heartbeat(name).await.unwrap();
+        self.store
+            .heartbeat(name, GateReport::default())
+            .await
+            .unwrap();
     }
 
     /// Everything works from now on, until nothing is left to do.
