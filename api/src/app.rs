@@ -1,5 +1,7 @@
 //! The two routers and what they share.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     extract::DefaultBodyLimit,
@@ -14,6 +16,7 @@ use crate::{
     delivery::Deliverer,
     metrics,
     observe::ObserveLayer,
+    pnm::answers::Answers,
     routes::{self, admin::Admin, health::Health},
     tokens::Tokens,
 };
@@ -66,6 +69,7 @@ pub(crate) fn admin(
     store: Store,
     tokens: Tokens,
     token: Option<Secret>,
+    answers: Arc<Answers>,
     handle: PrometheusHandle,
     stopping: CancellationToken,
 ) -> Router {
@@ -83,6 +87,11 @@ pub(crate) fn admin(
             "/metrics",
             get(metrics::render).with_state((store.clone(), handle)),
         )
+        .merge(routes::status::router(
+            store.clone(),
+            answers,
+            token.clone(),
+        ))
         .merge(routes::admin::router(Admin { store, tokens }, token))
         .fallback(routes::not_found)
         .method_not_allowed_fallback(routes::method_not_allowed)

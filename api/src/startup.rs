@@ -43,6 +43,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         &settings.outgoing,
     )
     .map_err(Failure::other)?;
+    let answers = pnm.answers();
     let deliveries = TaskTracker::new();
     let deliverer = Deliverer::new(
         tokens.clone(),
@@ -66,7 +67,14 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         );
     }
 
-    let admin = app::admin(store, tokens.clone(), admin_token, metrics, stop.clone());
+    let admin = app::admin(
+        store,
+        tokens.clone(),
+        admin_token,
+        answers,
+        metrics,
+        stop.clone(),
+    );
     let public = app::public(
         Public {
             tokens,

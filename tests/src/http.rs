@@ -60,12 +60,13 @@ impl Reply {
     }
 }
 
-/// A client that never leaves loopback by way of a proxy.
+/// A client that never leaves loopback by way of a proxy, and shows redirects instead of following them.
 pub fn client() -> Client {
     // reqwest is built without a TLS provider; the first test to come installs it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
         .timeout(Duration::from_secs(70))
         .build()
         .unwrap()

@@ -1,14 +1,15 @@
 //! Sends messages to PNM over pooled connections.
 
-use std::{error::Error as _, io, time::Duration};
+use std::{error::Error as _, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use matrix2acrobits_shared::{net::Outgoing, telemetry::Chain};
+use matrix2acrobits_shared::{clock::Clock, net::Outgoing, telemetry::Chain};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 use url::{Host, Url};
 
 use super::{
+    answers::Answers,
     outcome::{Outcome, Trouble, classify},
     translate::NotifyTextMessage,
 };
@@ -31,6 +32,7 @@ pub(crate) struct PnmClient {
     http: reqwest::Client,
     url: Url,
     metrics: metrics::Pnm,
+    answers: Arc<Answers>,
 }
 
 impl PnmClient {
@@ -55,7 +57,13 @@ impl PnmClient {
             http: builder.build()?,
             url,
             metrics: metrics::Pnm::new(),
+            answers: Arc::new(Answers::new(Clock::system())),
         })
+    }
+
+    /// What it was answered, for the status page.
+    pub(crate) fn answers(&self) -> Arc<Answers> {
+        self.answers.clone()
     }
 
     /// Sends a message and tells what became of it.
@@ -81,6 +89,7 @@ impl PnmClient {
         drop(under_way);
         let outcome = result.unwrap_or(Outcome::Trouble(Trouble::Connection));
         self.metrics.count(outcome, start.elapsed());
+        self.answers.note(outcome);
         result
     }
 

@@ -394,11 +394,17 @@ async fn replay(
         })?
     };
     let replay = request.selection(admin.store.clock.unix())?;
+    let count = replay_all(&admin.store, replay).await?;
+    Ok(Json(json!({ "replayed": count })).into_response())
+}
+
+/// Replays chunk by chunk. Returns how many pushers it was about.
+pub(crate) async fn replay_all(store: &Store, replay: Replay) -> Result<u64, StoreError> {
     let (mut after, mut count) = (0, 0);
-    while let Some((last, chunk)) = admin.store.replay_chunk(replay.clone(), after).await? {
+    while let Some((last, chunk)) = store.replay_chunk(replay.clone(), after).await? {
         after = last;
         count += chunk;
     }
     tracing::info!(?replay, count, "admin: replay");
-    Ok(Json(json!({ "replayed": count })).into_response())
+    Ok(count)
 }

@@ -6,6 +6,7 @@ pub(crate) mod fields;
 pub(crate) mod health;
 pub(crate) mod notify;
 pub(crate) mod report;
+pub(crate) mod status;
 
 use axum::{
     Json,

@@ -1,0 +1,227 @@
+//! The operator's status page: what works, what waits and what was given up, as HTML behind ADMIN_TOKEN, with
+//! a button to replay.
+
+mod page;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{AUTHORIZATION, HOST, LOCATION, ORIGIN, WWW_AUTHENTICATE},
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use matrix2acrobits_shared::{
+    ids::UserId,
+    secret::Secret,
+    store::{Store, StoreError, pushers::Replay},
+    telemetry::Chain,
+};
+
+use self::page::{Facts, View, html, note};
+use super::admin;
+use crate::pnm::answers::Answers;
+
+/// Dead letters on the page.
+const DEAD_LETTERS: u32 = 50;
+/// Workers on the page; those that are gone are kept for an hour.
+const WORKERS: u32 = 10;
+/// Largest body of the form, in bytes.
+const MAX_FORM: usize = 4 * 1024;
+
+#[derive(Debug, Clone)]
+struct Status {
+    store: Store,
+    answers: Arc<Answers>,
+    /// Stands in the page's forms, so that no other site's page can send them.
+    form_token: Secret,
+}
+
+/// The page and its form, behind `token`; without one both answer 403.
+pub(crate) fn router(store: Store, answers: Arc<Answers>, token: Option<Secret>) -> Router {
+    let random: [u8; 32] = rand::random();
+    let status = Status {
+        store,
+        answers,
+        form_token: Secret::new(STANDARD.encode(random)),
+    };
+    Router::new()
+        .route("/", get(show))
+        .route("/replay", post(replay))
+        .method_not_allowed_fallback(super::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_FORM))
+        .layer(middleware::from_fn_with_state(token, require_login))
+        .with_state(status)
+}
+
+async fn require_login(
+    State(token): State<Option<Secret>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(token) = token else {
+        let words = "This page is off: ADMIN_TOKEN is not set.";
+        return html(StatusCode::FORBIDDEN, &note(words));
+    };
+    let value = request.headers().get(AUTHORIZATION);
+    let given = value.and_then(|value| given_token(value.to_str().ok()?));
+    if given.is_some_and(|given| token.matches(&given)) {
+        return next.run(request).await;
+    }
+    let words = "Log in with ADMIN_TOKEN as the password, and any user name.";
+    let mut response = html(StatusCode::UNAUTHORIZED, &note(words));
+    response.headers_mut().insert(
+        WWW_AUTHENTICATE,
+        HeaderValue::from_static(r#"Basic realm="matrix2acrobits", charset="UTF-8""#),
+    );
+    response
+}
+
+/// The password of HTTP Basic, or a bearer token.
+fn given_token(header: &str) -> Option<String> {
+    let (scheme, value) = header.split_once(' ')?;
+    let value = value.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(value.to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let pair = String::from_utf8(STANDARD.decode(value).ok()?).ok()?;
+    let (_, password) = pair.split_once(':')?;
+    Some(password.to_owned())
+}
+
+async fn show(State(status): State<Status>) -> Response {
+    let facts = facts(&status.store).await.inspect_err(
+        |error| tracing::warn!(error = %Chain(error), "the status page lacks the database"),
+    );
+    let code = match &facts {
+        Ok(_) => StatusCode::OK,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let view = View {
+        now: status.store.clock.unix(),
+        facts: facts.ok(),
+        pnm: status.answers.summary(),
+        form_token: status.form_token.expose(),
+    };
+    html(code, &view.render())
+}
+
+async fn facts(store: &Store) -> Result<Facts, StoreError> {
+    Ok(Facts {
+        workers: store.workers(WORKERS).await?,
+        pushers: store.count_pushers().await?,
+        queue: store.queue_state().await?,
+        dead: store.dead_letters(DEAD_LETTERS).await?,
+    })
+}
+
+async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -> Response {
+    let field = |wanted: &str| {
+        form_urlencoded::parse(&body)
+            .find(|(name, _)| name == wanted)
+            .map(|(_, value)| value)
+            .unwrap_or_default()
+    };
+    if !may_be_ours(&headers) || !status.form_token.matches(&field("token")) {
+        let words = "This form does not come from this page, or is from before a restart: load the page again.";
+        return html(StatusCode::FORBIDDEN, &note(words));
+    }
+    let replay = match (field("what").as_ref(), UserId::parse(&field("user"))) {
+        ("dead", _) => Replay::Dead,
+        ("user", Ok(user)) => Replay::User(user),
+        _ => {
+            return html(
+                StatusCode::BAD_REQUEST,
+                &note("This says not what to replay."),
+            );
+        }
+    };
+    match admin::replay_all(&status.store, replay).await {
+        Ok(_) => (StatusCode::SEE_OTHER, [(LOCATION, "/")]).into_response(),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "an admin call failed");
+            let words = "The database does not answer; try again.";
+            html(StatusCode::SERVICE_UNAVAILABLE, &note(words))
+        }
+    }
+}
+
+/// What browsers say of where a form comes from, where they say it. Our own pages' forms come with
+/// `Origin: null`, because they are loaded with `Referrer-Policy: no-referrer`; so do those of some others,
+/// which is why the form's token decides.
+fn may_be_ours(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    if let Some(site) = text(HeaderName::from_static("sec-fetch-site"))
+        && site != "same-origin"
+    {
+        return false;
+    }
+    match (text(ORIGIN), text(HOST)) {
+        (None | Some("null"), _) => true,
+        (Some(origin), Some(host)) => origin
+            .split_once("://")
+            .is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host)),
+        (Some(_), None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logins_are_read() {
+        // "any:se:cret" and ":s"
+        let cases = [
+            ("Basic YW55OnNlOmNyZXQ=", Some("se:cret")),
+            ("basic OnM=", Some("s")),
+            ("Bearer s", Some("s")),
+            ("Basic s", None),
+            ("Basic YW55", None),
+            ("Digest OnM=", None),
+            ("Bearer", None),
+        ];
+        for (header, expected) in cases {
+            assert_eq!(given_token(header).as_deref(), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn forms_of_other_sites_are_told() {
+        let cases: &[(&[(&'static str, &'static str)], bool)] = &[
+            (&[], true),
+            (&[("sec-fetch-site", "same-origin")], true),
+            (&[("sec-fetch-site", "cross-site")], false),
+            (&[("sec-fetch-site", "same-site")], false),
+            (&[("origin", "null")], true),
+            (&[("origin", "http://localhost:9090")], true),
+            (&[("origin", "https://evil.example")], false),
+            (&[("origin", "localhost:9090")], false),
+            (
+                &[
+                    ("sec-fetch-site", "same-origin"),
+                    ("origin", "https://evil.example"),
+                ],
+                false,
+            ),
+        ];
+        for (extra, expected) in cases {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("localhost:9090"));
+            for (name, value) in *extra {
+                headers.insert(*name, HeaderValue::from_static(value));
+            }
+            assert_eq!(may_be_ours(&headers), *expected, "{extra:?}");
+        }
+    }
+}

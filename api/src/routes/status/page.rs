@@ -1,0 +1,322 @@
+//! What the status page looks like. Everything that is not ours is escaped by the templates.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::{
+    http::{
+        HeaderName, StatusCode,
+        header::{
+            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+            X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+        },
+    },
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use matrix2acrobits_shared::{
+    ids::log_id,
+    queue::{GateState, QueueState},
+    store::status::{DeadLetter, GateStatus, WorkerStatus},
+};
+use maud::{DOCTYPE, Markup, PreEscaped, html as template};
+
+use crate::pnm::{answers::Summary, outcome::Outcome};
+
+const STYLE: &str = include_str!("page.css");
+
+/// A whole page, with the headers that keep browsers from doing anything else with it.
+pub(super) fn html(status: StatusCode, content: &Markup) -> Response {
+    let random: [u8; 16] = rand::random();
+    let nonce = STANDARD.encode(random);
+    let page = template! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { "matrix2acrobits" }
+                style nonce=(nonce) { (PreEscaped(STYLE)) }
+            }
+            body { (content) }
+        }
+    };
+    let policy = format!(
+        "default-src 'none'; style-src 'nonce-{nonce}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    );
+    let headers: [(HeaderName, &str); 6] = [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CACHE_CONTROL, "no-store"),
+        (CONTENT_SECURITY_POLICY, &policy),
+        (X_FRAME_OPTIONS, "DENY"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    (status, headers, page.into_string()).into_response()
+}
+
+/// A page that says one thing.
+pub(super) fn note(words: &str) -> Markup {
+    template! { h1 { "matrix2acrobits" } p { (words) } }
+}
+
+/// What the database knows.
+pub(super) struct Facts {
+    pub(super) workers: Vec<WorkerStatus>,
+    pub(super) pushers: Vec<(String, i64)>,
+    pub(super) queue: QueueState,
+    pub(super) dead: Vec<DeadLetter>,
+}
+
+/// Everything on the page.
+pub(super) struct View<'a> {
+    pub(super) now: i64,
+    /// None when the database does not answer.
+    pub(super) facts: Option<Facts>,
+    pub(super) pnm: Summary,
+    pub(super) form_token: &'a str,
+}
+
+/// How a thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Good,
+    Bad,
+    /// Nobody knows.
+    Open,
+}
+
+impl Mood {
+    fn class(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Bad => "bad",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// A thing, how it is, and in words.
+type Line = (&'static str, Mood, String);
+
+impl View<'_> {
+    pub(super) fn render(&self) -> Markup {
+        let time = UNIX_EPOCH + Duration::from_secs(u64::try_from(self.now).unwrap_or(0));
+        template! {
+            h1 { "matrix2acrobits" }
+            p { small { "As of " (humantime::format_rfc3339_seconds(time)) ", version " (env!("CARGO_PKG_VERSION")) } }
+            table {
+                @for (name, mood, words) in self.lines() {
+                    tr { th { (name) } td { span class=(mood.class()) { (words) } } }
+                }
+            }
+            @if let Some(facts) = &self.facts {
+                (workers(&facts.workers))
+                (self.dead(facts))
+                (counts(facts))
+            }
+            (answers(&self.pnm))
+        }
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let mut lines = vec![("Api", Mood::Good, "answers".into())];
+        match &self.facts {
+            None => lines.push(("Database", Mood::Bad, "does not answer; see the log".into())),
+            Some(facts) => {
+                lines.push(("Database", Mood::Good, "answers".into()));
+                lines.push(worker_line(&facts.workers));
+                lines.push(homeserver_line(&facts.workers));
+            }
+        }
+        lines.push(pnm_line(&self.pnm));
+        lines
+    }
+
+    fn dead(&self, facts: &Facts) -> Markup {
+        let more = facts.queue.killed - i64::try_from(facts.dead.len()).unwrap_or(i64::MAX);
+        template! {
+            h2 { "Dead letters: " (facts.queue.killed) }
+            @if !facts.dead.is_empty() {
+                p { "Given up until the phone's next report, or a replay. What was wrong should be put right first." }
+                (self.button("dead", "", "Replay all dead letters"))
+            }
+            @for letter in &facts.dead {
+                article {
+                    p {
+                        b { (letter.user_id.as_deref().unwrap_or("(no pusher)")) }
+                        @if let Some(app_id) = &letter.app_id { " " (app_id) }
+                    }
+                    p { (reason(letter)) }
+                    p { small {
+                        "attempts: " (letter.attempts)
+                        @if let Some(seconds) = letter.seconds { ", " (span(seconds)) " ago" }
+                        @if let Some(pushkey) = &letter.pushkey { ", pushkey " (log_id(pushkey)) }
+                    } }
+                    @if let Some(user) = &letter.user_id {
+                        (self.button("user", user, &format!("Replay all of {user}")))
+                    }
+                }
+            }
+            @if more > 0 { p { "And " (more) " more: " code { "matrix2acrobits-worker jobs --state Killed" } } }
+        }
+    }
+
+    fn button(&self, what: &str, user: &str, words: &str) -> Markup {
+        template! {
+            form method="post" action="/replay" {
+                input type="hidden" name="token" value=(self.form_token);
+                input type="hidden" name="what" value=(what);
+                input type="hidden" name="user" value=(user);
+                button { (words) }
+            }
+        }
+    }
+}
+
+/// Why it was given up. Should the homeserver repeat the pushkey, it does not get here.
+fn reason(letter: &DeadLetter) -> String {
+    let reason = letter.reason.as_deref().unwrap_or("no reason was kept");
+    match &letter.pushkey {
+        Some(pushkey) => {
+            reason.replace(pushkey.as_str(), &format!("[pushkey {}]", log_id(pushkey)))
+        }
+        None => reason.to_owned(),
+    }
+}
+
+fn worker_line(workers: &[WorkerStatus]) -> Line {
+    let alive = workers.iter().filter(|worker| worker.is_alive()).count();
+    let (mood, words) = match (alive, workers.first()) {
+        (0, None) => (
+            Mood::Bad,
+            "none has been heard of: it does not run, or has no PROXY_URL".into(),
+        ),
+        (0, Some(last)) => {
+            let silent = span(last.silent);
+            (Mood::Bad, format!("gone: last heartbeat {silent} ago"))
+        }
+        (_, Some(last)) => {
+            let silent = span(last.silent);
+            let words = format!("{alive} running, last heartbeat {silent} ago");
+            (Mood::Good, words)
+        }
+        (_, None) => (Mood::Open, String::new()),
+    };
+    ("Worker", mood, words)
+}
+
+/// What the workers that run say; the worst outranks.
+fn homeserver_line(workers: &[WorkerStatus]) -> Line {
+    let alive = workers.iter().filter(|worker| worker.is_alive());
+    let gates: Vec<&GateStatus> = alive.filter_map(|worker| worker.gate.as_ref()).collect();
+    let find = |state| gates.iter().find(|gate| gate.state == state);
+    let (mood, words) = if let Some(gate) = find(GateState::Shut) {
+        let why = gate.reason.as_deref().unwrap_or("no reason was kept");
+        let words = format!(
+            "does not work, jobs wait, for {}: {why}",
+            span(gate.seconds)
+        );
+        (Mood::Bad, words)
+    } else if let Some(gate) = find(GateState::Open) {
+        let words = format!(
+            "worked when last asked, no outage for {}",
+            span(gate.seconds)
+        );
+        (Mood::Good, words)
+    } else if let Some(gate) = find(GateState::Untried) {
+        let words = format!(
+            "not asked since the worker's start {} ago",
+            span(gate.seconds)
+        );
+        (Mood::Open, words)
+    } else {
+        (Mood::Open, "not known: no worker runs to ask it".into())
+    };
+    ("Homeserver", mood, words)
+}
+
+fn pnm_line(pnm: &Summary) -> Line {
+    let (mood, words) = match pnm.last.first() {
+        None => (Mood::Open, "not asked since the api's start".into()),
+        Some((seconds, outcome)) => {
+            let mood = match outcome {
+                Outcome::Trouble(_) => Mood::Bad,
+                Outcome::Sent | Outcome::TokenGone | Outcome::BadMessage => Mood::Good,
+            };
+            let words = format!("{}, {} ago", outcome.as_str(), span(*seconds));
+            (mood, words)
+        }
+    };
+    ("PNM", mood, words)
+}
+
+fn workers(workers: &[WorkerStatus]) -> Markup {
+    template! {
+        @if workers.len() > 1 {
+            h2 { "Workers" }
+            table {
+                @for worker in workers {
+                    tr {
+                        th { (log_id(&worker.name)) }
+                        td {
+                            @if worker.is_alive() { "running" } @else { "gone" }
+                            ", last heartbeat " (span(worker.silent)) " ago"
+                            @if let Some(gate) = &worker.gate { ", homeserver " (gate.state.as_str()) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn counts(facts: &Facts) -> Markup {
+    let queue = facts.queue;
+    let states = [
+        ("ready", queue.pending),
+        ("running", queue.queued),
+        ("waiting to be tried again", queue.failed),
+        ("dead letters", queue.killed),
+    ];
+    template! {
+        h2 { "Pushers" }
+        @if facts.pushers.is_empty() { p { "none" } }
+        table { @for (state, count) in &facts.pushers { tr { th { (state) } td { (count) } } } }
+        h2 { "Jobs" }
+        table {
+            @for (state, count) in states { tr { th { (state) } td { (count) } } }
+            tr { th { "oldest that is due" } td {
+                @if queue.oldest_ready > 0 { "for " (span(queue.oldest_ready)) } @else { "none late" }
+            } }
+        }
+    }
+}
+
+fn answers(pnm: &Summary) -> Markup {
+    template! {
+        h2 { "PNM's answers since the api's start" }
+        @if pnm.counts.is_empty() { p { "none" } }
+        table { @for (outcome, count) in &pnm.counts { tr { th { (outcome.as_str()) } td { (count) } } } }
+        @if !pnm.last.is_empty() {
+            p { "The last: "
+                @for (index, (seconds, outcome)) in pnm.last.iter().enumerate() {
+                    @if index > 0 { ", " }
+                    (outcome.as_str()) " " (span(*seconds)) " ago"
+                }
+            }
+        }
+    }
+}
+
+/// A length of time in its largest unit.
+fn span(seconds: i64) -> String {
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests;
