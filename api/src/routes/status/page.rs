@@ -239,11 +239,13 @@ fn pnm_line(pnm: &Summary) -> Line {
     let (mood, words) = match pnm.last.first() {
         None => (Mood::Open, "not asked since the api's start".into()),
         Some((seconds, outcome)) => {
-            let mood = match outcome {
-                Outcome::Trouble(_) => Mood::Bad,
-                Outcome::Sent | Outcome::TokenGone | Outcome::BadMessage => Mood::Good,
+            let (mood, what) = match outcome {
+                Outcome::Trouble(_) => (Mood::Bad, "last push failed"),
+                Outcome::Sent | Outcome::TokenGone | Outcome::BadMessage => {
+                    (Mood::Good, "last answer")
+                }
             };
-            let words = format!("{}, {} ago", outcome.as_str(), span(*seconds));
+            let words = format!("{what}: {}, {} ago", outcome.as_str(), span(*seconds));
             (mood, words)
         }
     };
