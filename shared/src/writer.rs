@@ -164,13 +164,12 @@ impl Database {
     /// disk or an I/O error SQLite has rolled back by itself, sqlx' own rollback fails for that, and it then
     /// refuses every further transaction (measured with sqlx 0.9).
     async fn commit(&mut self, batch: &mut [Box<dyn Write>]) -> Result<(), StoreError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let mut connection = SqliteConnection::connect_with(&self.options).await?;
-                wait_ourselves(&mut connection).await?;
-                connection
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let mut connection = SqliteConnection::connect_with(&self.options).await?;
+            wait_ourselves(&mut connection).await?;
+            connection
         };
         let result = commit_batch(&mut connection, batch, self.busy, &self.epoch).await;
         let broken = result.as_ref().is_err_and(StoreError::is_environment);
