@@ -257,6 +257,9 @@ pub(crate) async fn over_tokens(bench: &Bench) -> Result<Report, Error> {
             let share = ratio(samples, &of_ours[0], |s| s.rate);
             let goal = format!("rate of that with 1,000 tokens, {name}");
             report.goals.push(Goal::at_least(goal, 0.9, share, " ×"));
+            let cpu = ratio(samples, &of_ours[0], |s| s.cpu);
+            let goal = format!("CPU of that with 1,000 tokens, {name}");
+            report.goals.push(Goal::at_most(goal, 1.0 / 0.9, cpu, " ×"));
         }
         rates.push(ours.rate);
         latencies.push(ours.p99);
