@@ -13,6 +13,7 @@ use matrix2acrobits_shared::{
     config::{SettingError, SharedArgs},
     health,
     store::{Store, import::Import},
+    writer::Sharing,
 };
 
 pub(crate) use matrix2acrobits_shared::failure::Failure;
@@ -69,7 +70,7 @@ async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
         let problem = format!("there is no file {database}");
         return Err(SettingError::new("DATABASE_URL", problem).into());
     }
-    Ok(Store::open(&database, BUSY, Clock::system()).await?)
+    Ok(Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?)
 }
 
 /// Opens the database to import into, made if it is not there; for a dry run only to look.
@@ -79,7 +80,7 @@ async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
     if dry_run {
         return Import::dry_run(&database).await.map_err(Failure::of);
     }
-    let store = Store::open(&database, BUSY, Clock::system()).await?;
+    let store = Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?;
     Ok(Import::into_store(store))
 }
 

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use matrix2acrobits_shared::{
     clock::Clock, config::SettingError, go_proxy, shutdown, store::Store, telemetry,
+    writer::Sharing,
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,7 +35,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
 
     let listener = bind("LISTEN_ADDR", settings.listen_addr).await?;
     let admin_listener = bind("ADMIN_LISTEN_ADDR", admin_addr).await?;
-    let store = Store::open(&database, BUSY, Clock::system()).await?;
+    let store = Store::open(&database, Sharing::ahead(BUSY), Clock::system()).await?;
     let stop = shutdown::on_signals().map_err(Failure::other)?;
     let tokens = Tokens::new(store.clone());
     let pnm = PnmClient::new(

@@ -11,6 +11,8 @@ use siphasher::sip::SipHasher13;
 
 /// Longest selector that we keep, in bytes.
 pub const MAX_SELECTOR_BYTES: usize = 256;
+/// Longest name of a phone that we keep, in bytes.
+pub const MAX_DEVICE_BYTES: usize = 256;
 /// Longest Matrix pushkey, in bytes (Matrix client-server API, `POST /pushers/set`).
 pub const MAX_PUSHKEY_BYTES: usize = 512;
 /// Longest Matrix app id, in characters (the same).
@@ -92,6 +94,10 @@ text_id! {
     Pushkey
 }
 text_id! {
+    /// The phone that an account is on, as its app names itself.
+    Device
+}
+text_id! {
     /// A Matrix user ID such as `@bob:example.org`.
     UserId
 }
@@ -130,6 +136,14 @@ impl Pushkey {
     /// A short keyed hash that stands for the pushkey in logs.
     pub fn log_id(&self) -> LogId {
         log_id(self.as_str())
+    }
+}
+
+impl Device {
+    /// Takes a trimmed value of 1 to [`MAX_DEVICE_BYTES`] bytes.
+    pub fn parse(value: &str) -> Result<Self, IdError> {
+        check(value, value.len() <= MAX_DEVICE_BYTES, "256 bytes")?;
+        Ok(Self(value.into()))
     }
 }
 
@@ -193,7 +207,7 @@ macro_rules! plain_text {
         }
     )*};
 }
-plain_text!(AppId, UserId, ServerName);
+plain_text!(AppId, Device, UserId, ServerName);
 
 /// What stands for a secret identifier in logs: 32 bits of a keyed hash, in hexadecimal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! and the words that both use. Knows no HTTP server.
 
 pub mod backoff;
+mod batch;
 pub mod clock;
 pub mod config;
 pub mod failure;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use matrix2acrobits_shared::{clock::Clock, config::DatabaseUrl, store::Store};
+use matrix2acrobits_shared::{clock::Clock, config::DatabaseUrl, store::Store, writer::Sharing};
 
 #[test]
 fn two_open_a_new_file_at_once() {
@@ -24,7 +24,12 @@ fn two_open_a_new_file_at_once() {
                     .unwrap();
                 together.wait();
                 runtime.block_on(async {
-                    let store = Store::open(&url, Duration::from_secs(10), Clock::system()).await;
+                    let store = Store::open(
+                        &url,
+                        Sharing::ahead(Duration::from_secs(10)),
+                        Clock::system(),
+                    )
+                    .await;
                     store.unwrap().ping().await.unwrap();
                 });
             })

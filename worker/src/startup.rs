@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use matrix2acrobits_shared::{
     clock::Clock, config::SettingError, go_proxy, ids::log_id, shutdown, store::Store, telemetry,
+    writer::Sharing,
 };
 use tokio::net::TcpListener;
 
@@ -35,7 +36,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
             format!("cannot listen on {admin_addr}: {e}"),
         )
     })?;
-    let store = Store::open(&database, BUSY, Clock::system()).await?;
+    let store = Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?;
     let stop = shutdown::on_signals().map_err(Failure::other)?;
     let name = format!("worker-{}", ulid::Ulid::generate());
     let beat = Beat::default();

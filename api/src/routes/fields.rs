@@ -4,13 +4,11 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use matrix2acrobits_shared::{
-    ids::{AppId, IdError, Pushkey, Selector},
+    ids::{AppId, Device, IdError, Pushkey, Selector},
     secret::Secret,
     store::tokens::Field,
 };
 
-/// Longest `device`, in bytes.
-const MAX_DEVICE_BYTES: usize = 256;
 /// Longest user name and password, in bytes.
 const MAX_LOGIN_BYTES: usize = 512;
 
@@ -63,7 +61,7 @@ pub(crate) enum FieldError {
 #[derive(Debug)]
 pub(crate) struct Fields {
     pub(crate) selector: Selector,
-    pub(crate) device: Option<String>,
+    pub(crate) device: Option<Device>,
     pub(crate) token_msgs: Field<Pushkey>,
     pub(crate) app_id_msgs: Field<AppId>,
     pub(crate) token_calls: Field<Pushkey>,
@@ -88,13 +86,13 @@ impl Fields {
         };
         Ok(Self {
             selector,
-            device: values.text(DEVICE, MAX_DEVICE_BYTES)?,
+            device: values.given(DEVICE, Device::parse)?,
             token_msgs: values.field(TOKEN_MSGS, Pushkey::parse)?,
             app_id_msgs: values.field(APP_ID_MSGS, AppId::parse)?,
             token_calls: values.field(TOKEN_CALLS, Pushkey::parse)?,
             app_id_calls: values.field(APP_ID_CALLS, AppId::parse)?,
-            username: values.text(USERNAME, MAX_LOGIN_BYTES)?,
-            password: values.text(PASSWORD, MAX_LOGIN_BYTES)?.map(Secret::new),
+            username: values.given(USERNAME, login)?,
+            password: values.given(PASSWORD, login)?.map(Secret::new),
         })
     }
 }
@@ -176,20 +174,25 @@ impl<'a> Values<'a> {
         }
     }
 
-    fn text(&self, names: &[&'static str], most: usize) -> Result<Option<String>, FieldError> {
-        match self.get(names) {
-            None | Some("") => Ok(None),
-            Some(value) if value.len() > most => {
-                let error = if most == MAX_DEVICE_BYTES {
-                    "256 bytes"
-                } else {
-                    "512 bytes"
-                };
-                Err(FieldError::Invalid(names[0], IdError::TooLong(error)))
-            }
-            Some(value) => Ok(Some(value.to_owned())),
-        }
+    /// A field that is as good as absent when it is empty.
+    fn given<T>(
+        &self,
+        names: &[&'static str],
+        parse: impl Fn(&str) -> Result<T, IdError>,
+    ) -> Result<Option<T>, FieldError> {
+        Ok(match self.field(names, parse)? {
+            Field::Set(value) => Some(value),
+            Field::Absent | Field::Clear => None,
+        })
     }
+}
+
+/// A user name or password, which may hold any character.
+fn login(value: &str) -> Result<String, IdError> {
+    if value.len() > MAX_LOGIN_BYTES {
+        return Err(IdError::TooLong("512 bytes"));
+    }
+    Ok(value.to_owned())
 }
 
 /// Whether the app has left the template's placeholder as it was, such as `%pushTokenOther%`.
@@ -263,8 +266,9 @@ mod tests {
                 form(&format!("selector=s&{name}=d"))
                     .unwrap()
                     .device
-                    .as_deref(),
-                Some("d")
+                    .unwrap()
+                    .as_str(),
+                "d"
             );
         }
     }
@@ -341,6 +345,10 @@ mod tests {
         assert_eq!(
             form(&long).unwrap_err(),
             FieldError::Invalid("token_msgs", IdError::TooLong("512 bytes"))
+        );
+        assert_eq!(
+            form("selector=s&device=a%00b").unwrap_err(),
+            FieldError::Invalid("device", IdError::Control)
         );
     }
 }

@@ -1,31 +1,96 @@
 //! Records what became of a job: the job's row, its pusher's, and those of users who share the pushkey.
 
+use std::collections::HashMap;
+
 use sqlx::SqliteConnection;
 
 use super::{
-    StoreError,
+    StoreError, json,
     pushers::{FinishSettings, Outcome},
 };
-use crate::queue::{self, Disposal, Held, QUEUE};
+use crate::{
+    queue::{self, Disposal, Held, QUEUE},
+    writer::Bulk,
+};
 
 /// A job that has run.
-pub(super) struct Finish<'a> {
-    pub(super) held: &'a Held,
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(super) held: Held,
     pub(super) pusher_id: i64,
     /// What it was when the job read the row.
     pub(super) generation: i64,
-    pub(super) settings: &'a FinishSettings,
-    pub(super) now: i64,
+    pub(super) outcome: Outcome,
+    pub(super) settings: FinishSettings,
 }
 
-impl Finish<'_> {
-    /// Records `outcome`; false when the lock was lost.
-    pub(super) async fn run(
-        &self,
+impl Bulk for Finished {
+    /// False when the lock was lost.
+    type Value = bool;
+
+    async fn write_all(
         connection: &mut SqliteConnection,
-        outcome: &Outcome,
-    ) -> Result<bool, StoreError> {
-        let (id, now) = (self.pusher_id, self.now);
+        finished: &[&Self],
+        now: i64,
+    ) -> Result<Vec<bool>, StoreError> {
+        let registered = registered(connection, finished, now).await?;
+        let mut ours = Vec::with_capacity(finished.len());
+        for (it, registered) in finished.iter().zip(registered) {
+            ours.push(registered || it.run(connection, now).await?);
+        }
+        Ok(ours)
+    }
+}
+
+/// Records those that went as nearly all do: the pusher is set, nothing has changed meanwhile, and nobody
+/// shares its pushkey. True for each that is done with by that.
+async fn registered(
+    connection: &mut SqliteConnection,
+    finished: &[&Finished],
+    now: i64,
+) -> Result<Vec<bool>, StoreError> {
+    let Some(first) = finished.first() else {
+        return Ok(Vec::new());
+    };
+    let (worker, settings) = (&first.held.worker, &first.settings);
+    let set = |it: &Finished| {
+        it.outcome == Outcome::Registered && it.held.worker == *worker && it.settings == *settings
+    };
+    let ids = json(finished.iter().filter(|it| set(it)).map(|it| it.pusher_id))?;
+    let unshared = sqlx::query!(
+        r#"SELECT id AS "id!", generation FROM pushers WHERE id IN (SELECT value FROM json_each(?))
+               AND NOT EXISTS (SELECT 1 FROM pushers other WHERE other.pushkey = pushers.pushkey
+                   AND other.app_id = pushers.app_id AND other.id <> pushers.id)"#,
+        ids
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let unshared: HashMap<i64, i64> = unshared.iter().map(|it| (it.id, it.generation)).collect();
+    let plain = |it: &Finished| set(it) && unshared.get(&it.pusher_id) == Some(&it.generation);
+    let jobs = finished.iter().filter(|it| plain(it)).map(|it| &it.held);
+    let deleted = queue::delete_held(connection, worker, jobs).await?;
+    let done = |it: &Finished| plain(it) && deleted.contains(&it.held.job_id);
+
+    let ids = json(finished.iter().filter(|it| done(it)).map(|it| it.pusher_id))?;
+    let fingerprint = settings.fingerprint.as_str();
+    let refresh_at = now.saturating_add(settings.refresh_after);
+    sqlx::query!(
+        "UPDATE pushers SET state = 'registered', attempts = 0, last_error = NULL, ask_first = 0,
+             registered_as = ?, refresh_at = ?, updated_at = ? WHERE id IN (SELECT value FROM json_each(?))",
+        fingerprint,
+        refresh_at,
+        now,
+        ids
+    )
+    .execute(connection)
+    .await?;
+    Ok(finished.iter().map(|it| done(it)).collect())
+}
+
+impl Finished {
+    /// Records the outcome, whatever it is; false when the lock was lost.
+    async fn run(&self, connection: &mut SqliteConnection, now: i64) -> Result<bool, StoreError> {
+        let (id, outcome) = (self.pusher_id, &self.outcome);
         let current = sqlx::query_scalar!("SELECT generation FROM pushers WHERE id = ?", id)
             .fetch_optional(&mut *connection)
             .await?;
@@ -58,25 +123,21 @@ impl Finish<'_> {
             Outcome::Dead { error } => Disposal::Kill { error },
             _ => Disposal::Delete,
         };
-        let ours = queue::dispose(connection, self.held, &disposal, now).await?;
+        let ours = queue::dispose(connection, &self.held, &disposal, now).await?;
         if !ours {
             // Somebody took us for dead and perhaps acts on this pusher right now, in whatever order the
             // homeserver sees the two. One more look puts it right.
             check_again(connection, id, now).await?;
         } else if unchanged {
-            self.record(connection, outcome).await?;
+            self.record(connection, now).await?;
         }
-        self.settle_rivals(connection, outcome).await?;
+        self.settle_rivals(connection, now).await?;
         Ok(ours)
     }
 
-    async fn record(
-        &self,
-        connection: &mut SqliteConnection,
-        outcome: &Outcome,
-    ) -> Result<(), StoreError> {
-        let (id, now) = (self.pusher_id, self.now);
-        match outcome {
+    async fn record(&self, connection: &mut SqliteConnection, now: i64) -> Result<(), StoreError> {
+        let id = self.pusher_id;
+        match &self.outcome {
             Outcome::Registered => {
                 let fingerprint = self.settings.fingerprint.as_str();
                 let refresh_at = now.saturating_add(self.settings.refresh_after);
@@ -147,12 +208,12 @@ impl Finish<'_> {
     async fn settle_rivals(
         &self,
         connection: &mut SqliteConnection,
-        outcome: &Outcome,
+        now: i64,
     ) -> Result<(), StoreError> {
         if self.settings.append {
             return Ok(());
         }
-        let (id, now) = (self.pusher_id, self.now);
+        let (id, outcome) = (self.pusher_id, &self.outcome);
         if *outcome == Outcome::Registered {
             let displaced = sqlx::query_scalar!(
                 r#"SELECT older.id AS "id!" FROM pushers mine JOIN pushers older ON older.pushkey = mine.pushkey
@@ -241,5 +302,5 @@ pub(super) async fn check_again(
     )
     .execute(&mut *connection)
     .await?;
-    queue::enqueue(connection, id, now).await
+    queue::enqueue(connection, &[id], now).await
 }

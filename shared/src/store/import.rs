@@ -7,7 +7,8 @@ use sqlx::{Connection, SqliteConnection};
 use super::{
     Store, StoreError,
     mappings::put_mapping,
-    tokens::{Field, Report, Saved, save_report},
+    report::save_report,
+    tokens::{Field, Report, Saved},
 };
 use crate::{
     config::DatabaseUrl,

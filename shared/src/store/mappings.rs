@@ -2,7 +2,10 @@
 
 use sqlx::SqliteConnection;
 
-use super::{Store, StoreError, settle};
+use super::{
+    Store, StoreError,
+    settle::{Touched, settle},
+};
 use crate::ids::{Selector, UserId};
 
 /// A selector and the user whose it is.
@@ -102,8 +105,10 @@ async fn settle_selector(
     )
     .fetch_all(&mut *connection)
     .await?;
-    for row in rows {
-        settle::settle(connection, &row.pushkey, &row.app_id, Some(row.id), now).await?;
-    }
-    Ok(())
+    let touched = rows.iter().map(|row| Touched {
+        pushkey: &row.pushkey,
+        app_id: &row.app_id,
+        row: Some(row.id),
+    });
+    settle(connection, touched.collect(), now).await
 }

@@ -8,6 +8,7 @@ pub mod listing;
 pub mod mappings;
 mod open;
 pub mod pushers;
+mod report;
 mod settle;
 pub mod status;
 pub mod tokens;
@@ -15,7 +16,6 @@ pub mod tokens;
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use sqlx::{
@@ -23,11 +23,20 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 
-use crate::{clock::Clock, config::DatabaseUrl, writer::Writer};
+use crate::{
+    batch::Batch,
+    clock::Clock,
+    config::DatabaseUrl,
+    ids::Pushkey,
+    writer::{Sharing, Writer},
+};
 
+pub(crate) use finish::Finished;
 pub use open::OpenError;
 pub(crate) use open::is_busy;
 pub use tokens::PushTarget;
+
+use pushers::{PusherOf, PusherRow};
 
 /// Connections for reading: lookups are short, and each connection costs a thread.
 const READERS: u32 = 4;
@@ -38,9 +47,6 @@ pub enum StoreError {
     /// SQLite said no.
     #[error("database: {0}")]
     Database(#[source] Arc<sqlx::Error>),
-    /// apalis could not enqueue.
-    #[error("queue: {0}")]
-    Queue(#[source] Arc<apalis_sqlite::Error>),
     /// Too many writes wait already.
     #[error("too many writes are waiting")]
     Overloaded,
@@ -52,12 +58,6 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(Arc::new(error))
-    }
-}
-
-impl From<apalis_sqlite::Error> for StoreError {
-    fn from(error: apalis_sqlite::Error) -> Self {
-        Self::Queue(Arc::new(error))
     }
 }
 
@@ -83,10 +83,6 @@ impl StoreError {
     fn sqlx_error(&self) -> Option<&sqlx::Error> {
         match self {
             Self::Database(error) => Some(error),
-            Self::Queue(error) => match error.as_ref() {
-                apalis_sqlite::Error::Database(error) => Some(error),
-                _ => None,
-            },
             Self::Overloaded | Self::Stopped => None,
         }
     }
@@ -107,35 +103,49 @@ pub struct Store {
     pub clock: Clock,
     epoch: TokenEpoch,
     readers: SqlitePool,
-    options: SqliteConnectOptions,
+    targets: Batch<Pushkey, Vec<PushTarget>>,
+    pushers: Batch<PusherOf, Option<PusherRow>>,
+    options: Arc<SqliteConnectOptions>,
 }
 
 impl Store {
     /// Opens the file, creates what is missing, brings the schema up to date and starts the writer.
-    /// `busy` is how long a statement waits for another process' lock.
+    /// `sharing` says how it gets along with other processes.
     pub async fn open(
         database: &DatabaseUrl,
-        busy: Duration,
+        sharing: Sharing,
         clock: Clock,
     ) -> Result<Self, OpenError> {
+        let busy = sharing.busy();
         let (mut connection, options) = open::open(database, busy).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(busy)
             .idle_timeout(None)
             .max_lifetime(None)
+            // A file does not hang up, and asking first would cost as much as the query.
+            .test_before_acquire(false)
             .connect_lazy_with(options.clone().pragma("query_only", "on"));
         let epoch = TokenEpoch::default();
         let now_at = TokenEpoch::read(&mut connection)
             .await
             .map_err(|e| OpenError::Unreadable(database.to_string(), e))?;
         epoch.committed(now_at, now_at);
+        let writer = Writer::start(
+            connection,
+            options.clone(),
+            sharing,
+            clock.clone(),
+            epoch.clone(),
+        );
         Ok(Self {
-            writer: Writer::start(connection, options.clone(), busy, epoch.clone()),
-            clock,
+            writer,
             epoch,
+            targets: tokens::read_targets(readers.clone()),
+            pushers: pushers::read_pushers(readers.clone(), clock.clone()),
+            clock,
             readers,
-            options,
+            options: Arc::new(options),
         })
     }
 
@@ -176,6 +186,32 @@ impl Store {
             .await?;
         Ok(())
     }
+}
+
+/// A list for `json_each`, which hands many values to one statement that is checked at compile time.
+///
+/// What SQLite reads is what we wrote as long as no text holds a NUL character, which ends texts there; our
+/// ids cannot hold any ([`crate::ids`]).
+pub(crate) fn json<T: serde::Serialize>(
+    values: impl IntoIterator<Item = T>,
+) -> Result<String, StoreError> {
+    let values: Vec<T> = values.into_iter().collect();
+    serde_json::to_string(&values).map_err(|e| sqlx::Error::Encode(Box::new(e)).into())
+}
+
+/// Reads what `json_group_array` made of many rows. In one row they come at once; sqlx hands over each row by
+/// itself, and each wakes a thread.
+fn from_json<'a, T: serde::Deserialize<'a>>(rows: &'a str) -> Result<T, StoreError> {
+    serde_json::from_str(rows).map_err(|e| sqlx::Error::Decode(Box::new(e)).into())
+}
+
+/// The ids of the `count` rows that one statement has just inserted, the last of them `last`. In a table with
+/// AUTOINCREMENT each row's is by one larger than the largest that ever was
+/// (<https://sqlite.org/autoinc.html>), and nobody else writes meanwhile. (With RETURNING each row would wake
+/// us in another thread.)
+fn inserted(last: i64, count: usize) -> std::ops::RangeInclusive<i64> {
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    last - count + 1..=last
 }
 
 /// Tells this process' changes of tokens from those of others, by the counter that triggers keep in the

@@ -1,13 +1,19 @@
 //! The worker's side of the store: what a job should bring about, what became of it, and the upkeep that
 //! makes sure that no pusher is forgotten.
 
-use sqlx::SqliteConnection;
+use std::{collections::HashMap, sync::Arc};
+
+use serde::Deserialize;
+use sqlx::{SqliteConnection, SqlitePool};
 
 use super::{
     Store, StoreError,
-    finish::{Finish, check_again},
+    finish::{Finished, check_again},
+    from_json, json,
 };
 use crate::{
+    batch::Batch,
+    clock::Clock,
     ids::{AppId, Pushkey, Selector, UserId},
     queue::{self, CHUNK, Disposal, Held, QUEUE},
 };
@@ -87,7 +93,7 @@ pub enum Outcome {
 }
 
 /// What the worker's settings have to do with a finished job.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinishSettings {
     /// See `PusherSettings::fingerprint`.
     pub fingerprint: String,
@@ -118,45 +124,13 @@ impl Store {
         job_attempts: i64,
         append: bool,
     ) -> Result<Option<PusherRow>, StoreError> {
-        let row = sqlx::query!(
-            r#"SELECT user_id, app_id, pushkey, selector, wanted = 'present' AS "present!: bool", state, generation,
-                   ask_first = 1 AS "ask_first!: bool", attempts, refresh_at,
-                   (SELECT newer.state FROM pushers newer WHERE newer.pushkey = pushers.pushkey
-                       AND newer.app_id = pushers.app_id AND newer.user_id <> pushers.user_id
-                       AND newer.wanted = 'present' AND newer.claim > pushers.claim AND newer.state <> 'failed'
-                       ORDER BY newer.state = 'registered' DESC LIMIT 1) AS "newer?: String"
-               FROM pushers WHERE id = ?"#,
-            id
-        )
-        .fetch_optional(self.readers())
-        .await?;
-        let Some(row) = row else {
-            return Ok(None);
-        };
-        let due = row.refresh_at.is_none_or(|at| self.clock.unix() >= at);
-        let goal = match (row.present, row.state.as_str()) {
-            (true, _) if row.newer.as_deref() == Some("registered") && !append => Goal::Outdone,
-            (true, _) if row.newer.is_some() && !append => Goal::Yield,
-            (true, "registered") if row.ask_first || due => Goal::Check,
-            (true, "registered") | (false, "removed") => Goal::Nothing,
-            // More attempts than were recorded: a worker died in one, perhaps after the homeserver did it.
-            (true, _) if row.ask_first || job_attempts > row.attempts => Goal::Check,
-            (true, _) => Goal::Set,
-            (false, _) => Goal::Delete,
-        };
-        let parsed = || {
-            Some(PusherRow {
+        self.pushers
+            .ask(PusherOf {
                 id,
-                user_id: UserId::parse(&row.user_id).ok()?,
-                app_id: AppId::parse(&row.app_id).ok()?,
-                pushkey: Pushkey::parse(&row.pushkey).ok()?,
-                selector: Selector::parse(&row.selector).ok()?,
-                goal,
-                generation: row.generation,
-                attempts: row.attempts,
+                job_attempts,
+                append,
             })
-        };
-        Ok(parsed())
+            .await
     }
 
     /// Records what became of a job, in one transaction with the job itself. False when the lock was lost
@@ -169,25 +143,13 @@ impl Store {
         outcome: Outcome,
         settings: FinishSettings,
     ) -> Result<bool, StoreError> {
-        let clock = self.clock.clone();
         self.writer
-            .write(move |connection| {
-                let (held, outcome, settings, now) = (
-                    held.clone(),
-                    outcome.clone(),
-                    settings.clone(),
-                    clock.unix(),
-                );
-                Box::pin(async move {
-                    let finish = Finish {
-                        held: &held,
-                        pusher_id,
-                        generation,
-                        settings: &settings,
-                        now,
-                    };
-                    finish.run(connection, &outcome).await
-                })
+            .write_bulk(Finished {
+                held,
+                pusher_id,
+                generation,
+                outcome,
+                settings,
             })
             .await
     }
@@ -250,9 +212,7 @@ impl Store {
                     )
                     .fetch_all(&mut *connection)
                     .await?;
-                    for id in &ids {
-                        queue::enqueue(connection, *id, now).await?;
-                    }
+                    queue::enqueue(connection, &ids, now).await?;
                     Ok(ids.len() as u64)
                 })
             })
@@ -277,9 +237,7 @@ impl Store {
                     )
                     .fetch_all(&mut *connection)
                     .await?;
-                    for id in &ids {
-                        queue::enqueue(connection, *id, now).await?;
-                    }
+                    queue::enqueue(connection, &ids, now).await?;
                     Ok(ids.len() as u64)
                 })
             })
@@ -347,6 +305,100 @@ impl Store {
                 })
             })
             .await
+    }
+}
+
+/// What a job asks about its pusher.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PusherOf {
+    id: i64,
+    job_attempts: i64,
+    append: bool,
+}
+
+/// Starts what [`Store::pusher`] asks.
+pub(super) fn read_pushers(
+    readers: SqlitePool,
+    clock: Clock,
+) -> Batch<PusherOf, Option<PusherRow>> {
+    Batch::start(move |asked: Arc<[PusherOf]>| {
+        let (readers, clock) = (readers.clone(), clock.clone());
+        async move { pushers(&readers, &asked, clock.unix()).await }
+    })
+}
+
+async fn pushers(
+    readers: &SqlitePool,
+    asked: &[PusherOf],
+    now: i64,
+) -> Result<Vec<Option<PusherRow>>, StoreError> {
+    let ids = json(asked.iter().map(|it| it.id))?;
+    let rows = sqlx::query_scalar!(
+        r#"SELECT json_group_array(json_object('id', id, 'user_id', user_id, 'app_id', app_id, 'pushkey', pushkey,
+               'selector', selector, 'wanted', wanted, 'state', state, 'generation', generation,
+               'ask_first', ask_first, 'attempts', attempts, 'refresh_at', refresh_at, 'newer',
+               (SELECT newer.state FROM pushers newer WHERE newer.pushkey = pushers.pushkey
+                   AND newer.app_id = pushers.app_id AND newer.user_id <> pushers.user_id
+                   AND newer.wanted = 'present' AND newer.claim > pushers.claim AND newer.state <> 'failed'
+                   ORDER BY newer.state = 'registered' DESC LIMIT 1))) AS "rows!: String"
+           FROM pushers WHERE id IN (SELECT value FROM json_each(?))"#,
+        ids
+    )
+    .fetch_one(readers)
+    .await?;
+    let rows: Vec<Stored> = from_json(&rows)?;
+    let rows: HashMap<i64, Stored> = rows.into_iter().map(|row| (row.id, row)).collect();
+    let pushers = asked.iter().map(|it| rows.get(&it.id)?.for_job(it, now));
+    Ok(pushers.collect())
+}
+
+/// A pusher's row as it is stored.
+#[derive(Debug, Deserialize)]
+struct Stored {
+    id: i64,
+    user_id: String,
+    app_id: String,
+    pushkey: String,
+    selector: String,
+    wanted: String,
+    state: String,
+    generation: i64,
+    ask_first: i64,
+    attempts: i64,
+    refresh_at: Option<i64>,
+    /// The state of another user's pusher of the same app id and pushkey that was reported later.
+    newer: Option<String>,
+}
+
+impl Stored {
+    fn for_job(&self, asked: &PusherOf, now: i64) -> Option<PusherRow> {
+        Some(PusherRow {
+            id: self.id,
+            user_id: UserId::parse(&self.user_id).ok()?,
+            app_id: AppId::parse(&self.app_id).ok()?,
+            pushkey: Pushkey::parse(&self.pushkey).ok()?,
+            selector: Selector::parse(&self.selector).ok()?,
+            goal: self.goal(asked, now),
+            generation: self.generation,
+            attempts: self.attempts,
+        })
+    }
+
+    fn goal(&self, asked: &PusherOf, now: i64) -> Goal {
+        let due = self.refresh_at.is_none_or(|at| now >= at);
+        let ask_first = self.ask_first == 1;
+        match (self.wanted == "present", self.state.as_str()) {
+            (true, _) if self.newer.as_deref() == Some("registered") && !asked.append => {
+                Goal::Outdone
+            }
+            (true, _) if self.newer.is_some() && !asked.append => Goal::Yield,
+            (true, "registered") if ask_first || due => Goal::Check,
+            (true, "registered") | (false, "removed") => Goal::Nothing,
+            // More attempts than were recorded: a worker died in one, perhaps after the homeserver did it.
+            (true, _) if ask_first || asked.job_attempts > self.attempts => Goal::Check,
+            (true, _) => Goal::Set,
+            (false, _) => Goal::Delete,
+        }
     }
 }
 

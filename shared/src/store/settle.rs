@@ -1,28 +1,44 @@
 //! Decides which pushers an app id and pushkey should have, from the rows that hold them, and enqueues
 //! what has to change at the homeserver. Every write that touches a token ends here.
 
+use std::collections::HashSet;
+
+use serde::Deserialize;
 use sqlx::SqliteConnection;
 
-use super::{StoreError, finish::gone_by_itself};
-use crate::{ids::UserId, queue};
+use super::{StoreError, finish::gone_by_itself, from_json, inserted, json};
+use crate::queue;
 
 /// A live row that holds the pushkey, with the user whose it is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 struct Holder {
     row: i64,
     user_id: String,
     selector: String,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 struct Pusher {
     id: i64,
     user_id: String,
     selector: String,
-    present: bool,
+    wanted: Wanted,
     state: String,
     claim: i64,
     refresh_at: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Wanted {
+    Present,
+    Absent,
+}
+
+impl Pusher {
+    fn is_present(&self) -> bool {
+        self.wanted == Wanted::Present
+    }
 }
 
 /// A change of what is wanted. The claim orders the users who report the same pushkey.
@@ -57,51 +73,77 @@ enum Step {
     Revive,
 }
 
-/// Makes the wanted pushers of (`app_id`, `pushkey`) follow the rows. `touched` is the row whose phone
-/// reports, or whose mapping changes, at this moment. Returns the user of that row.
+/// An app id and pushkey whose pushers have to follow the rows that hold them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Touched<'a> {
+    pub(super) pushkey: &'a str,
+    pub(super) app_id: &'a str,
+    /// The row whose phone reports, or whose mapping changes, at this moment.
+    pub(super) row: Option<i64>,
+}
+
+/// Makes the wanted pushers of all these follow the rows, one after the other where a pair comes twice.
 pub(super) async fn settle(
     connection: &mut SqliteConnection,
-    pushkey: &str,
-    app_id: &str,
-    touched: Option<i64>,
+    touched: Vec<Touched<'_>>,
     now: i64,
-) -> Result<Option<UserId>, StoreError> {
-    let holders = holders(connection, pushkey, app_id).await?;
-    let pushers = pushers(connection, pushkey, app_id).await?;
-    for change in plan(&holders, &pushers, touched, now) {
-        match change {
-            Change::Insert {
-                user_id,
-                selector,
-                claim,
-            } => {
-                insert(
-                    connection,
-                    [&user_id, app_id, pushkey, &selector],
+) -> Result<(), StoreError> {
+    let mut waiting = touched;
+    while !waiting.is_empty() {
+        let mut pairs = HashSet::new();
+        let (round, rest) = waiting
+            .into_iter()
+            .partition::<Vec<_>, _>(|it| pairs.insert((it.pushkey, it.app_id)));
+        settle_round(connection, &round, now).await?;
+        waiting = rest;
+    }
+    Ok(())
+}
+
+async fn settle_round(
+    connection: &mut SqliteConnection,
+    touched: &[Touched<'_>],
+    now: i64,
+) -> Result<(), StoreError> {
+    let pairs = json(touched.iter().map(|it| (it.pushkey, it.app_id)))?;
+    let holders = by_pair(touched.len(), holders(connection, &pairs).await?);
+    let pushers = by_pair(touched.len(), pushers(connection, &pairs).await?);
+    let (mut new, mut due) = (Vec::new(), Vec::new());
+    for (it, (holders, pushers)) in touched.iter().zip(holders.into_iter().zip(pushers)) {
+        for change in plan(&holders, &pushers, it.row, now) {
+            match change {
+                Change::Insert {
+                    user_id,
+                    selector,
                     claim,
-                    now,
-                )
-                .await?;
-            }
-            Change::Present {
-                id,
-                selector,
-                claim,
-            } => want_present(connection, id, &selector, claim, now).await?,
-            Change::Absent { id } => want_absent(connection, id, now).await?,
-            Change::Again { id, claim, step } => {
-                reported_again(connection, id, claim, step, now).await?;
+                } => new.push((user_id, it.app_id, it.pushkey, selector, claim)),
+                Change::Present {
+                    id,
+                    selector,
+                    claim,
+                } => {
+                    want_present(connection, id, &selector, claim, now).await?;
+                    due.push(id);
+                }
+                Change::Absent { id } => {
+                    want_absent(connection, id, now).await?;
+                    due.push(id);
+                }
+                Change::Again { id, claim, step } => {
+                    reported_again(connection, id, claim, step, now).await?;
+                    due.extend((step != Step::Nothing).then_some(id));
+                }
             }
         }
     }
-    let holder = holders.iter().find(|h| Some(h.row) == touched);
-    Ok(holder.and_then(|h| UserId::parse(&h.user_id).ok()))
+    insert(connection, &new, now).await?;
+    queue::enqueue(connection, &due, now).await
 }
 
 /// Decides. The touched row's user is wanted from now on. A user who was displaced by another
 /// (PUSHER_APPEND=false) does not come back just because a row is still there, or the two would fight.
 fn plan(holders: &[Holder], pushers: &[Pusher], touched: Option<i64>, now: i64) -> Vec<Change> {
-    let present = || pushers.iter().filter(|p| p.present);
+    let present = || pushers.iter().filter(|p| p.is_present());
     let top = present().map(|p| p.claim).max().unwrap_or(0);
     let mut changes = Vec::new();
 
@@ -151,7 +193,7 @@ fn plan(holders: &[Holder], pushers: &[Pusher], touched: Option<i64>, now: i64) 
             selector,
             claim: top + 1,
         },
-        Some(pusher) if !pusher.present => Change::Present {
+        Some(pusher) if !pusher.is_present() => Change::Present {
             id: pusher.id,
             selector,
             claim: top + 1,
@@ -171,20 +213,27 @@ fn plan(holders: &[Holder], pushers: &[Pusher], touched: Option<i64>, now: i64) 
     changes
 }
 
-/// Takes the pushers of a dead token back. The homeserver drops the one that it pushed to, that of `user`,
-/// by itself when it reads our rejection (should the answer not reach it, it asks again); others are deleted.
+/// Takes the pushers of a dead token back. The homeserver drops the one that it pushed to by itself when it reads
+/// our rejection (should the answer not reach it, it asks again); others are deleted. Which one that was is
+/// known by the selector that it carries, unless more than one does.
 pub(super) async fn forget_rejected(
     connection: &mut SqliteConnection,
     pushkey: &str,
     app_id: &str,
-    user: Option<&str>,
+    pushed_to: Option<&str>,
     now: i64,
 ) -> Result<(), StoreError> {
-    for pusher in pushers(connection, pushkey, app_id).await? {
-        if pusher.present && Some(pusher.user_id.as_str()) == user {
-            gone_by_itself(connection, pusher.id, now).await?;
-        } else if pusher.present {
-            want_absent(connection, pusher.id, now).await?;
+    let pushers = pushers(connection, &json([(pushkey, app_id)])?).await?;
+    let carries =
+        |p: &&(usize, Pusher)| p.1.state != "removed" && Some(p.1.selector.as_str()) == pushed_to;
+    let alone = pushers.iter().filter(carries).count() == 1;
+    for it in pushers.iter().filter(|(_, pusher)| pusher.is_present()) {
+        let id = it.1.id;
+        if alone && carries(&it) {
+            gone_by_itself(connection, id, now).await?;
+        } else {
+            want_absent(connection, id, now).await?;
+            queue::enqueue(connection, &[id], now).await?;
         }
     }
     Ok(())
@@ -217,66 +266,82 @@ async fn reported_again(
         .execute(&mut *connection)
         .await?;
     }
-    if step == Step::Nothing {
-        return Ok(());
-    }
-    queue::enqueue(connection, id, now).await
+    Ok(())
 }
 
+/// A found row, and the number of the pair that it belongs to.
+type Found<T> = (usize, T);
+
+fn by_pair<T>(pairs: usize, found: Vec<Found<T>>) -> Vec<Vec<T>> {
+    let mut lists: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(pairs).collect();
+    for (at, row) in found {
+        if let Some(list) = lists.get_mut(at) {
+            list.push(row);
+        }
+    }
+    lists
+}
+
+/// Who holds these pairs (a JSON list of pushkey and app id); the latest report comes last.
 async fn holders(
     connection: &mut SqliteConnection,
-    pushkey: &str,
-    app_id: &str,
-) -> Result<Vec<Holder>, StoreError> {
-    Ok(sqlx::query_as!(
-        Holder,
-        r#"SELECT t.id AS "row!", coalesce(m.user_id, t.owner) AS "user_id!", t.selector AS "selector!"
-           FROM push_tokens t LEFT JOIN mappings m ON m.selector = t.selector
-           WHERE t.token_msgs = ? AND t.app_id_msgs = ? AND t.dead_at IS NULL
-             AND coalesce(m.user_id, t.owner) IS NOT NULL
-           ORDER BY t.updated_at, t.id"#,
-        pushkey,
-        app_id
+    pairs: &str,
+) -> Result<Vec<Found<Holder>>, StoreError> {
+    let rows = sqlx::query_scalar!(
+        r#"SELECT json_group_array(json_array(i.key, json_object('row', t.id, 'user_id', coalesce(m.user_id, t.owner),
+               'selector', t.selector)) ORDER BY t.updated_at, t.id) AS "rows!: String"
+           FROM json_each(?) i CROSS JOIN push_tokens t LEFT JOIN mappings m ON m.selector = t.selector
+           WHERE t.token_msgs = i.value ->> 0 AND t.app_id_msgs = i.value ->> 1 AND t.dead_at IS NULL
+             AND coalesce(m.user_id, t.owner) IS NOT NULL"#,
+        pairs
     )
-    .fetch_all(connection)
-    .await?)
+    .fetch_one(connection)
+    .await?;
+    from_json(&rows)
 }
 
+/// The pushers of these pairs (a JSON list of pushkey and app id).
 async fn pushers(
     connection: &mut SqliteConnection,
-    pushkey: &str,
-    app_id: &str,
-) -> Result<Vec<Pusher>, StoreError> {
-    Ok(sqlx::query_as!(
-        Pusher,
-        r#"SELECT id, user_id, selector, wanted = 'present' AS "present!: bool", state, claim, refresh_at
-           FROM pushers WHERE pushkey = ? AND app_id = ?"#,
-        pushkey,
-        app_id
+    pairs: &str,
+) -> Result<Vec<Found<Pusher>>, StoreError> {
+    let rows = sqlx::query_scalar!(
+        r#"SELECT json_group_array(json_array(i.key, json_object('id', p.id, 'user_id', p.user_id,
+               'selector', p.selector, 'wanted', p.wanted, 'state', p.state, 'claim', p.claim,
+               'refresh_at', p.refresh_at))) AS "rows!: String"
+           FROM json_each(?) i CROSS JOIN pushers p
+           WHERE p.pushkey = i.value ->> 0 AND p.app_id = i.value ->> 1"#,
+        pairs
     )
-    .fetch_all(connection)
-    .await?)
+    .fetch_one(connection)
+    .await?;
+    from_json(&rows)
 }
+
+/// A pusher that is not there yet: user, app id, pushkey, selector, claim.
+type New<'a> = (String, &'a str, &'a str, String, i64);
 
 async fn insert(
     connection: &mut SqliteConnection,
-    [user_id, app_id, pushkey, selector]: [&str; 4],
-    claim: i64,
+    new: &[New<'_>],
     now: i64,
 ) -> Result<(), StoreError> {
-    let id = sqlx::query_scalar!(
-        r#"INSERT INTO pushers (user_id, app_id, pushkey, selector, wanted, state, generation, claim, created_at, updated_at)
-           VALUES (?1, ?2, ?3, ?4, 'present', 'pending', 1, ?5, ?6, ?6) RETURNING id AS "id!""#,
-        user_id,
-        app_id,
-        pushkey,
-        selector,
-        claim,
+    if new.is_empty() {
+        return Ok(());
+    }
+    let rows = json(new)?;
+    let last = sqlx::query!(
+        "INSERT INTO pushers (user_id, app_id, pushkey, selector, wanted, state, generation, claim, created_at, updated_at)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, 'present', 'pending', 1, value ->> 4, ?2, ?2
+         FROM json_each(?1) ORDER BY key",
+        rows,
         now
     )
-    .fetch_one(&mut *connection)
-    .await?;
-    queue::enqueue_new(connection, id, now).await
+    .execute(&mut *connection)
+    .await?
+    .last_insert_rowid();
+    let ids: Vec<i64> = inserted(last, new.len()).collect();
+    queue::enqueue_new(connection, &ids, now).await
 }
 
 async fn want_present(
@@ -296,7 +361,7 @@ async fn want_present(
     )
     .execute(&mut *connection)
     .await?;
-    queue::enqueue(connection, id, now).await
+    Ok(())
 }
 
 async fn want_absent(
@@ -312,7 +377,7 @@ async fn want_absent(
     )
     .execute(&mut *connection)
     .await?;
-    queue::enqueue(connection, id, now).await
+    Ok(())
 }
 
 #[cfg(test)]
@@ -340,7 +405,11 @@ mod tests {
             id,
             user_id,
             selector,
-            present,
+            wanted: if present {
+                Wanted::Present
+            } else {
+                Wanted::Absent
+            },
             state,
             claim,
             refresh_at: Some(1000),

@@ -1,13 +1,18 @@
-//! What the phones reported: saving a report, forgetting it, and finding the row for a push.
+//! What the phones reported: the words for it, forgetting it, and finding the row for a push. Saving is in
+//! `report`.
 
-use sqlx::SqliteConnection;
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
-use super::{Store, StoreError, settle};
-use crate::ids::{AppId, Pushkey, Selector, UserId};
+use sqlx::{SqliteConnection, SqlitePool};
 
-/// An unchanged report only renews `updated_at` when that is older than this, in seconds: a phone that
-/// reports at every start costs no write.
-const TOUCH_AFTER: i64 = 3600;
+use super::{
+    Store, StoreError, from_json, json,
+    settle::{Touched, forget_rejected, settle},
+};
+use crate::{
+    batch::Batch,
+    ids::{AppId, Device, Pushkey, Selector, UserId},
+};
 
 /// A field of a report: not there (what is stored stays), empty (clears it), or a value.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,27 +26,13 @@ pub enum Field<T> {
     Set(T),
 }
 
-impl<T> Field<T> {
-    fn over(&self, stored: Option<&str>, text: impl Fn(&T) -> &str) -> Option<String> {
-        match self {
-            Self::Absent => stored.map(str::to_owned),
-            Self::Clear => None,
-            Self::Set(value) => Some(text(value).to_owned()),
-        }
-    }
-
-    fn is_set(&self) -> bool {
-        matches!(self, Self::Set(_))
-    }
-}
-
 /// Which row a request is about, and who sent it.
 #[derive(Debug, Clone)]
 pub struct Reporter {
     /// The account on the phone.
     pub selector: Selector,
     /// The phone, where it says so.
-    pub device: Option<String>,
+    pub device: Option<Device>,
     /// The user that a login proved; none where nobody logs in.
     pub owner: Option<UserId>,
     /// Whether a row may be made that neither a login nor a mapping stands for.
@@ -100,79 +91,10 @@ pub struct PushTarget {
     pub dead: bool,
 }
 
-/// What a report sets in a row.
-#[derive(Debug, PartialEq, Eq)]
-struct Contents {
-    owner: Option<String>,
-    token_msgs: Option<String>,
-    app_id_msgs: Option<String>,
-    token_calls: Option<String>,
-    app_id_calls: Option<String>,
-}
-
-impl Contents {
-    /// What the row holds after `report`.
-    fn after(report: &Report, row: Option<&Row>) -> Self {
-        let stored = |get: fn(&Row) -> Option<&String>| row.and_then(get).map(String::as_str);
-        let owner = report.from.owner.as_ref().map(UserId::as_str);
-        Self {
-            owner: owner
-                .or(stored(|row| row.owner.as_ref()))
-                .map(str::to_owned),
-            token_msgs: report
-                .token_msgs
-                .over(stored(|row| row.token_msgs.as_ref()), Pushkey::as_str),
-            app_id_msgs: report
-                .app_id_msgs
-                .over(stored(|row| row.app_id_msgs.as_ref()), AppId::as_str),
-            token_calls: report
-                .token_calls
-                .over(stored(|row| row.token_calls.as_ref()), Pushkey::as_str),
-            app_id_calls: report
-                .app_id_calls
-                .over(stored(|row| row.app_id_calls.as_ref()), AppId::as_str),
-        }
-    }
-
-    fn pair(&self) -> Option<Pair<'_>> {
-        self.token_msgs.as_deref().zip(self.app_id_msgs.as_deref())
-    }
-}
-
-#[derive(Debug)]
-struct Row {
-    id: i64,
-    owner: Option<String>,
-    token_msgs: Option<String>,
-    app_id_msgs: Option<String>,
-    token_calls: Option<String>,
-    app_id_calls: Option<String>,
-    dead_at: Option<i64>,
-    updated_at: i64,
-}
-
-impl Row {
-    fn contents(&self) -> Contents {
-        Contents {
-            owner: self.owner.clone(),
-            token_msgs: self.token_msgs.clone(),
-            app_id_msgs: self.app_id_msgs.clone(),
-            token_calls: self.token_calls.clone(),
-            app_id_calls: self.app_id_calls.clone(),
-        }
-    }
-}
-
 impl Store {
     /// Saves a report and, in the same transaction, enqueues what it changes at the homeserver.
     pub async fn save_report(&self, report: Report) -> Result<Saved, StoreError> {
-        let clock = self.clock.clone();
-        self.writer
-            .write(move |connection| {
-                let (report, now) = (report.clone(), clock.unix());
-                Box::pin(async move { save_report(connection, &report, now).await })
-            })
-            .await
+        self.writer.write_bulk(report).await
     }
 
     /// Forgets the tokens of a phone (of all phones with this selector when none is named) and enqueues
@@ -186,8 +108,10 @@ impl Store {
                     if belongs_to_another(connection, &from).await? {
                         return Ok(Saved::NotYours);
                     }
-                    let (selector, device) = (from.selector.as_str(), from.device.as_deref());
-                    let stale = remove_rows(connection, Some(selector), device, now).await?;
+                    let (selector, device) = (from.selector.as_str(), from.device.as_ref());
+                    let stale =
+                        remove_rows(connection, Some(selector), device.map(Device::as_str), now)
+                            .await?;
                     Ok(Saved::Done {
                         stale,
                         user: None,
@@ -222,38 +146,29 @@ impl Store {
 
     /// The rows that hold this pushkey, the latest report first.
     pub async fn targets(&self, pushkey: &str) -> Result<Vec<PushTarget>, StoreError> {
-        let rows = sqlx::query!(
-            r#"SELECT id, report, selector, app_id_msgs AS "app_id!", token_msgs AS "pushkey!", dead_at
-               FROM push_tokens WHERE token_msgs = ? AND app_id_msgs IS NOT NULL
-               ORDER BY updated_at DESC, id DESC"#,
-            pushkey
-        )
-        .fetch_all(self.readers())
-        .await?;
-        Ok(rows
-            .into_iter()
-            .filter_map(|row| {
-                parse_target((
-                    row.id,
-                    row.report,
-                    row.selector,
-                    row.app_id,
-                    row.pushkey,
-                    row.dead_at,
-                ))
-            })
-            .collect())
+        match Pushkey::parse(pushkey) {
+            Ok(pushkey) => self.targets.ask(pushkey).await,
+            // What is no pushkey is in no row.
+            Err(_) => Ok(Vec::new()),
+        }
     }
 
     /// Remembers that PNM called this row's token gone, for all rows that hold it, until the phone reports
     /// again. False when the phone has reported since `target` was read: the verdict is about the past then.
-    pub async fn mark_dead(&self, target: &PushTarget) -> Result<bool, StoreError> {
+    /// `pushed_to` is the selector that the pusher carries.
+    pub async fn mark_dead(
+        &self,
+        target: &PushTarget,
+        pushed_to: Option<&str>,
+    ) -> Result<bool, StoreError> {
         let (id, report) = (target.row_id, target.report);
-        let clock = self.clock.clone();
+        let (clock, pushed_to) = (self.clock.clone(), pushed_to.map(str::to_owned));
         self.writer
             .write(move |connection| {
-                let now = clock.unix();
-                Box::pin(async move { mark_dead(connection, id, report, now).await })
+                let (now, pushed_to) = (clock.unix(), pushed_to.clone());
+                Box::pin(async move {
+                    mark_dead(connection, (id, report), pushed_to.as_deref(), now).await
+                })
             })
             .await
     }
@@ -269,161 +184,60 @@ impl Store {
     }
 }
 
-type TargetColumns = (i64, i64, String, String, String, Option<i64>);
-
-/// A row that an operator's shell has broken is passed over rather than failing every push.
-fn parse_target(
-    (row_id, report, selector, app_id, pushkey, dead_at): TargetColumns,
-) -> Option<PushTarget> {
-    Some(PushTarget {
-        row_id,
-        report,
-        selector: Selector::parse(&selector).ok()?,
-        app_id: AppId::parse(&app_id).ok()?,
-        pushkey: Pushkey::parse(&pushkey).ok()?,
-        dead: dead_at.is_some(),
+/// Starts what [`Store::targets`] asks.
+pub(super) fn read_targets(readers: SqlitePool) -> Batch<Pushkey, Vec<PushTarget>> {
+    Batch::start(move |pushkeys: Arc<[Pushkey]>| {
+        let readers = readers.clone();
+        async move { targets(&readers, &pushkeys).await }
     })
 }
 
-pub(super) async fn save_report(
-    connection: &mut SqliteConnection,
-    report: &Report,
-    now: i64,
-) -> Result<Saved, StoreError> {
-    if belongs_to_another(connection, &report.from).await? {
-        return Ok(Saved::NotYours);
-    }
-    let selector = report.from.selector.as_str();
-    let device = report.from.device.as_deref().unwrap_or_default();
-    let stored = sqlx::query_as!(
-        Row,
-        "SELECT id, owner, token_msgs, app_id_msgs, token_calls, app_id_calls, dead_at, updated_at
-         FROM push_tokens WHERE selector = ? AND device = ?",
-        selector,
-        device
+async fn targets(
+    readers: &SqlitePool,
+    pushkeys: &[Pushkey],
+) -> Result<Vec<Vec<PushTarget>>, StoreError> {
+    let list = json(pushkeys.iter().map(Pushkey::as_str))?;
+    let rows = sqlx::query_scalar!(
+        r#"SELECT json_group_array(json_array(i.key, t.id, t.report, t.selector, t.app_id_msgs, t.dead_at,
+               t.updated_at)) AS "rows!: String"
+           FROM json_each(?) i CROSS JOIN push_tokens t
+           WHERE t.token_msgs = i.value AND t.app_id_msgs IS NOT NULL"#,
+        list
     )
-    .fetch_optional(&mut *connection)
+    .fetch_one(readers)
     .await?;
-
-    let new = Contents::after(report, stored.as_ref());
-    if report.token_msgs.is_set() && new.app_id_msgs.is_none() {
-        return Ok(Saved::NeedsAppId);
-    }
-    let Some(row) = stored else {
-        if new.token_msgs.is_none() && new.token_calls.is_none() {
-            // Nothing to remember, and a row without a token would hide a lost volume.
-            return Ok(Saved::Done {
-                stale: Vec::new(),
-                user: None,
-                stranger: false,
+    let mut rows: Vec<TargetRow<'_>> = from_json(&rows)?;
+    rows.sort_unstable_by_key(|&(_, id, .., updated_at)| (updated_at, id));
+    let mut targets = vec![Vec::new(); pushkeys.len()];
+    for (at, row_id, report, selector, app_id, dead_at, _) in rows.into_iter().rev() {
+        let Some((targets, pushkey)) = targets.get_mut(at).zip(pushkeys.get(at)) else {
+            continue;
+        };
+        // A row that an operator's shell has broken is passed over rather than failing every push.
+        if let (Ok(selector), Ok(app_id)) = (Selector::parse(&selector), AppId::parse(&app_id)) {
+            targets.push(PushTarget {
+                row_id,
+                report,
+                selector,
+                app_id,
+                pushkey: pushkey.clone(),
+                dead: dead_at.is_some(),
             });
         }
-        // Each statement costs 20 µs and more, so what settling finds out is not asked twice.
-        let ask = new.owner.is_none() && (!report.from.strangers || new.pair().is_none());
-        let mapped = ask && is_mapped(connection, selector).await?;
-        if ask && !mapped && !report.from.strangers {
-            return Ok(Saved::Strange);
-        }
-        let id = insert(connection, selector, device, &new, now).await?;
-        let (stale, user) = settle_rows(connection, None, new.pair(), id, now).await?;
-        let stranger = new.owner.is_none() && !mapped && user.is_none();
-        return Ok(Saved::Done {
-            stale,
-            user,
-            stranger,
-        });
-    };
-
-    let old = row.contents();
-    let changed = old != new || row.dead_at.is_some();
-    if changed {
-        sqlx::query!(
-            "UPDATE push_tokens SET owner = ?, token_msgs = ?, app_id_msgs = ?, token_calls = ?,
-                 app_id_calls = ?, report = report + 1, dead_at = NULL, updated_at = ? WHERE id = ?",
-            new.owner,
-            new.token_msgs,
-            new.app_id_msgs,
-            new.token_calls,
-            new.app_id_calls,
-            now,
-            row.id
-        )
-        .execute(&mut *connection)
-        .await?;
-    } else if now - row.updated_at >= TOUCH_AFTER {
-        sqlx::query!(
-            "UPDATE push_tokens SET updated_at = ? WHERE id = ?",
-            now,
-            row.id
-        )
-        .execute(&mut *connection)
-        .await?;
     }
-    let left = old.pair().filter(|old| new.pair() != Some(*old));
-    let (stale, user) = settle_rows(connection, left, new.pair(), row.id, now).await?;
-    Ok(Saved::Done {
-        stale: if changed { stale } else { Vec::new() },
-        user,
-        stranger: false,
-    })
+    Ok(targets)
 }
 
-async fn is_mapped(connection: &mut SqliteConnection, selector: &str) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT 1 FROM mappings WHERE selector = ?) AS "mapped: bool""#,
-        selector
-    )
-    .fetch_one(connection)
-    .await?)
-}
-
-async fn insert(
-    connection: &mut SqliteConnection,
-    selector: &str,
-    device: &str,
-    new: &Contents,
-    now: i64,
-) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar!(
-        r#"INSERT INTO push_tokens (selector, device, owner, token_msgs, app_id_msgs, token_calls,
-               app_id_calls, report, created_at, updated_at)
-           VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?8) RETURNING id AS "id!""#,
-        selector,
-        device,
-        new.owner,
-        new.token_msgs,
-        new.app_id_msgs,
-        new.token_calls,
-        new.app_id_calls,
-        now
-    )
-    .fetch_one(connection)
-    .await?)
-}
-
-/// A pushkey and its app id, where a row has both.
-type Pair<'a> = (&'a str, &'a str);
-
-/// The pushkeys whose rows changed, and the user of `row`.
-async fn settle_rows(
-    connection: &mut SqliteConnection,
-    left: Option<Pair<'_>>,
-    now_at: Option<Pair<'_>>,
-    row: i64,
-    now: i64,
-) -> Result<(Vec<String>, Option<UserId>), StoreError> {
-    let mut stale = Vec::new();
-    let mut user = None;
-    if let Some((pushkey, app_id)) = left {
-        settle::settle(connection, pushkey, app_id, None, now).await?;
-        stale.push(pushkey.to_owned());
-    }
-    if let Some((pushkey, app_id)) = now_at {
-        user = settle::settle(connection, pushkey, app_id, Some(row), now).await?;
-        stale.push(pushkey.to_owned());
-    }
-    Ok((stale, user))
-}
+/// The number of the pushkey, then id, report, selector, app id, time of death and of the last change.
+type TargetRow<'a> = (
+    usize,
+    i64,
+    i64,
+    Cow<'a, str>,
+    Cow<'a, str>,
+    Option<i64>,
+    i64,
+);
 
 /// Whether another user's login has claimed this selector. Without a login there is nobody to compare.
 async fn belongs_to_another(
@@ -458,20 +272,24 @@ async fn remove_rows(
     )
     .fetch_all(&mut *connection)
     .await?;
-    let mut stale = Vec::new();
-    for row in gone {
-        if let Some((pushkey, app_id)) = row.token_msgs.as_deref().zip(row.app_id_msgs.as_deref()) {
-            settle::settle(connection, pushkey, app_id, None, now).await?;
-        }
-        stale.extend(row.token_msgs);
-    }
-    Ok(stale)
+    let left = gone.iter().filter_map(|row| {
+        let pushkey = row.token_msgs.as_deref()?;
+        Some((pushkey, row.app_id_msgs.as_deref()?))
+    });
+    let left: BTreeSet<_> = left.collect();
+    let left = left.into_iter().map(|(pushkey, app_id)| Touched {
+        pushkey,
+        app_id,
+        row: None,
+    });
+    settle(connection, left.collect(), now).await?;
+    Ok(gone.into_iter().filter_map(|row| row.token_msgs).collect())
 }
 
 async fn mark_dead(
     connection: &mut SqliteConnection,
-    id: i64,
-    report: i64,
+    (id, report): (i64, i64),
+    pushed_to: Option<&str>,
     now: i64,
 ) -> Result<bool, StoreError> {
     let marked = sqlx::query!(
@@ -496,14 +314,6 @@ async fn mark_dead(
     )
     .execute(&mut *connection)
     .await?;
-    let user = sqlx::query_scalar!(
-        r#"SELECT coalesce(m.user_id, t.owner) AS "user_id?" FROM push_tokens t
-           LEFT JOIN mappings m ON m.selector = t.selector WHERE t.id = ?"#,
-        id
-    )
-    .fetch_optional(&mut *connection)
-    .await?;
-    let user = user.flatten();
-    settle::forget_rejected(connection, &row.pushkey, &row.app_id, user.as_deref(), now).await?;
+    forget_rejected(connection, &row.pushkey, &row.app_id, pushed_to, now).await?;
     Ok(true)
 }

@@ -26,15 +26,20 @@ pub(crate) enum Token {
     Set { key: u8, app: u8 },
 }
 
+/// What a phone sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) selector: u8,
+    pub(crate) device: u8,
+    pub(crate) token: Token,
+    /// The user that a login proved.
+    pub(crate) owner: Option<u8>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    Report {
-        selector: u8,
-        device: u8,
-        token: Token,
-        /// The user that a login proved.
-        owner: Option<u8>,
-    },
+    /// Reports that come at once and share a transaction.
+    Reports(Vec<Sent>),
     Remove {
         selector: u8,
         /// None: all devices.
@@ -73,6 +78,8 @@ pub(crate) enum Step {
     Stop {
         worker: u8,
     },
+    /// All jobs whose request was answered are recorded in one transaction.
+    FinishAll,
     Heartbeat {
         worker: u8,
     },
@@ -101,9 +108,15 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         token(),
         prop::option::weighted(0.3, 0..USERS),
     );
+    let report = report.prop_map(|(selector, device, token, owner)| Sent {
+        selector,
+        device: u8::from(device),
+        token,
+        owner,
+    });
     prop_oneof![
-        10 => report.prop_map(|(selector, device, token, owner)| Step::Report {
-            selector, device: u8::from(device), token, owner }),
+        8 => report.clone().prop_map(|sent| Step::Reports(vec![sent])),
+        3 => prop::collection::vec(report, 2..6).prop_map(Step::Reports),
         3 => (0..SELECTORS, prop::option::weighted(0.3, 0..DEVICES))
             .prop_map(|(selector, device)| Step::Remove { selector, device }),
         5 => (0..SELECTORS, 0..USERS).prop_map(|(selector, user)| Step::Map { selector, user }),
@@ -115,6 +128,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         36 => (any::<u8>(), answer()).prop_map(|(job, answer)| Step::Advance { job, answer }),
         3 => (0..WORKERS, any::<u8>()).prop_map(|(worker, land)| Step::Kill { worker, land }),
         1 => (0..WORKERS).prop_map(|worker| Step::Stop { worker }),
+        3 => Just(Step::FinishAll),
         5 => (0..WORKERS).prop_map(|worker| Step::Heartbeat { worker }),
         5 => (0..20_u8).prop_map(|seconds| Step::Tick { seconds }),
         1 => prop_oneof![Just(-90_000_000_i64), -5000..5000_i64, Just(90_000_000_i64)]
@@ -128,9 +142,16 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
 pub(crate) fn race() -> impl Strategy<Value = Step> {
     let phone = 0..2_u8;
     let token = Token::Set { key: 0, app: 0 };
+    let report = phone.clone().prop_map(move |selector| Sent {
+        selector,
+        device: 0,
+        token,
+        owner: None,
+    });
     prop_oneof![
-        4 => phone.clone().prop_map(move |selector| Step::Report {
-            selector, device: 0, token, owner: None }),
+        3 => report.clone().prop_map(|sent| Step::Reports(vec![sent])),
+        1 => prop::collection::vec(report, 2..4).prop_map(Step::Reports),
+        1 => Just(Step::FinishAll),
         3 => phone.prop_map(|selector| Step::Remove { selector, device: None }),
         4 => (0..WORKERS).prop_map(|worker| Step::Fetch { worker, limit: 2, suspect: true }),
         14 => (0..4_u8, race_answer()).prop_map(|(job, answer)| Step::Advance { job, answer }),
@@ -150,7 +171,7 @@ fn race_answer() -> impl Strategy<Value = Answer> {
     ]
 }
 
-fn token() -> impl Strategy<Value = Token> {
+fn token() -> impl Strategy<Value = Token> + Clone {
     prop_oneof![
         1 => Just(Token::Absent),
         1 => Just(Token::Clear),

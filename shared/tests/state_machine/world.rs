@@ -3,22 +3,24 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use matrix2acrobits_shared::{
     clock::Clock,
     config::DatabaseUrl,
-    ids::{AppId, Pushkey, Selector, UserId},
+    ids::{AppId, Device, Pushkey, Selector, UserId},
     queue::{GateReport, Held, SyncPusher},
     store::{
         PushTarget, Store,
         pushers::{FinishSettings, Goal, Outcome, PusherRow, Replay},
         tokens::{Field, Report, Reporter, Saved},
     },
+    writer::Sharing,
 };
 use tempfile::TempDir;
 
 use crate::{
     homeserver::Homeserver,
-    steps::{Answer, Step, Token, WORKERS},
+    steps::{Answer, Sent, Step, Token, WORKERS},
 };
 
 const START: i64 = 1_800_000_000;
@@ -80,6 +82,10 @@ pub(crate) fn selector(number: u8) -> Selector {
     Selector::parse(&format!("selector-{number}")).unwrap()
 }
 
+fn phone(number: u8) -> Device {
+    Device::parse(&format!("device-{number}")).unwrap()
+}
+
 pub(crate) fn user(number: u8) -> UserId {
     UserId::parse(&format!("@user-{number}:example.org")).unwrap()
 }
@@ -89,13 +95,35 @@ fn folder() -> TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
+impl Sent {
+    fn report(self) -> Report {
+        let (token_msgs, app_id_msgs) = match self.token {
+            Token::Absent => (Field::Absent, Field::Absent),
+            Token::Clear => (Field::Clear, Field::Absent),
+            Token::Set { key: k, app: a } => (Field::Set(key(k)), Field::Set(app(a))),
+        };
+        Report {
+            from: Reporter {
+                selector: selector(self.selector),
+                device: Some(phone(self.device)),
+                owner: self.owner.map(user),
+                strangers: true,
+            },
+            token_msgs,
+            app_id_msgs,
+            token_calls: Field::Absent,
+            app_id_calls: Field::Absent,
+        }
+    }
+}
+
 impl World {
     pub(crate) async fn new(append: bool) -> Self {
         let folder = folder();
         let url = format!("sqlite://{}", folder.path().join("test.db").display());
         let database = url.parse::<DatabaseUrl>().unwrap();
         let clock = Clock::manual(START);
-        let store = Store::open(&database, Duration::from_secs(5), clock).await;
+        let store = Store::open(&database, Sharing::ahead(Duration::from_secs(5)), clock).await;
         let mut world = Self {
             store: store.unwrap(),
             homeserver: Homeserver::default(),
@@ -126,12 +154,7 @@ impl World {
 
     pub(crate) async fn take(&mut self, step: &Step) {
         match *step {
-            Step::Report {
-                selector,
-                device,
-                token,
-                owner,
-            } => self.report(selector, device, token, owner).await,
+            Step::Reports(ref sent) => self.reports(sent).await,
             Step::Remove { selector, device } => self.remove(selector, device).await,
             Step::Map { selector, user } => self.map(selector, Some(user)).await,
             Step::Unmap { selector } => self.map(selector, None).await,
@@ -155,6 +178,7 @@ impl World {
             }
             Step::Kill { worker, land } => self.kill(worker, land).await,
             Step::Stop { worker } => self.stop(worker).await,
+            Step::FinishAll => self.finish_all().await,
             Step::Heartbeat { worker } => self.beat(worker).await,
             Step::Tick { seconds } => self.pass(seconds.into()),
             Step::Jump { seconds } => self.pass(seconds),
@@ -182,33 +206,29 @@ impl World {
         }
     }
 
-    async fn report(&mut self, number: u8, device: u8, token: Token, owner: Option<u8>) {
-        let (token_msgs, app_id_msgs) = match token {
-            Token::Absent => (Field::Absent, Field::Absent),
-            Token::Clear => (Field::Clear, Field::Absent),
-            Token::Set { key: k, app: a } => (Field::Set(key(k)), Field::Set(app(a))),
-        };
-        let report = Report {
-            from: Reporter {
-                selector: selector(number),
-                device: Some(format!("device-{device}")),
-                owner: owner.map(user),
-                strangers: true,
-            },
-            token_msgs,
-            app_id_msgs,
-            token_calls: Field::Absent,
-            app_id_calls: Field::Absent,
-        };
-        let saved = self.store.save_report(report).await.unwrap();
+    /// What comes at once may be taken in any order, but the model needs one: as it was sent.
+    async fn reports(&mut self, sent: &[Sent]) {
+        let saving = sent.iter().map(|it| self.store.save_report(it.report()));
+        for (it, saved) in sent.iter().zip(join_all(saving).await) {
+            self.reported(*it, &saved.unwrap());
+        }
+    }
+
+    fn reported(&mut self, sent: Sent, saved: &Saved) {
+        let Sent {
+            selector,
+            device,
+            token,
+            owner,
+        } = sent;
         if !matches!(saved, Saved::Done { .. }) {
             return;
         }
-        let known = self.phones.contains_key(&(number, device));
+        let known = self.phones.contains_key(&(selector, device));
         if !known && !matches!(token, Token::Set { .. }) {
             return;
         }
-        let phone = self.phones.entry((number, device)).or_default();
+        let phone = self.phones.entry((selector, device)).or_default();
         phone.owner = owner.or(phone.owner);
         phone.dead = false;
         match token {
@@ -216,7 +236,7 @@ impl World {
             Token::Clear => phone.pair = None,
             Token::Set { key, app } => phone.pair = Some((app, key)),
         }
-        self.claim(number, device);
+        self.claim(selector, device);
     }
 
     fn claim(&mut self, selector: u8, device: u8) {
@@ -235,7 +255,7 @@ impl World {
     async fn remove(&mut self, number: u8, device: Option<u8>) {
         let from = Reporter {
             selector: selector(number),
-            device: device.map(|device| format!("device-{device}")),
+            device: device.map(phone),
             owner: None,
             strangers: true,
         };
@@ -280,7 +300,8 @@ impl World {
             return;
         };
         if !target.dead {
-            assert!(self.store.mark_dead(&target).await.unwrap());
+            let marked = self.store.mark_dead(&target, Some(&pusher.selector));
+            assert!(marked.await.unwrap());
             for phone in self.phones.values_mut() {
                 if phone.pair.is_some_and(|(a, k)| {
                     app(a).as_str() == pusher.app && key(k).as_str() == pusher.key
@@ -378,6 +399,19 @@ impl World {
             Answer::Limited => retry(false, true),
             Answer::Refused => Outcome::Dead { error: "no".into() },
         }
+    }
+
+    async fn finish_all(&mut self) {
+        let (answered, rest) = std::mem::take(&mut self.runs)
+            .into_iter()
+            .partition(|run| matches!(run.stage, Stage::Acted(..)));
+        self.runs = rest;
+        let answered: Vec<Run> = answered;
+        let finishing = answered.iter().filter_map(|run| match &run.stage {
+            Stage::Acted(row, outcome) => Some(self.finish(run.held.clone(), row, outcome.clone())),
+            _ => None,
+        });
+        join_all(finishing).await;
     }
 
     async fn finish(&self, held: Held, row: &PusherRow, outcome: Outcome) {

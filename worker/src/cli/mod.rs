@@ -12,6 +12,7 @@ use matrix2acrobits_shared::{
     config::{SettingError, SharedArgs},
     health,
     store::Store,
+    writer::Sharing,
 };
 
 pub(crate) use matrix2acrobits_shared::failure::Failure;
@@ -66,7 +67,7 @@ async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
             SettingError::new("DATABASE_URL", format!("there is no file {database}")).into(),
         );
     }
-    Ok(Store::open(&database, BUSY, Clock::system()).await?)
+    Ok(Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?)
 }
 
 /// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.
