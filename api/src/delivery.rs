@@ -52,10 +52,12 @@ pub(crate) trait TokenBook: Send + Sync + 'static {
         selector: Option<&str>,
     ) -> impl Future<Output = Result<Lookup, StoreError>> + Send;
 
-    /// Remembers that a token is gone until its phone reports again.
+    /// Remembers that a token is gone until its phone reports again. `pushed_to` is the selector that the
+    /// homeserver's pusher carries.
     fn mark_dead(
         &self,
         target: &PushTarget,
+        pushed_to: Option<&str>,
     ) -> impl Future<Output = Result<MarkedDead, StoreError>> + Send;
 }
 
@@ -69,8 +71,12 @@ impl TokenBook for Tokens {
         Self::find(self, app_id, pushkey, selector).await
     }
 
-    async fn mark_dead(&self, target: &PushTarget) -> Result<MarkedDead, StoreError> {
-        Self::mark_dead(self, target).await
+    async fn mark_dead(
+        &self,
+        target: &PushTarget,
+        pushed_to: Option<&str>,
+    ) -> Result<MarkedDead, StoreError> {
+        Self::mark_dead(self, target, pushed_to).await
     }
 }
 
@@ -142,13 +148,14 @@ impl<T: TokenBook> Deliverer<T> {
         tracker: TaskTracker,
         stopping: CancellationToken,
     ) -> Self {
+        let now = Instant::now().into_std();
         Self {
             shared: Arc::new(Shared {
                 tokens,
                 pnm,
                 fallback: fallback.into(),
-                dedupe: Dedupe::new(dedupe::CAPACITY),
-                guard: MassGuard::new(Instant::now().into_std()),
+                dedupe: Dedupe::new(dedupe::CAPACITY, now),
+                guard: MassGuard::new(now),
                 tracker,
                 stopping,
                 metrics: Notify::new(),
@@ -286,11 +293,14 @@ impl<T: TokenBook> Shared<T> {
                 Err(Fault::Retry("mass_rejection"))
             }
             // First the memory, then the answer: the homeserver forgets the pusher for good.
-            Outcome::TokenGone => match self.tokens.mark_dead(target).await {
-                Ok(MarkedDead::Marked) => Ok(Settled::Rejected(Reason::TokenGone)),
-                Ok(MarkedDead::ReportedSince) => Err(Fault::Retry("reported_since")),
-                Err(error) => Err(database_failed(&error)),
-            },
+            Outcome::TokenGone => {
+                let pushed_to = device.selector.as_deref();
+                match self.tokens.mark_dead(target, pushed_to).await {
+                    Ok(MarkedDead::Marked) => Ok(Settled::Rejected(Reason::TokenGone)),
+                    Ok(MarkedDead::ReportedSince) => Err(Fault::Retry("reported_since")),
+                    Err(error) => Err(database_failed(&error)),
+                }
+            }
         }
     }
 

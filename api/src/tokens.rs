@@ -1,7 +1,10 @@
-//! The tokens that pushes go to: a bounded cache of looked-up rows with the database behind it.
+//! The tokens that pushes go to: a bounded cache of what was found, with the database behind it.
+//!
+//! A request says nearly all that is known of a token: its pushkey, app id and, by `data.selector`, its account.
+//! So the cache does not hold rows but that a row answers a request *as it stands*, in 80 bytes a token.
 
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hasher, RandomState},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,18 +13,24 @@ use std::{
 };
 
 use matrix2acrobits_shared::{
-    ids::Selector,
+    ids::{AppId, Pushkey, Selector},
     store::{
         PushTarget, Store, StoreError,
         tokens::{Report, Reporter, Saved},
     },
 };
-use moka::sync::Cache;
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
+use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-/// What the cache may weigh, in bytes: about 40,000 tokens.
-const CACHE_BYTES: u64 = 24 * 1024 * 1024;
-/// What an entry weighs beside its texts: the cache's own nodes and our headers.
-const ENTRY_BYTES: usize = 400;
+/// What the cache may weigh, in bytes: about 400,000 tokens.
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// What a token weighs in it, with the cache's own bookkeeping (a test measures it).
+const ENTRY_BYTES: u64 = 80;
+/// What a row weighs beside its texts where it has to be kept whole.
+const ROW_BYTES: usize = 200;
 /// How soon a change that another process made is noticed.
 const WATCH: Duration = Duration::from_millis(200);
 
@@ -29,7 +38,7 @@ const WATCH: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub(crate) enum Lookup {
     /// A token to push to.
-    Live(Arc<PushTarget>),
+    Live(PushTarget),
     /// PNM called it gone, and its phone has not reported since.
     Dead,
     /// No phone reported it, or the account was removed.
@@ -47,34 +56,86 @@ pub(crate) enum MarkedDead {
     ReportedSince,
 }
 
-type Rows = Arc<[Arc<PushTarget>]>;
+/// Stands for a pushkey: 128 bits with a secret key, which two never share by chance or by design.
+type Key = [u64; 2];
+
+/// What was found for a pushkey when it was last looked up; only what can be pushed to.
+#[derive(Debug, Clone)]
+struct Found {
+    /// Stands for the app id and selector of that request.
+    asked: u64,
+    target: Target,
+}
+
+#[derive(Debug, Clone)]
+enum Target {
+    /// A row with that pushkey, app id and selector.
+    AsAsked { row_id: i64, report: i64 },
+    /// Another one: the request had no selector, or stale data.
+    Other(Arc<PushTarget>),
+}
+
+#[derive(Debug, Clone)]
+struct Weigh;
+
+impl Weighter<Key, Found> for Weigh {
+    fn weight(&self, _: &Key, found: &Found) -> u64 {
+        ENTRY_BYTES
+            + match &found.target {
+                Target::AsAsked { .. } => 0,
+                Target::Other(row) => weight(row),
+            }
+    }
+}
+
+type Founds = Cache<Key, Found, Weigh, DefaultHashBuilder, DefaultLifecycle<Key, Found>>;
+
+/// A cache for at most `bytes`.
+fn cache(bytes: u64) -> Founds {
+    let mut options = OptionsBuilder::new();
+    options
+        .estimated_items_capacity(usize::try_from(bytes / ENTRY_BYTES).unwrap_or(usize::MAX))
+        .weight_capacity(bytes)
+        // What is remembered of entries that are gone takes as much room as an entry.
+        .ghost_allocation(0.0);
+    match options.build() {
+        Ok(options) => {
+            let hasher = DefaultHashBuilder::default();
+            Cache::with_options(options, Weigh, hasher, DefaultLifecycle::default())
+        }
+        // Both that it requires are set above.
+        Err(_) => Cache::with_weighter(1, bytes, Weigh),
+    }
+}
 
 /// The tokens. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Tokens {
+pub(crate) struct Tokens(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     store: Store,
-    /// By a keyed hash of the pushkey, whose text the rows hold anyway.
-    cache: Cache<u64, Rows>,
-    hasher: Arc<RandomState>,
-    /// Counts invalidations: a row read before one must not be cached after it.
-    generation: Arc<AtomicU64>,
+    found: Founds,
+    secret: [u8; 16],
+    /// Counts invalidations: what was found before one must not be cached after it.
+    generation: AtomicU64,
     /// Once true it stays so.
-    held_any: Arc<AtomicBool>,
+    held_any: AtomicBool,
 }
 
 impl Tokens {
     pub(crate) fn new(store: Store) -> Self {
-        let cache = Cache::builder()
-            .max_capacity(CACHE_BYTES)
-            .weigher(|_, rows: &Rows| rows.iter().map(|row| weight(row)).sum())
-            .build();
-        Self {
+        let random = || RandomState::new().hash_one(()).to_ne_bytes();
+        let mut secret = [0; 16];
+        secret[..8].copy_from_slice(&random());
+        secret[8..].copy_from_slice(&random());
+        Self(Arc::new(Inner {
             store,
-            cache,
-            hasher: Arc::default(),
-            generation: Arc::default(),
-            held_any: Arc::default(),
-        }
+            found: cache(CACHE_BYTES),
+            secret,
+            generation: AtomicU64::new(0),
+            held_any: AtomicBool::new(false),
+        }))
     }
 
     /// Looks a pushkey up. `selector`, which the pusher's data carry, tells two accounts of one phone apart.
@@ -84,51 +145,64 @@ impl Tokens {
         pushkey: &str,
         selector: Option<&str>,
     ) -> Result<Lookup, StoreError> {
-        let rows = self.rows(pushkey).await?;
-        if let Some(row) = choose(&rows, app_id, selector) {
-            return Ok(if row.dead {
-                Lookup::Dead
-            } else {
-                Lookup::Live(row.clone())
-            });
+        let (key, asked) = (self.key(pushkey), self.asked(app_id, selector));
+        if let Some(found) = self.0.found.get(&key)
+            && found.asked == asked
+            && let Some(target) = found.target.unpack(app_id, pushkey, selector)
+        {
+            return Ok(Lookup::Live(target));
         }
-        if !self.held_any.load(Ordering::Relaxed) {
-            if !self.store.has_held_a_token().await? {
+        let generation = self.0.generation.load(Ordering::SeqCst);
+        let rows = self.0.store.targets(pushkey).await?;
+        if let Some(row) = choose(&rows, app_id, selector) {
+            if row.dead {
+                return Ok(Lookup::Dead);
+            }
+            let target = Target::pack(row, app_id, selector);
+            self.0.found.insert(key, Found { asked, target });
+            if self.0.generation.load(Ordering::SeqCst) != generation {
+                self.0.found.remove(&key);
+            }
+            return Ok(Lookup::Live(row.clone()));
+        }
+        // Unknown pushkeys are not cached: there is no end of them.
+        if !self.0.held_any.load(Ordering::Relaxed) {
+            if !self.0.store.has_held_a_token().await? {
                 return Ok(Lookup::NeverHeldAny);
             }
-            self.held_any.store(true, Ordering::Relaxed);
+            self.0.held_any.store(true, Ordering::Relaxed);
         }
         Ok(Lookup::Unknown)
     }
 
-    async fn rows(&self, pushkey: &str) -> Result<Rows, StoreError> {
-        let key = self.hasher.hash_one(pushkey);
-        if let Some(rows) = self.cache.get(&key)
-            && rows.iter().all(|row| row.pushkey.as_str() == pushkey)
-        {
-            return Ok(rows);
-        }
-        let generation = self.generation.load(Ordering::SeqCst);
-        let rows: Rows = self
-            .store
-            .targets(pushkey)
-            .await?
-            .into_iter()
-            .map(Arc::new)
-            .collect();
-        // Unknown pushkeys are not cached: there is no end of them.
-        if !rows.is_empty() {
-            self.cache.insert(key, rows.clone());
-            if self.generation.load(Ordering::SeqCst) != generation {
-                self.cache.invalidate(&key);
-            }
-        }
-        Ok(rows)
+    fn hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_key(&self.0.secret)
     }
 
-    /// Remembers that PNM called this token gone.
-    pub(crate) async fn mark_dead(&self, target: &PushTarget) -> Result<MarkedDead, StoreError> {
-        let marked = self.store.mark_dead(target).await;
+    fn key(&self, pushkey: &str) -> Key {
+        let mut hasher = self.hasher();
+        hasher.write(pushkey.as_bytes());
+        let hash = hasher.finish128();
+        [hash.h1, hash.h2]
+    }
+
+    fn asked(&self, app_id: &str, selector: Option<&str>) -> u64 {
+        let mut hasher = self.hasher();
+        for part in [Some(app_id), selector] {
+            // With its length, so that no text can be moved from one part into the next.
+            hasher.write_usize(part.map_or(usize::MAX, str::len));
+            hasher.write(part.unwrap_or_default().as_bytes());
+        }
+        hasher.finish128().h1
+    }
+
+    /// Remembers that PNM called this token gone. `pushed_to` is the selector that the pusher carries.
+    pub(crate) async fn mark_dead(
+        &self,
+        target: &PushTarget,
+        pushed_to: Option<&str>,
+    ) -> Result<MarkedDead, StoreError> {
+        let marked = self.0.store.mark_dead(target, pushed_to).await;
         self.invalidate([target.pushkey.as_str()]);
         Ok(if marked? {
             MarkedDead::Marked
@@ -139,14 +213,14 @@ impl Tokens {
 
     /// Saves a report; what it changes is not served from the cache afterwards.
     pub(crate) async fn save_report(&self, report: Report) -> Result<Saved, StoreError> {
-        let saved = self.store.save_report(report).await?;
+        let saved = self.0.store.save_report(report).await?;
         self.forget(&saved);
         Ok(saved)
     }
 
     /// Forgets an account's tokens.
     pub(crate) async fn remove_account(&self, from: Reporter) -> Result<Saved, StoreError> {
-        let saved = self.store.remove_account(from).await?;
+        let saved = self.0.store.remove_account(from).await?;
         self.forget(&saved);
         Ok(saved)
     }
@@ -156,7 +230,7 @@ impl Tokens {
         &self,
         selector: Option<Selector>,
     ) -> Result<usize, StoreError> {
-        let stale = self.store.remove_tokens(selector).await?;
+        let stale = self.0.store.remove_tokens(selector).await?;
         self.invalidate(stale.iter().map(String::as_str));
         Ok(stale.len())
     }
@@ -168,9 +242,9 @@ impl Tokens {
     }
 
     fn invalidate<'a>(&self, pushkeys: impl IntoIterator<Item = &'a str>) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.0.generation.fetch_add(1, Ordering::SeqCst);
         for pushkey in pushkeys {
-            self.cache.invalidate(&self.hasher.hash_one(pushkey));
+            self.0.found.remove(&self.key(pushkey));
         }
     }
 
@@ -181,27 +255,60 @@ impl Tokens {
         loop {
             ticks.tick().await;
             // A database that does not answer may hide a change.
-            if self.store.tokens_changed_elsewhere().await.unwrap_or(true) {
-                self.generation.fetch_add(1, Ordering::SeqCst);
-                self.cache.invalidate_all();
+            if self
+                .0
+                .store
+                .tokens_changed_elsewhere()
+                .await
+                .unwrap_or(true)
+            {
+                self.0.generation.fetch_add(1, Ordering::SeqCst);
+                self.0.found.clear();
             }
         }
     }
 }
 
-fn weight(row: &PushTarget) -> u32 {
+impl Target {
+    fn pack(row: &PushTarget, app_id: &str, selector: Option<&str>) -> Self {
+        if row.app_id.as_str() == app_id && Some(row.selector.as_str()) == selector {
+            Self::AsAsked {
+                row_id: row.row_id,
+                report: row.report,
+            }
+        } else {
+            Self::Other(Arc::new(row.clone()))
+        }
+    }
+
+    fn unpack(&self, app_id: &str, pushkey: &str, selector: Option<&str>) -> Option<PushTarget> {
+        match self {
+            Self::AsAsked { row_id, report } => Some(PushTarget {
+                row_id: *row_id,
+                report: *report,
+                selector: Selector::parse(selector?).ok()?,
+                app_id: AppId::parse(app_id).ok()?,
+                pushkey: Pushkey::parse(pushkey).ok()?,
+                dead: false,
+            }),
+            Self::Other(row) => Some(PushTarget::clone(row)),
+        }
+    }
+}
+
+fn weight(row: &PushTarget) -> u64 {
     let texts =
         row.selector.as_str().len() + row.app_id.as_str().len() + row.pushkey.as_str().len();
-    u32::try_from(texts + ENTRY_BYTES).unwrap_or(u32::MAX)
+    u64::try_from(texts + ROW_BYTES).unwrap_or(u64::MAX)
 }
 
 /// The row that a push is for. The homeserver can deliver with stale data, so what it says narrows the
 /// choice as far as it fits; among equals a live row goes first, then the latest report.
 fn choose<'a>(
-    rows: &'a [Arc<PushTarget>],
+    rows: &'a [PushTarget],
     app_id: &str,
     selector: Option<&str>,
-) -> Option<&'a Arc<PushTarget>> {
+) -> Option<&'a PushTarget> {
     let same_app = |row: &PushTarget| row.app_id.as_str() == app_id;
     let exact = |row: &PushTarget| same_app(row) && selector == Some(row.selector.as_str());
     let best = |fits: &dyn Fn(&PushTarget) -> bool| {
@@ -217,17 +324,47 @@ fn choose<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use matrix2acrobits_shared::ids::{AppId, Pushkey};
 
-    fn row(row_id: i64, app: &str, selector: &str, dead: bool) -> Arc<PushTarget> {
-        Arc::new(PushTarget {
+    fn row(row_id: i64, app: &str, selector: &str, dead: bool) -> PushTarget {
+        PushTarget {
             row_id,
             report: 1,
             selector: Selector::parse(selector).unwrap(),
             app_id: AppId::parse(app).unwrap(),
             pushkey: Pushkey::parse("k").unwrap(),
             dead,
-        })
+        }
+    }
+
+    #[test]
+    fn what_is_packed_is_what_was_found() {
+        let row = row(1, "app", "a", false);
+        for (app, selector, as_asked) in [
+            ("app", Some("a"), true),
+            ("app", Some("old"), false),
+            ("app", None, false),
+            ("old", Some("a"), false),
+        ] {
+            let target = Target::pack(&row, app, selector);
+            assert_eq!(matches!(target, Target::AsAsked { .. }), as_asked);
+            assert_eq!(target.unpack(app, "k", selector), Some(row.clone()));
+        }
+    }
+
+    #[test]
+    fn the_cache_takes_no_more_than_it_may() {
+        const MAY: u64 = 4 * 1024 * 1024;
+        let cache = cache(MAY);
+        for number in 0..200_000_u64 {
+            let (row_id, report) = (number.cast_signed(), 1);
+            let target = Target::AsAsked { row_id, report };
+            cache.insert([number, !number], Found { asked: 0, target });
+        }
+        let takes = u64::try_from(cache.memory_used().total()).unwrap();
+        let tokens = u64::try_from(cache.len()).unwrap();
+        assert!(tokens > 40_000, "{tokens}");
+        // Its tables double when they are full, so for a while half of them may be empty.
+        assert!(takes / tokens <= 2 * ENTRY_BYTES, "{takes} for {tokens}");
     }
 
     #[test]

@@ -37,18 +37,22 @@ impl TokenBook for Book {
             Some("lost") => Lookup::NeverHeldAny,
             Some("broken") => return Err(StoreError::Stopped),
             Some("panic") => panic!("as the test wants"),
-            _ => Lookup::Live(Arc::new(PushTarget {
+            _ => Lookup::Live(PushTarget {
                 row_id: 1,
                 report: 1,
                 selector: Selector::parse(selector.unwrap_or("s")).unwrap(),
                 app_id: AppId::parse(app).unwrap(),
                 pushkey: Pushkey::parse(key).unwrap(),
                 dead: false,
-            })),
+            }),
         })
     }
 
-    async fn mark_dead(&self, target: &PushTarget) -> Result<MarkedDead, StoreError> {
+    async fn mark_dead(
+        &self,
+        target: &PushTarget,
+        _pushed_to: Option<&str>,
+    ) -> Result<MarkedDead, StoreError> {
         let key = target.pushkey.as_str();
         self.0.lock().unwrap().push(key.to_owned());
         match key.split('-').nth(1) {
