@@ -17,20 +17,22 @@ use tokio::sync::oneshot;
 /// How long a success is remembered.
 pub(crate) const MEMORY: Duration = Duration::from_mins(10);
 
-/// Most successes remembered; the oldest go first. 100,000 take 7 MiB and last for ten minutes at 166 pushes
+/// Most successes remembered; the oldest go first. 100,000 take 5 MiB and last for ten minutes at 166 pushes
 /// a second; under more load the time shrinks, to 6 s at 16,000 a second. A homeserver repeats a push that
 /// it saw succeed never, and one whose answer it missed after 1 s.
 pub(crate) const CAPACITY: usize = 100_000;
 
 /// Stands for one event at one phone. Two never meet by chance or by design: 128 bits, with a secret key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct EventKey(u128);
+pub(crate) struct EventKey([u64; 2]);
 
 /// The memory, for results of type `V`.
 #[derive(Debug)]
 pub(crate) struct Dedupe<V> {
     secret: [u8; 16],
     capacity: usize,
+    /// What times are counted from.
+    start: Instant,
     state: Mutex<State<V>>,
 }
 
@@ -38,8 +40,8 @@ pub(crate) struct Dedupe<V> {
 struct State<V> {
     under_way: HashMap<EventKey, Vec<oneshot::Sender<V>>>,
     sent: HashSet<EventKey>,
-    /// The keys of `sent`, oldest first.
-    order: VecDeque<(Instant, EventKey)>,
+    /// The keys of `sent`, oldest first, with the second until which each is remembered.
+    order: VecDeque<(u32, EventKey)>,
 }
 
 /// What a push has to do.
@@ -62,8 +64,8 @@ pub(crate) struct Lead<'a, V: Clone> {
 }
 
 impl<V: Clone> Dedupe<V> {
-    /// An empty memory for at most `capacity` successes.
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// An empty memory for at most `capacity` successes, none of which comes before `start`.
+    pub(crate) fn new(capacity: usize, start: Instant) -> Self {
         let random = || RandomState::new().hash_one(()).to_ne_bytes();
         let mut secret = [0; 16];
         secret[..8].copy_from_slice(&random());
@@ -71,10 +73,12 @@ impl<V: Clone> Dedupe<V> {
         Self {
             secret,
             capacity,
+            start,
             state: Mutex::new(State {
                 under_way: HashMap::new(),
                 sent: HashSet::new(),
-                order: VecDeque::new(),
+                // Takes memory only as it is filled; growing by itself it would be a third larger.
+                order: VecDeque::with_capacity(capacity),
             }),
         }
     }
@@ -87,13 +91,15 @@ impl<V: Clone> Dedupe<V> {
             hasher.write_usize(part.len());
             hasher.write(part.as_bytes());
         }
-        EventKey(hasher.finish128().as_u128())
+        let hash = hasher.finish128();
+        EventKey([hash.h1, hash.h2])
     }
 
     /// Says what to do about `key` now.
     pub(crate) fn turn(&self, key: EventKey, now: Instant) -> Turn<'_, V> {
+        let second = self.seconds(now);
         let mut state = self.lock();
-        state.forget(now);
+        state.forget(second);
         if state.sent.contains(&key) {
             return Turn::Sent;
         }
@@ -114,17 +120,24 @@ impl<V: Clone> Dedupe<V> {
         }
     }
 
+    /// Whole seconds since the start; enough for a hundred years.
+    fn seconds(&self, now: Instant) -> u32 {
+        let seconds = now.saturating_duration_since(self.start).as_secs();
+        u32::try_from(seconds).unwrap_or(u32::MAX)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<V>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<V> State<V> {
-    fn forget(&mut self, now: Instant) {
-        while let Some((at, _)) = self.order.front() {
-            if now.saturating_duration_since(*at) < MEMORY {
-                break;
-            }
+    fn forget(&mut self, second: u32) {
+        while self
+            .order
+            .front()
+            .is_some_and(|(until, _)| *until <= second)
+        {
             self.forget_oldest();
         }
     }
@@ -140,6 +153,9 @@ impl<V: Clone> Lead<'_, V> {
     /// Tells everyone who waits how it went; a success is remembered from `now` on.
     pub(crate) fn finish(mut self, result: &V, success: bool, now: Instant) {
         self.finished = true;
+        // Rounded up, so that it is never forgotten early.
+        let until = now + MEMORY + Duration::from_nanos(999_999_999);
+        let until = self.dedupe.seconds(until);
         let waiting = {
             let mut state = self.dedupe.lock();
             if success {
@@ -147,7 +163,7 @@ impl<V: Clone> Lead<'_, V> {
                     state.forget_oldest();
                 }
                 state.sent.insert(self.key);
-                state.order.push_back((now, self.key));
+                state.order.push_back((until, self.key));
             }
             state.under_way.remove(&self.key)
         };
@@ -185,7 +201,8 @@ mod tests {
 
     #[test]
     fn a_success_is_remembered_for_ten_minutes() {
-        let (dedupe, start) = (Dedupe::new(9), Instant::now());
+        let start = Instant::now();
+        let dedupe = Dedupe::new(9, start);
         let key = dedupe.key(["$e", "a", "k", "s"]);
         first(&dedupe, key, start).finish(&1, true, start);
         assert!(is_sent(&dedupe, key, start));
@@ -196,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_failure_is_not_remembered() {
-        let (dedupe, now) = (Dedupe::new(9), Instant::now());
+        let now = Instant::now();
+        let dedupe = Dedupe::new(9, now);
         let key = dedupe.key(["$e", "a", "k", "s"]);
         first(&dedupe, key, now).finish(&1, false, now);
         drop(first(&dedupe, key, now));
@@ -206,7 +224,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_comes_meanwhile_shares_the_result() {
-        let (dedupe, now) = (Dedupe::new(9), Instant::now());
+        let now = Instant::now();
+        let dedupe = Dedupe::new(9, now);
         let key = dedupe.key(["$e", "a", "k", "s"]);
         let lead = first(&dedupe, key, now);
         let (Turn::Shared(one), Turn::Shared(gone), Turn::Shared(two)) = (
@@ -223,7 +242,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_push_that_ends_without_result_frees_its_key() {
-        let (dedupe, now) = (Dedupe::new(9), Instant::now());
+        let now = Instant::now();
+        let dedupe = Dedupe::new(9, now);
         let key = dedupe.key(["$e", "a", "k", "s"]);
         let lead = first(&dedupe, key, now);
         let Turn::Shared(waiting) = dedupe.turn(key, now) else {
@@ -236,7 +256,8 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_it_is_full() {
-        let (dedupe, now) = (Dedupe::new(3), Instant::now());
+        let now = Instant::now();
+        let dedupe = Dedupe::new(3, now);
         let keys = ["a", "b", "c", "d"].map(|event| dedupe.key([event, "a", "k", "s"]));
         for key in keys {
             first(&dedupe, key, now).finish(&1, true, now);
@@ -250,7 +271,7 @@ mod tests {
 
     #[test]
     fn keys_tell_everything_apart() {
-        let dedupe = Dedupe::<u8>::new(9);
+        let dedupe = Dedupe::<u8>::new(9, Instant::now());
         let cases = [
             ["ab", "c", "d", "e"],
             ["a", "bc", "d", "e"],
@@ -263,7 +284,7 @@ mod tests {
         assert_eq!(dedupe.key(cases[0]), dedupe.key(cases[0]));
         assert_ne!(
             dedupe.key(cases[0]),
-            Dedupe::<u8>::new(9).key(cases[0]),
+            Dedupe::<u8>::new(9, Instant::now()).key(cases[0]),
             "keyed"
         );
     }
