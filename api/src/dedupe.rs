@@ -76,8 +76,8 @@ impl<V: Clone> Dedupe<V> {
             start,
             state: Mutex::new(State {
                 under_way: HashMap::new(),
-                sent: HashSet::new(),
-                // Takes memory only as it is filled; growing by itself it would be a third larger.
+                // These take memory only as they are filled; growing by themselves they would take a third more.
+                sent: HashSet::with_capacity(capacity),
                 order: VecDeque::with_capacity(capacity),
             }),
         }

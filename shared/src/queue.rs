@@ -1,8 +1,8 @@
 //! The job queue: apalis' table `Jobs` in our database. A job carries a pusher's id alone.
 //!
-//! Enqueueing, the schema and the worker runtime are apalis'. Fetching, heartbeats, the recovery of a dead
-//! worker's jobs and the outcome are ours, for what we measured of apalis-sqlite 1.0: its fetch reads every
-//! row in backoff; it stops heartbeats while jobs are buffered; a retry's `run_at` is not persisted; one
+//! The schema and the worker runtime are apalis'. Enqueueing, fetching, heartbeats, the recovery of a dead
+//! worker's jobs and the outcome are ours, for what we measured of apalis-sqlite 1.0: it enqueues by a statement
+//! a job; its fetch reads every row in backoff; it stops heartbeats while jobs are buffered; a retry's `run_at` is not persisted; one
 //! SQLITE_BUSY ends its backend; its recovery never gives up on a job that kills its worker.
 //!
 //! A job is Pending → Queued (held by a worker) → gone, or Failed (waiting for `run_at`), or Killed (dead
