@@ -54,6 +54,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         stop.clone(),
     );
     tokio::spawn(tokens.clone().follow_others());
+    tokio::spawn(tokens.clone().warm_up());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen_addr = %listener.local_addr().map_err(Failure::other)?,

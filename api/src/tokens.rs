@@ -25,12 +25,14 @@ use quick_cache::{
 };
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-/// What the cache may weigh, in bytes: about 400,000 tokens.
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// What the cache may weigh, in bytes: about 800,000 tokens.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// What a token weighs in it, with the cache's own bookkeeping (a test measures it).
 const ENTRY_BYTES: u64 = 80;
 /// What a row weighs beside its texts where it has to be kept whole.
 const ROW_BYTES: usize = 200;
+/// How many tokens are read at a time at start.
+const PAGE: u32 = 500;
 /// How soon a change that another process made is noticed.
 const WATCH: Duration = Duration::from_millis(200);
 
@@ -245,6 +247,33 @@ impl Tokens {
         self.0.generation.fetch_add(1, Ordering::SeqCst);
         for pushkey in pushkeys {
             self.0.found.remove(&self.key(pushkey));
+        }
+    }
+
+    /// Fills the cache with the tokens of the latest phones, at start: what waited for us meanwhile comes now.
+    pub(crate) async fn warm_up(self) {
+        let cache = &self.0.found;
+        let mut before = i64::MAX;
+        // Not to the brim, or it throws out what it has just been given.
+        while cache.weight() < CACHE_BYTES / 16 * 15 {
+            let generation = self.0.generation.load(Ordering::SeqCst);
+            let Ok(Some((last, page))) = self.0.store.live_targets(before, PAGE).await else {
+                return;
+            };
+            before = last;
+            for row in &page {
+                let (app_id, selector) = (row.app_id.as_str(), Some(row.selector.as_str()));
+                let found = Found {
+                    asked: self.asked(app_id, selector),
+                    target: Target::pack(row, app_id, selector),
+                };
+                cache.insert(self.key(row.pushkey.as_str()), found);
+            }
+            if self.0.generation.load(Ordering::SeqCst) != generation {
+                for row in &page {
+                    cache.remove(&self.key(row.pushkey.as_str()));
+                }
+            }
         }
     }
 

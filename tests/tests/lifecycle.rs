@@ -156,6 +156,36 @@ async fn an_api_killed_after_its_answer_has_lost_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_removed_as_the_api_starts_is_not_pushed_to() {
+    let mut app = App::builder().without_worker().start().await;
+    let names: Vec<_> = (0..40).map(|number| format!("phone-{number}")).collect();
+    let mut phones: Vec<_> = names.iter().map(|name| Phone::new(name)).collect();
+    // Two accounts on one phone.
+    phones[1] = Phone::new("phone-1").with_token(&phones[3].token);
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    app.api_mut().kill().await;
+    app.start_api().await;
+    // At this moment it may be reading them all; every second account leaves.
+    for phone in phones.iter().step_by(2) {
+        let removal = json!({"selector": phone.selector});
+        app.removal(&removal).await.expect_status(200);
+    }
+    let devices: Vec<_> = phones.iter().map(Phone::device).collect();
+    let reply = app.notify(&message("$1", &devices)).await;
+    let gone: Vec<_> = phones.iter().step_by(2).map(|phone| &phone.token).collect();
+    assert_eq!(reply.expect_status(200).json(), json!({"rejected": gone}));
+    let mut pushed: Vec<_> = app.pnm.pushes().into_iter().map(|push| push.body).collect();
+    let mut expected: Vec<_> = phones.iter().skip(1).step_by(2).collect();
+    pushed.sort_by_key(|body| body["Selector"].to_string());
+    expected.sort_by_key(|phone| json!(phone.selector).to_string());
+    assert_eq!(pushed.len(), expected.len());
+    for (body, phone) in pushed.iter().zip(expected) {
+        assert_eq!(body["Selector"], json!(phone.selector));
+        assert_eq!(body["DeviceToken"], json!(phone.token));
+    }
+}
+
+#[tokio::test]
 async fn each_works_while_the_other_is_down() {
     let mut app = App::start().await;
     let phones = ["a", "b"].map(Phone::new);

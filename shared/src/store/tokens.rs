@@ -153,6 +153,38 @@ impl Store {
         }
     }
 
+    /// Up to `limit` rows that a push can go to, with ids below `before`, the latest phones first. None when there
+    /// are no more.
+    pub async fn live_targets(
+        &self,
+        before: i64,
+        limit: u32,
+    ) -> Result<Option<(i64, Vec<PushTarget>)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"SELECT id, report, selector, app_id_msgs AS "app_id!", token_msgs AS "pushkey!" FROM push_tokens
+               WHERE id < ? AND token_msgs IS NOT NULL AND app_id_msgs IS NOT NULL AND dead_at IS NULL
+               ORDER BY id DESC LIMIT ?"#,
+            before,
+            limit
+        )
+        .fetch_all(self.readers())
+        .await?;
+        let Some(last) = rows.last().map(|row| row.id) else {
+            return Ok(None);
+        };
+        let targets = rows.into_iter().filter_map(|row| {
+            Some(PushTarget {
+                row_id: row.id,
+                report: row.report,
+                selector: Selector::parse(&row.selector).ok()?,
+                app_id: AppId::parse(&row.app_id).ok()?,
+                pushkey: Pushkey::parse(&row.pushkey).ok()?,
+                dead: false,
+            })
+        });
+        Ok(Some((last, targets.collect())))
+    }
+
     /// Remembers that PNM called this row's token gone, for all rows that hold it, until the phone reports
     /// again. False when the phone has reported since `target` was read: the verdict is about the past then.
     /// `pushed_to` is the selector that the pusher carries.
