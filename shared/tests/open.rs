@@ -6,7 +6,54 @@ use std::{
     time::Duration,
 };
 
+use apalis_sqlite::SqliteStorage;
 use matrix2acrobits_shared::{clock::Clock, config::DatabaseUrl, store::Store, writer::Sharing};
+
+use sqlx::{Connection, SqliteConnection, migrate::Migrator};
+
+/// The migration that makes the table of pushers anew.
+const FEWER_INDEXES: i64 = 20_261_124_000_001;
+
+#[tokio::test]
+async fn pushers_survive_the_change_of_their_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/old.db?mode=rwc", folder.path().display());
+    let mut old = SqliteConnection::connect(&url).await.unwrap();
+    let ours = sqlx::migrate!("../migrations");
+    let theirs = SqliteStorage::migrations();
+    let all = ours.iter().chain(theirs.iter());
+    let before = all.filter(|it| it.version < FEWER_INDEXES).cloned();
+    let before = Migrator::with_migrations(before.collect());
+    before.run_direct(None, &mut old, false).await.unwrap();
+    let pushers = "INSERT INTO pushers (id, user_id, app_id, pushkey, selector, wanted, state, generation, claim,
+                       ask_first, attempts, last_error, registered_as, refresh_at, created_at, updated_at)
+                   VALUES (3, '@a:x', 'app', 'key', 's', 'present', 'failed', 4, 5, 1, 6, 'no', 'as', 7, 8, 9),
+                       (12, '@b:x', 'app', 'key', 's', 'absent', 'removed', 1, 1, 0, 0, NULL, NULL, NULL, 0, 0)";
+    sqlx::query(pushers).execute(&mut old).await.unwrap();
+    let gone = "DELETE FROM pushers WHERE id = 12";
+    sqlx::query(gone).execute(&mut old).await.unwrap();
+    old.close().await.unwrap();
+
+    let url = url.trim_end_matches("?mode=rwc");
+    let database = DatabaseUrl::from_str(url).unwrap();
+    let sharing = Sharing::ahead(Duration::from_secs(10));
+    let store = Store::open(&database, sharing, Clock::system()).await;
+    let store = store.unwrap();
+    let kept = "SELECT json_array(id, user_id, app_id, pushkey, selector, wanted, state, generation, claim, ask_first,
+                    attempts, last_error, registered_as, refresh_at, created_at, updated_at) FROM pushers";
+    let kept: Vec<String> = sqlx::query_scalar(kept)
+        .fetch_all(store.readers())
+        .await
+        .unwrap();
+    let row = r#"[3,"@a:x","app","key","s","present","failed",4,5,1,6,"no","as",7,8,9]"#;
+    assert_eq!(kept, [row]);
+    // No id is used twice, for a job may outlive its pusher.
+    let last: i64 = sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'pushers'")
+        .fetch_one(store.readers())
+        .await
+        .unwrap();
+    assert_eq!(last, 12);
+}
 
 #[test]
 fn two_open_a_new_file_at_once() {
