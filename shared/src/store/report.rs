@@ -100,7 +100,7 @@ impl Bulk for Report {
     }
 }
 
-/// Saves one report; see [`Store::save_report`].
+/// Saves one report, as [`Report::write_all`] does many.
 pub(super) async fn save_report(
     connection: &mut SqliteConnection,
     report: &Report,
