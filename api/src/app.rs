@@ -7,7 +7,8 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{get, post},
 };
-use matrix2acrobits_shared::{secret::Secret, store::Store};
+use matrix2acrobits_shared::secret::Secret;
+use matrix2acrobits_sqlite::store::Store;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 

@@ -10,13 +10,18 @@ use std::{fmt, time::Duration};
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
     clock::Clock,
-    config::{SettingError, SharedArgs},
-    health,
+    process::{
+        health,
+        settings::{SettingError, SharedArgs},
+    },
+};
+use matrix2acrobits_sqlite::{
+    DatabaseUrl,
     store::{Store, import::Import},
     writer::Sharing,
 };
 
-pub(crate) use matrix2acrobits_shared::failure::Failure;
+pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
 use crate::settings::{AdminArgs, ServeArgs};
 
@@ -65,7 +70,7 @@ const BUSY: Duration = Duration::from_secs(30);
 
 /// Opens a database that must be there: what a new, empty one says would mislead.
 async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
-    let database = cli.shared.database()?;
+    let database: DatabaseUrl = cli.shared.database()?;
     if !database.path().exists() {
         let problem = format!("there is no file {database}");
         return Err(SettingError::new("DATABASE_URL", problem).into());
@@ -75,7 +80,7 @@ async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
 
 /// Opens the database to import into, made if it is not there; for a dry run only to look.
 async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
-    let database = cli.shared.database()?;
+    let database: DatabaseUrl = cli.shared.database()?;
     print(format_args!("into {database}"));
     if dry_run {
         return Import::dry_run(&database).await.map_err(Failure::of);

@@ -8,11 +8,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
-use matrix2acrobits_shared::{
-    ids,
-    store::{PushTarget, StoreError},
-    telemetry::Chain,
-};
+use matrix2acrobits_shared::{ids, process::logs::Chain};
+use matrix2acrobits_sqlite::store::{PushTarget, StoreError};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},

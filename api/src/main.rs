@@ -21,12 +21,12 @@ mod startup;
 mod tokens;
 
 use cli::{Cli, Command};
-use matrix2acrobits_shared::{config, net};
+use matrix2acrobits_shared::process::{net, settings::parse_cli};
 
 #[tokio::main]
 async fn main() {
     net::install_tls();
-    let cli: Cli = config::parse_cli();
+    let cli: Cli = parse_cli();
     let result = match cli.command.clone().unwrap_or(Command::Serve) {
         Command::Serve => startup::run(&cli).await,
         Command::Healthcheck => cli::healthcheck(&cli).await,

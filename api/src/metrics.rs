@@ -1,5 +1,5 @@
 //! Every metric of the api: names, help texts, label values, and the handles that count. All series are there
-//! from the start, at zero. Those of the database are `shared::metrics`'.
+//! from the start, at zero. Those of the database are `shared::process::metrics`'.
 //!
 //! Handles are kept where a notification passes, so that counting neither looks up nor allocates.
 
@@ -9,7 +9,8 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use matrix2acrobits_shared::{metrics::measure_files, store::Store, telemetry};
+use matrix2acrobits_shared::process;
+use matrix2acrobits_sqlite::store::Store;
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
@@ -45,7 +46,7 @@ const LOGIN_RESULTS: [&str; 8] = [
 
 /// Starts collecting, and makes every series.
 pub(crate) fn start() -> PrometheusHandle {
-    let handle = telemetry::init_metrics(&[]);
+    let handle = process::metrics::init(&[]);
     describe_counter!(
         HTTP_REQUESTS,
         "Requests by route and HTTP status; aborted: the client hung up, or the request took too long"
@@ -91,7 +92,8 @@ pub(crate) fn start() -> PrometheusHandle {
 
 /// `GET /metrics`.
 pub(crate) async fn render(State((store, handle)): State<(Store, PrometheusHandle)>) -> Response {
-    measure_files(&store).await;
+    let (file, log) = store.file_sizes().await;
+    process::metrics::database_size(file, log);
     (
         [("content-type", "text/plain; version=0.0.4")],
         handle.render(),

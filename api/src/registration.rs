@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use matrix2acrobits_shared::{config::SettingError, ids::ServerName};
+use matrix2acrobits_shared::{ids::ServerName, process::settings::SettingError};
 
 use crate::cli::{Cli, Failure};
 

@@ -8,9 +8,11 @@ use std::{
 
 use clap::Args;
 use matrix2acrobits_shared::{
-    config::{self, SettingError, SharedArgs},
     ids::ServerName,
-    net::Outgoing,
+    process::{
+        net::Outgoing,
+        settings::{self, SettingError, SharedArgs},
+    },
     secret::Secret,
 };
 use url::Url;
@@ -107,7 +109,7 @@ pub(crate) struct ServeArgs {
     push_fallback_text: String,
 
     /// Homeserver token (hs_token of the registration); only with it are the application service endpoints served
-    #[arg(long, env = "MATRIX_HS_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = config::secret)]
+    #[arg(long, env = "MATRIX_HS_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = settings::secret)]
     matrix_hs_token: Option<Secret>,
 
     /// File that holds MATRIX_HS_TOKEN
@@ -131,7 +133,7 @@ pub(crate) struct AdminArgs {
 
 impl AdminArgs {
     pub(crate) fn addr(&self) -> Result<SocketAddr, SettingError> {
-        config::socket_addr("ADMIN_LISTEN_ADDR", &self.admin_listen_addr)
+        settings::socket_addr("ADMIN_LISTEN_ADDR", &self.admin_listen_addr)
     }
 }
 
@@ -165,7 +167,7 @@ pub(crate) struct Settings {
 impl ServeArgs {
     fn listen_addr(&self) -> Result<SocketAddr, SettingError> {
         let named = |name, text: Option<&str>, read: fn(&str) -> Option<SocketAddr>, form| {
-            config::optional(name, text, |text| {
+            settings::optional(name, text, |text| {
                 read(text).ok_or_else(|| format!("must be {form}, not {text:?}"))
             })
         };
@@ -189,10 +191,10 @@ impl ServeArgs {
     pub(crate) fn parse(&self, shared: &SharedArgs) -> Result<Settings, SettingError> {
         let homeserver = shared.homeserver_url()?;
         let server_name = shared.server_name()?;
-        let ext_auth_url = config::optional(
+        let ext_auth_url = settings::optional(
             "EXT_AUTH_URL",
             self.ext_auth_url.as_deref(),
-            config::base_url,
+            settings::base_url,
         )?;
         let missing =
             |name, mode| SettingError::new(name, format!("is required with REPORT_AUTH={mode}"));
@@ -211,7 +213,7 @@ impl ServeArgs {
             }
         };
         let seconds = |name, text: &str, least| {
-            config::number(name, text, least, 86_400)
+            settings::number(name, text, least, 86_400)
                 .map(|seconds| Duration::from_secs(seconds.into()))
         };
         Ok(Settings {
@@ -219,22 +221,22 @@ impl ServeArgs {
             report_auth,
             auth_timeout: seconds("EXT_AUTH_TIMEOUT_S", &self.ext_auth_timeout_s, 1)?,
             login_ttl: seconds("CACHE_TTL_SECONDS", &self.cache_ttl_seconds, 0)?,
-            trusted_proxies: config::optional(
+            trusted_proxies: settings::optional(
                 "TRUSTED_PROXIES",
                 self.trusted_proxies.as_deref(),
                 Proxies::parse,
             )?
             .unwrap_or_default(),
-            pnm_url: config::parse("PNM_URL", &self.pnm_url, config::base_url)?,
-            pnm_timeout: config::duration("PNM_TIMEOUT", &self.pnm_timeout)?,
+            pnm_url: settings::parse("PNM_URL", &self.pnm_url, settings::base_url)?,
+            pnm_timeout: settings::duration("PNM_TIMEOUT", &self.pnm_timeout)?,
             fallback_text: self.push_fallback_text.trim().to_owned(),
-            hs_token: config::secret_or_file(
+            hs_token: settings::secret_or_file(
                 "MATRIX_HS_TOKEN",
                 self.matrix_hs_token.as_ref(),
                 "MATRIX_HS_TOKEN_FILE",
                 self.matrix_hs_token_file.as_ref(),
             )?,
-            strangers_per_hour: config::number(
+            strangers_per_hour: settings::number(
                 "NEW_SELECTORS_PER_HOUR",
                 &self.new_selectors_per_hour,
                 0,

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use matrix2acrobits_shared::{
-    clock::Clock, config::SettingError, go_proxy, shutdown, store::Store, telemetry,
-    writer::Sharing,
+    clock::Clock,
+    process::{go_proxy, logs, settings::SettingError, shutdown},
 };
+use matrix2acrobits_sqlite::{store::Store, writer::Sharing};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -28,7 +29,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let admin_addr = cli.admin.addr()?;
     let admin_token = cli.shared.admin_token()?;
     let database = cli.shared.database()?;
-    telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
     go_proxy::log_notes(&cli.shared, true);
     let metrics = metrics::start();
     let auth = Auth::new(&settings).map_err(Failure::other)?;

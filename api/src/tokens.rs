@@ -12,12 +12,10 @@ use std::{
     time::Duration,
 };
 
-use matrix2acrobits_shared::{
-    ids::{AppId, Pushkey, Selector},
-    store::{
-        PushTarget, Store, StoreError,
-        tokens::{Report, Reporter, Saved},
-    },
+use matrix2acrobits_shared::ids::{AppId, Pushkey, Selector};
+use matrix2acrobits_sqlite::store::{
+    PushTarget, Store, StoreError,
+    tokens::{Report, Reporter, Saved},
 };
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,

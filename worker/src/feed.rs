@@ -10,7 +10,7 @@ use apalis_core::{
     task::{Task, builder::TaskBuilder, task_id::TaskId},
     worker::context::WorkerContext,
 };
-use matrix2acrobits_shared::queue::Held;
+use matrix2acrobits_sqlite::queue::Held;
 use tokio::sync::mpsc;
 use tower::layer::util::Identity;
 

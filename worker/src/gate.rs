@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use matrix2acrobits_shared::queue::{GateReport, GateState};
+use matrix2acrobits_sqlite::queue::{GateReport, GateState};
 use tokio::sync::watch;
 
 /// Failures in a row, not about one user, that shut the gate.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use matrix2acrobits_shared::{
-    homeserver::{DeletePusher, HeldPushers, SetPusher},
     ids::UserId,
-    net::{self, Outgoing},
+    matrix::pushers::{DeletePusher, HeldPushers, SetPusher},
+    process::net::{self, Outgoing},
     secret::Secret,
 };
 use url::Url;

@@ -1,5 +1,5 @@
 //! Every metric of the worker: names, help texts, label values, and the handles that count. All series are
-//! there from the start, at zero. Those of the database are `shared::metrics`'.
+//! there from the start, at zero. Those of the database are `shared::process::metrics`'.
 
 use std::time::Duration;
 
@@ -7,11 +7,10 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use matrix2acrobits_shared::{
-    metrics::measure_files,
+use matrix2acrobits_shared::process;
+use matrix2acrobits_sqlite::{
     queue::QueueState,
     store::{Store, pushers::Outcome},
-    telemetry,
 };
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -58,7 +57,7 @@ const PUSHER_STATES: [&str; 4] = ["pending", "registered", "failed", "removed"];
 
 /// Starts collecting, and makes every series.
 pub(crate) fn start() -> PrometheusHandle {
-    let handle = telemetry::init_metrics(&[(LAG, LAG_BOUNDS), (JOB_ATTEMPTS, ATTEMPT_BOUNDS)]);
+    let handle = process::metrics::init(&[(LAG, LAG_BOUNDS), (JOB_ATTEMPTS, ATTEMPT_BOUNDS)]);
     describe_counter!(
         JOBS,
         "Jobs that ran, by what became of them; retry: they wait for another attempt, dead: dead letter"
@@ -137,7 +136,8 @@ pub(crate) async fn render(State(source): State<Source>) -> Response {
     if let Ok(pushers) = store.count_pushers().await {
         publish_pushers(&pushers);
     }
-    measure_files(store).await;
+    let (file, log) = store.file_sizes().await;
+    process::metrics::database_size(file, log);
     if let Some(age) = source.beat.age() {
         gauge!(HEARTBEAT).set(to_f64(store.clock.unix()) - age.as_secs_f64());
     }

@@ -13,7 +13,7 @@ use apalis_core::{
     worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
 };
 use futures::FutureExt;
-use matrix2acrobits_shared::{
+use matrix2acrobits_sqlite::{
     queue::{self, Held},
     store::{Store, StoreError},
 };

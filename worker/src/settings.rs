@@ -4,10 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use matrix2acrobits_shared::{
-    backoff::RetryPolicy,
-    config::{self, SettingError, SharedArgs},
-    homeserver::{NOTIFY_PATH, PushFormat, PusherSettings},
-    net::Outgoing,
+    matrix::pushers::{NOTIFY_PATH, PushFormat, PusherSettings},
+    process::{
+        net::Outgoing,
+        settings::{self, SettingError, SharedArgs},
+    },
+    rules::retry::RetryPolicy,
     secret::Secret,
 };
 use url::{Host, Url};
@@ -16,7 +18,7 @@ use url::{Host, Url};
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     /// Application service token (as_token of the registration)
-    #[arg(long, env = "MATRIX_AS_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = config::secret)]
+    #[arg(long, env = "MATRIX_AS_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = settings::secret)]
     matrix_as_token: Option<Secret>,
 
     /// File that holds MATRIX_AS_TOKEN
@@ -134,7 +136,7 @@ pub(crate) struct AdminArgs {
 
 impl AdminArgs {
     pub(crate) fn addr(&self) -> Result<SocketAddr, SettingError> {
-        config::socket_addr("ADMIN_LISTEN_ADDR", &self.admin_listen_addr)
+        settings::socket_addr("ADMIN_LISTEN_ADDR", &self.admin_listen_addr)
     }
 }
 
@@ -156,38 +158,40 @@ impl RunArgs {
     pub(crate) fn parse(&self, shared: &SharedArgs) -> Result<Settings, SettingError> {
         let homeserver_url = shared.required_homeserver_url()?;
         shared.server_name()?;
-        let as_token = config::required_secret(
+        let as_token = settings::required_secret(
             "MATRIX_AS_TOKEN",
             self.matrix_as_token.as_ref(),
             "MATRIX_AS_TOKEN_FILE",
             self.matrix_as_token_file.as_ref(),
         )?;
-        let insecure = config::boolean("ALLOW_INSECURE_PROXY_URL", &self.allow_insecure_proxy_url)?;
-        let format = config::parse("PUSH_FORMAT", &self.push_format, |text| match text {
+        let insecure =
+            settings::boolean("ALLOW_INSECURE_PROXY_URL", &self.allow_insecure_proxy_url)?;
+        let format = settings::parse("PUSH_FORMAT", &self.push_format, |text| match text {
             "event_id_only" => Ok(PushFormat::EventIdOnly),
             "full" => Ok(PushFormat::Full),
             _ => Err(format!("must be event_id_only or full, not {text:?}")),
         })?;
-        let append = config::boolean("PUSHER_APPEND", &self.pusher_append)?;
-        let notify_url = config::optional("PROXY_URL", self.proxy_url.as_deref(), |text| {
+        let append = settings::boolean("PUSHER_APPEND", &self.pusher_append)?;
+        let notify_url = settings::optional("PROXY_URL", self.proxy_url.as_deref(), |text| {
             notify_url(text, insecure)
         })?;
-        let initial = config::duration("RETRY_INITIAL_INTERVAL", &self.retry_initial_interval)?;
-        let max = config::duration("RETRY_MAX_INTERVAL", &self.retry_max_interval)?;
+        let initial = settings::duration("RETRY_INITIAL_INTERVAL", &self.retry_initial_interval)?;
+        let max = settings::duration("RETRY_MAX_INTERVAL", &self.retry_max_interval)?;
         if max < initial {
             return Err(SettingError::new(
                 "RETRY_MAX_INTERVAL",
                 "must not be shorter than RETRY_INITIAL_INTERVAL",
             ));
         }
-        let multiplier = config::parse("RETRY_MULTIPLIER", &self.retry_multiplier, |text| {
+        let multiplier = settings::parse("RETRY_MULTIPLIER", &self.retry_multiplier, |text| {
             let number = text
                 .parse()
                 .ok()
                 .filter(|n: &f64| (1.0..=100.0).contains(n));
             number.ok_or_else(|| format!("must be a number from 1 to 100, not {text:?}"))
         })?;
-        let concurrency = config::number("WORKER_CONCURRENCY", &self.worker_concurrency, 1, 1024)?;
+        let concurrency =
+            settings::number("WORKER_CONCURRENCY", &self.worker_concurrency, 1, 1024)?;
         Ok(Settings {
             homeserver_url,
             as_token,
@@ -197,13 +201,13 @@ impl RunArgs {
                 append,
             }),
             concurrency: usize::try_from(concurrency).unwrap_or(1),
-            homeserver_timeout: config::duration("HOMESERVER_TIMEOUT", &self.homeserver_timeout)?,
+            homeserver_timeout: settings::duration("HOMESERVER_TIMEOUT", &self.homeserver_timeout)?,
             retry: RetryPolicy {
                 initial,
                 max,
                 multiplier,
             },
-            refresh_after: config::duration(
+            refresh_after: settings::duration(
                 "PUSHER_REFRESH_INTERVAL",
                 &self.pusher_refresh_interval,
             )?,
@@ -215,7 +219,7 @@ impl RunArgs {
 /// The URL that pushers carry, from PROXY_URL. Synapse accepts the exact path alone, and whoever can read
 /// the connection can read messages and ring phones, hence https.
 fn notify_url(text: &str, insecure: bool) -> Result<Url, String> {
-    let mut url = config::base_url(text)?;
+    let mut url = settings::base_url(text)?;
     if !matches!(url.path(), "" | "/") {
         return Err(
             "must not contain a path: Synapse posts to /_matrix/push/v1/notify alone".into(),

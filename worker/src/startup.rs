@@ -3,9 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use matrix2acrobits_shared::{
-    clock::Clock, config::SettingError, go_proxy, ids::log_id, shutdown, store::Store, telemetry,
-    writer::Sharing,
+    clock::Clock,
+    ids::log_id,
+    process::{go_proxy, logs, settings::SettingError, shutdown},
 };
+use matrix2acrobits_sqlite::{store::Store, writer::Sharing};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -26,7 +28,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let admin_addr = cli.admin.addr()?;
     let database = cli.shared.database()?;
     cli.shared.admin_token()?;
-    telemetry::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
     go_proxy::log_notes(&cli.shared, false);
     let metrics = metrics::start();
 

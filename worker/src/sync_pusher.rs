@@ -10,7 +10,9 @@ use std::{
 use futures::FutureExt;
 use matrix2acrobits_shared::{
     clock::Clock,
-    homeserver::{DeletePusher, HeldPushers, PusherSettings, SetPusher},
+    matrix::pushers::{DeletePusher, HeldPushers, PusherSettings, SetPusher},
+};
+use matrix2acrobits_sqlite::{
     queue::{Held, SyncPusher},
     store::{
         Store, StoreError,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use matrix2acrobits_shared::{ids::UserId, net::Outgoing, secret::Secret};
+use matrix2acrobits_shared::{ids::UserId, process::net::Outgoing, secret::Secret};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{sleep, timeout_at};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use matrix2acrobits_shared::{
     ids::{ServerName, UserId},
-    net::Outgoing,
+    process::net::Outgoing,
     secret::Secret,
 };
 use serde::Deserialize;

@@ -2,7 +2,7 @@
 
 use std::{hash::Hasher as _, time::Duration};
 
-use matrix2acrobits_shared::net::{self, BodyError, Outgoing};
+use matrix2acrobits_shared::process::net::{self, BodyError, Outgoing};
 use reqwest::{RequestBuilder, header::RETRY_AFTER};
 use serde::de::DeserializeOwned;
 use siphasher::sip128::{Hasher128 as _, SipHasher24};

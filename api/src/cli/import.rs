@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 
 use matrix2acrobits_shared::{
-    config::SettingError,
     ids::{AppId, IdError, Pushkey, Selector},
-    store::{
-        go_proxy::{GoProxyDatabase, GoProxyRow},
-        import::{IMPORT_CHUNK, TokenRow},
-        tokens::{Field, Report, Reporter},
-    },
+    process::settings::SettingError,
+};
+use matrix2acrobits_sqlite::store::{
+    go_proxy::{GoProxyDatabase, GoProxyRow},
+    import::{IMPORT_CHUNK, TokenRow},
+    tokens::{Field, Report, Reporter},
 };
 
 use super::{Cli, Failure, mappings, open_import, print, tally::Tally};

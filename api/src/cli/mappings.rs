@@ -4,9 +4,8 @@
 use std::{io::Read as _, path::Path, path::PathBuf};
 
 use clap::{Subcommand, ValueEnum};
-use matrix2acrobits_shared::{
-    config::SettingError, store::import::IMPORT_CHUNK, store::import::Import,
-};
+use matrix2acrobits_shared::process::settings::SettingError;
+use matrix2acrobits_sqlite::store::import::{IMPORT_CHUNK, Import};
 
 use super::{
     Cli, Failure,

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt, io::IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use matrix2acrobits_shared::store::import::Imported;
+use matrix2acrobits_sqlite::store::import::Imported;
 
 use super::print;
 

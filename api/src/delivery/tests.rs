@@ -10,9 +10,9 @@ use axum::{Router, extract::State, http::StatusCode};
 use bytes::Bytes;
 use matrix2acrobits_shared::{
     ids::{AppId, Pushkey, Selector},
-    net::{self, Outgoing},
-    store::{PushTarget, StoreError},
+    process::net::{self, Outgoing},
 };
+use matrix2acrobits_sqlite::store::{PushTarget, StoreError};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -3,7 +3,10 @@
 use std::{error::Error as _, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use matrix2acrobits_shared::{clock::Clock, net::Outgoing, telemetry::Chain};
+use matrix2acrobits_shared::{
+    clock::Clock,
+    process::{logs::Chain, net::Outgoing},
+};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 use url::{Host, Url};
@@ -187,10 +190,8 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
-    use matrix2acrobits_shared::{
-        ids::{AppId, Pushkey, Selector},
-        store::PushTarget,
-    };
+    use matrix2acrobits_shared::ids::{AppId, Pushkey, Selector};
+    use matrix2acrobits_sqlite::store::PushTarget;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
@@ -283,7 +284,7 @@ mod tests {
     }
 
     fn client(url: &Url) -> PnmClient {
-        matrix2acrobits_shared::net::install_tls();
+        matrix2acrobits_shared::process::net::install_tls();
         PnmClient::new(
             url.clone(),
             Duration::from_millis(400),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use matrix2acrobits_shared::store::PushTarget;
+use matrix2acrobits_sqlite::store::PushTarget;
 
 use crate::notification::{Device, Notification};
 

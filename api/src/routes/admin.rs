@@ -14,12 +14,11 @@ use axum::{
 };
 use bytes::Bytes;
 use matrix2acrobits_shared::{
-    config,
     ids::{Selector, UserId, log_id},
+    process::{logs::Chain, settings},
     secret::Secret,
-    store::{Store, StoreError, pushers::Replay},
-    telemetry::Chain,
 };
+use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -200,7 +199,7 @@ async fn list_tokens(State(admin): State<Admin>, query: PageQuery) -> Result<Res
         .store
         .list_tokens(page.after_id()?, page.limit() + 1)
         .await?;
-    let show = |mut row: matrix2acrobits_shared::store::listing::TokenRow| {
+    let show = |mut row: matrix2acrobits_sqlite::store::listing::TokenRow| {
         if !page.reveal {
             row.token_msgs = redact(row.token_msgs.as_deref());
             row.token_calls = redact(row.token_calls.as_deref());
@@ -329,7 +328,7 @@ async fn list_pushers(
         .store
         .list_pushers(page.state.as_deref(), page.after_id()?, page.limit() + 1)
         .await?;
-    let show = |mut row: matrix2acrobits_shared::store::listing::PusherListing| {
+    let show = |mut row: matrix2acrobits_sqlite::store::listing::PusherListing| {
         if !page.reveal {
             row.pushkey = redact(Some(&row.pushkey)).unwrap_or_default();
         }
@@ -369,7 +368,7 @@ impl ReplayRequest {
             (false, false, None, Some(Since::Seconds(since))) => Ok(Replay::Since(since)),
             (false, false, None, Some(Since::Text(text))) => {
                 let text = text.trim();
-                let seconds = text.parse().or_else(|_| config::time_or_ago(text, now));
+                let seconds = text.parse().or_else(|_| settings::time_or_ago(text, now));
                 let seconds = seconds.map_err(|problem| invalid(format!("since {problem}.")))?;
                 Ok(Replay::Since(seconds))
             }

@@ -6,8 +6,8 @@ use std::{borrow::Cow, collections::HashMap};
 use matrix2acrobits_shared::{
     ids::{AppId, Device, IdError, Pushkey, Selector},
     secret::Secret,
-    store::tokens::Field,
 };
+use matrix2acrobits_sqlite::store::tokens::Field;
 
 /// Longest user name and password, in bytes.
 const MAX_LOGIN_BYTES: usize = 512;

@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use matrix2acrobits_shared::store::Store;
+use matrix2acrobits_sqlite::store::Store;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 

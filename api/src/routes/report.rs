@@ -12,13 +12,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use matrix2acrobits_shared::{
-    ids::log_id,
-    store::{
-        StoreError,
-        tokens::{Report, Reporter, Saved},
-    },
-    telemetry::Chain,
+use matrix2acrobits_shared::{ids::log_id, process::logs::Chain};
+use matrix2acrobits_sqlite::store::{
+    StoreError,
+    tokens::{Report, Reporter, Saved},
 };
 use serde_json::json;
 

@@ -18,12 +18,8 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use matrix2acrobits_shared::{
-    ids::UserId,
-    secret::Secret,
-    store::{Store, StoreError, pushers::Replay},
-    telemetry::Chain,
-};
+use matrix2acrobits_shared::{ids::UserId, process::logs::Chain, secret::Secret};
+use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
 
 use self::page::{Facts, View, html, note};
 use super::admin;

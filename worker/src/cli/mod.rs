@@ -9,13 +9,14 @@ use std::fmt;
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
     clock::Clock,
-    config::{SettingError, SharedArgs},
-    health,
-    store::Store,
-    writer::Sharing,
+    process::{
+        health,
+        settings::{SettingError, SharedArgs},
+    },
 };
+use matrix2acrobits_sqlite::{DatabaseUrl, store::Store, writer::Sharing};
 
-pub(crate) use matrix2acrobits_shared::failure::Failure;
+pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
 use crate::{
     settings::{AdminArgs, RunArgs},
@@ -61,7 +62,7 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
 
 /// Opens a database that must be there: a listing of a new, empty one would mislead.
 async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
-    let database = cli.shared.database()?;
+    let database: DatabaseUrl = cli.shared.database()?;
     if !database.path().exists() {
         return Err(
             SettingError::new("DATABASE_URL", format!("there is no file {database}")).into(),

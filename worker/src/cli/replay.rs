@@ -5,10 +5,10 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use matrix2acrobits_shared::{
-    config::{self, SettingError},
     ids::UserId,
-    store::{Store, pushers::Replay},
+    process::settings::{self, SettingError},
 };
+use matrix2acrobits_sqlite::store::{Store, pushers::Replay};
 
 use super::{Cli, Failure, open_existing, print};
 
@@ -38,7 +38,7 @@ impl Args {
             return Ok(Replay::User(user));
         }
         if let Some(text) = &self.since {
-            let since = config::parse("--since", text, |text| config::time_or_ago(text, now));
+            let since = settings::parse("--since", text, |text| settings::time_or_ago(text, now));
             return since.map(Replay::Since);
         }
         Ok(if self.dead { Replay::Dead } else { Replay::All })

@@ -13,8 +13,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use matrix2acrobits_shared::{
-    ids::log_id,
+use matrix2acrobits_shared::ids::log_id;
+use matrix2acrobits_sqlite::{
     queue::{GateState, QueueState},
     store::status::{DeadLetter, GateStatus, WorkerStatus},
 };

@@ -2,7 +2,7 @@
 
 use std::{error::Error, time::Duration};
 
-use matrix2acrobits_shared::{ids::UserId, net, secret::Secret};
+use matrix2acrobits_shared::{ids::UserId, process::net, secret::Secret};
 use serde_json::Value;
 use url::Url;
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use matrix2acrobits_shared::homeserver::PusherSettings;
+use matrix2acrobits_shared::matrix::pushers::PusherSettings;
 use url::{Host, Url};
 
 use super::{Report, ask::Asker};

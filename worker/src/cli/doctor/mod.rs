@@ -7,8 +7,11 @@ mod homeserver;
 mod pushers;
 
 use matrix2acrobits_shared::{
-    config::SettingError, health, homeserver::PusherSettings, ids::UserId, store::Store,
+    ids::UserId,
+    matrix::pushers::PusherSettings,
+    process::{health, settings::SettingError},
 };
+use matrix2acrobits_sqlite::store::Store;
 
 use super::{Cli, Failure, open_existing, print};
 use crate::settings::Settings;

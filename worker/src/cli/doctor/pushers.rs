@@ -1,12 +1,12 @@
 //! One user's pushers: what we want beside what the homeserver holds.
 
 use matrix2acrobits_shared::{
-    homeserver::{HeldPusher, HeldPushers, PusherSettings, SetPusher},
     ids::{AppId, Pushkey, Selector, UserId},
-    store::{
-        Store, StoreError,
-        listing::{PusherListing, TokenRow},
-    },
+    matrix::pushers::{HeldPusher, HeldPushers, PusherSettings, SetPusher},
+};
+use matrix2acrobits_sqlite::store::{
+    Store, StoreError,
+    listing::{PusherListing, TokenRow},
 };
 
 use super::{Failure, Report, ask::Asker};

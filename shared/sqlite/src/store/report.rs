@@ -10,10 +10,8 @@ use super::{
     settle::{Touched, settle},
     tokens::{Field, Report, Saved},
 };
-use crate::{
-    ids::{AppId, Device, Pushkey, UserId},
-    writer::Bulk,
-};
+use crate::writer::Bulk;
+use matrix2acrobits_shared::ids::{AppId, Device, Pushkey, UserId};
 
 /// An unchanged report only renews `updated_at` when that is older than this, in seconds: a phone that
 /// reports at every start costs no write.

@@ -1,7 +1,7 @@
 //! The environment of the Go proxy that this bridge replaces: what becomes of the names that it had, for the
 //! log of both processes.
 
-use crate::config::SharedArgs;
+use crate::process::settings::SharedArgs;
 
 /// One line for each of the Go proxy's variables that is set and that this process does not have by itself.
 /// `set` says whether a variable has a value.

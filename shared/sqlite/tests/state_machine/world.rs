@@ -6,8 +6,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::future::join_all;
 use matrix2acrobits_shared::{
     clock::Clock,
-    config::DatabaseUrl,
     ids::{AppId, Device, Pushkey, Selector, UserId},
+};
+use matrix2acrobits_sqlite::{
+    DatabaseUrl,
     queue::{GateReport, Held, SyncPusher},
     store::{
         PushTarget, Store,

@@ -25,11 +25,10 @@ use sqlx::{
 
 use crate::{
     batch::Batch,
-    clock::Clock,
-    config::DatabaseUrl,
-    ids::Pushkey,
+    url::DatabaseUrl,
     writer::{Sharing, Writer},
 };
+use matrix2acrobits_shared::{clock::Clock, ids::Pushkey};
 
 pub(crate) use finish::Finished;
 pub use open::OpenError;

@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     batch,
-    clock::Clock,
-    metrics,
     store::{Finished, StoreError, TokenEpoch, is_busy, tokens::Report},
-    telemetry::Chain,
+};
+use matrix2acrobits_shared::{
+    clock::Clock,
+    process::{logs::Chain, metrics},
 };
 
 /// Most writes in one transaction: enough for the flush not to matter, few enough that the last one

@@ -1,6 +1,6 @@
 //! A homeserver in memory, with Synapse's rules for pushers as measured (docs/synapse.md).
 
-use matrix2acrobits_shared::store::pushers::PusherRow;
+use matrix2acrobits_sqlite::store::pushers::PusherRow;
 
 /// A pusher that it holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

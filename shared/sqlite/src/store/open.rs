@@ -14,7 +14,8 @@ use sqlx::{
 };
 
 use super::StoreError;
-use crate::{config::DatabaseUrl, ids};
+use crate::url::DatabaseUrl;
+use matrix2acrobits_shared::{ids, process::failure::Failure};
 
 /// Pause before another look at what another process may be about to finish.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -43,6 +44,13 @@ pub enum OpenError {
     /// Anything else.
     #[error("DATABASE_URL: {0} cannot be opened: {1}")]
     Other(String, sqlx::Error),
+}
+
+/// A database that cannot be opened is a matter of DATABASE_URL.
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self::bad_setting(error)
+    }
 }
 
 /// Returns a connection for writing, and the options for more of them. `busy` is how long another process'
@@ -147,7 +155,7 @@ fn open_error(name: &str, error: sqlx::Error) -> OpenError {
 /// Our migrations and apalis' own in one stream, ordered by version: they share `_sqlx_migrations`, and
 /// ours may refer to its tables. (`SqliteStorage::setup` would also set `synchronous=OFF`.)
 fn migrations() -> Migrator {
-    let ours = sqlx::migrate!("../migrations");
+    let ours = sqlx::migrate!("../../migrations/sqlite");
     let theirs = SqliteStorage::migrations();
     Migrator::with_migrations(ours.iter().chain(theirs.iter()).cloned().collect())
 }

@@ -444,7 +444,8 @@ mod tests {
     use sqlx::{Column, Connection, Row, TypeInfo, ValueRef};
 
     use super::*;
-    use crate::{clock::Clock, config::DatabaseUrl, writer::Sharing};
+    use crate::{url::DatabaseUrl, writer::Sharing};
+    use matrix2acrobits_shared::clock::Clock;
 
     const NOW: i64 = 1_800_000_000;
 

@@ -7,7 +7,8 @@ use std::{
 };
 
 use apalis_sqlite::SqliteStorage;
-use matrix2acrobits_shared::{clock::Clock, config::DatabaseUrl, store::Store, writer::Sharing};
+use matrix2acrobits_shared::clock::Clock;
+use matrix2acrobits_sqlite::{DatabaseUrl, store::Store, writer::Sharing};
 
 use sqlx::{Connection, SqliteConnection, migrate::Migrator};
 
@@ -19,7 +20,7 @@ async fn pushers_survive_the_change_of_their_table() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/old.db?mode=rwc", folder.path().display());
     let mut old = SqliteConnection::connect(&url).await.unwrap();
-    let ours = sqlx::migrate!("../migrations");
+    let ours = sqlx::migrate!("../../migrations/sqlite");
     let theirs = SqliteStorage::migrations();
     let all = ours.iter().chain(theirs.iter());
     let before = all.filter(|it| it.version < FEWER_INDEXES).cloned();

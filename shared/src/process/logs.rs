@@ -1,24 +1,14 @@
-//! Logs and metrics: set up once at start. And how an error is written with what caused it.
+//! Logs: set up once at start. And how an error is written with what caused it.
 
 use std::{
     error::Error,
     fmt::{self, Write as _},
     io::IsTerminal,
-    time::Duration,
 };
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::SettingError;
-
-/// Upper bounds of the duration histograms, in seconds.
-const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0,
-];
-
-/// How often recorded samples are folded into their buckets.
-const UPKEEP: Duration = Duration::from_secs(5);
+use crate::process::settings::SettingError;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +38,7 @@ impl LogFilter {
         // nobody asked for and which could show what must not be shown.
         let others = if level == "error" { "error" } else { "warn" };
         Self(format!(
-            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level}"
+            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level},matrix2acrobits_sqlite={level}"
         ))
     }
 
@@ -73,35 +63,6 @@ pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingErr
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
-}
-
-/// Starts collecting metrics, inside the runtime; the handle renders them for `/metrics`. `buckets` has the
-/// upper bounds of histograms that are not durations of requests.
-pub fn init_metrics(buckets: &[(&str, &[f64])]) -> PrometheusHandle {
-    // The exporter looks at full names first. It refuses empty lists of bounds only.
-    let matchers = buckets
-        .iter()
-        .map(|&(name, bounds)| (Matcher::Full(name.into()), bounds))
-        .chain([(Matcher::Suffix("_seconds".into()), SECONDS)]);
-    let mut builder = PrometheusBuilder::new();
-    for (matcher, bounds) in matchers {
-        builder = builder
-            .set_buckets_for_metric(matcher, bounds)
-            .unwrap_or_else(|_| PrometheusBuilder::new());
-    }
-    let recorder = builder.build_recorder();
-    let handle = recorder.handle();
-    let _ = metrics::set_global_recorder(recorder);
-    crate::metrics::register();
-    // Without it the exporter keeps every sample until somebody scrapes.
-    let upkeep = handle.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(UPKEEP).await;
-            upkeep.run_upkeep();
-        }
-    });
-    handle
 }
 
 /// Writes an error and what caused it, in one line: `a: b: c`. What a cause's text already contains is not

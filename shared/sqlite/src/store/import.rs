@@ -10,10 +10,8 @@ use super::{
     report::save_report,
     tokens::{Field, Report, Saved},
 };
-use crate::{
-    config::DatabaseUrl,
-    ids::{AppId, Pushkey, Selector, UserId},
-};
+use crate::url::DatabaseUrl;
+use matrix2acrobits_shared::ids::{AppId, Pushkey, Selector, UserId};
 
 /// Rows that one transaction takes: few enough that reports of phones get in between.
 pub const IMPORT_CHUNK: usize = 200;

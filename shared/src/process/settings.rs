@@ -9,14 +9,15 @@ use std::{
 };
 
 use clap::Args;
-use sqlx::sqlite::SqliteConnectOptions;
 use url::Url;
 
 use crate::{
     ids::{ServerName, UserId},
-    net::Outgoing,
+    process::{
+        logs::{LogFilter, LogFormat},
+        net::Outgoing,
+    },
     secret::Secret,
-    telemetry::{LogFilter, LogFormat},
 };
 
 /// Exit code of a process whose settings are wrong.
@@ -109,7 +110,10 @@ pub struct SharedArgs {
 
 impl SharedArgs {
     /// Where the database lies.
-    pub fn database(&self) -> Result<DatabaseUrl, SettingError> {
+    pub fn database<T>(&self) -> Result<T, SettingError>
+    where
+        T: FromStr<Err = SettingError>,
+    {
         self.database_url.parse()
     }
 
@@ -187,51 +191,6 @@ impl SharedArgs {
             "json" => Ok(LogFormat::Json),
             _ => Err("must be text or json".into()),
         })
-    }
-}
-
-/// The SQLite file that `DATABASE_URL` names.
-#[derive(Debug, Clone)]
-pub struct DatabaseUrl {
-    options: SqliteConnectOptions,
-}
-
-impl DatabaseUrl {
-    /// Connection options for that file.
-    pub fn options(&self) -> SqliteConnectOptions {
-        self.options.clone()
-    }
-
-    /// The file's path.
-    pub fn path(&self) -> PathBuf {
-        self.options.get_filename().to_path_buf()
-    }
-}
-
-impl FromStr for DatabaseUrl {
-    type Err = SettingError;
-
-    fn from_str(text: &str) -> Result<Self, SettingError> {
-        parse("DATABASE_URL", text, |text| {
-            let form = "must look like sqlite://folder/file.db or sqlite:///absolute/file.db";
-            if !text.starts_with("sqlite:") {
-                return Err(form.into());
-            }
-            if text.contains(":memory:") || text.contains("mode=memory") {
-                return Err("must be a file: the api and the worker share it".into());
-            }
-            let options = SqliteConnectOptions::from_str(text).map_err(|_| form.to_owned())?;
-            if options.get_filename().as_os_str().is_empty() {
-                return Err(form.into());
-            }
-            Ok(Self { options })
-        })
-    }
-}
-
-impl fmt::Display for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.options.get_filename().display())
     }
 }
 
@@ -437,23 +396,6 @@ mod tests {
         assert_eq!(time_or_ago("1970-01-01T00:01:00Z", 10_000), Ok(60));
         assert_eq!(time_or_ago("1970-01-02 00:00:00", 10_000), Ok(86_400));
         assert!(time_or_ago("yesterday", 10_000).is_err());
-    }
-
-    #[test]
-    fn database_urls() {
-        for text in ["sqlite://data/x.db", "sqlite:x.db", "sqlite:///abs/x.db"] {
-            assert!(text.parse::<DatabaseUrl>().is_ok(), "{text}");
-        }
-        for text in [
-            "",
-            "x.db",
-            "postgres://x/y",
-            "sqlite::memory:",
-            "sqlite://",
-            "sqlite://x?mode=memory",
-        ] {
-            assert!(text.parse::<DatabaseUrl>().is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! Metrics that both processes have: the build, and the database. Their names, help texts and first values.
+//! Metrics: set up once at start. And those that both processes have: the build, and the database.
 //!
 //! Names follow Prometheus' conventions (base units, `_total` for counters). Labels take their values from
 //! short fixed lists, never from what a phone or a homeserver sends.
 
+use std::time::Duration;
+
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
-
-use crate::store::Store;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 const BUILD_INFO: &str = "matrix2acrobits_build_info";
 const COMMIT_DURATION: &str = "matrix2acrobits_db_commit_duration_seconds";
@@ -16,8 +17,45 @@ const BUSY: &str = "matrix2acrobits_db_busy_total";
 const SIZE: &str = "matrix2acrobits_db_size_bytes";
 const WAL_SIZE: &str = "matrix2acrobits_db_wal_size_bytes";
 
+/// Upper bounds of the duration histograms, in seconds.
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0,
+];
+
+/// How often recorded samples are folded into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Starts collecting metrics, inside the runtime; the handle renders them for `/metrics`. `buckets` has the
+/// upper bounds of histograms that are not durations of requests.
+pub fn init(buckets: &[(&str, &[f64])]) -> PrometheusHandle {
+    // The exporter looks at full names first. It refuses empty lists of bounds only.
+    let matchers = buckets
+        .iter()
+        .map(|&(name, bounds)| (Matcher::Full(name.into()), bounds))
+        .chain([(Matcher::Suffix("_seconds".into()), SECONDS)]);
+    let mut builder = PrometheusBuilder::new();
+    for (matcher, bounds) in matchers {
+        builder = builder
+            .set_buckets_for_metric(matcher, bounds)
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+    }
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    let _ = metrics::set_global_recorder(recorder);
+    register();
+    // Without it the exporter keeps every sample until somebody scrapes.
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            upkeep.run_upkeep();
+        }
+    });
+    handle
+}
+
 /// Names the build and makes every series of the database, at zero.
-pub(crate) fn register() {
+fn register() {
     describe_gauge!(BUILD_INFO, "Always 1; the version is in the label");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     describe_histogram!(
@@ -43,22 +81,21 @@ pub(crate) fn register() {
 }
 
 /// Notes that a write transaction took this long.
-pub(crate) fn committed(took: std::time::Duration) {
+pub fn committed(took: Duration) {
     histogram!(COMMIT_DURATION).record(took);
 }
 
 /// Notes that a write transaction failed.
-pub(crate) fn write_failed(busy: bool) {
+pub fn write_failed(busy: bool) {
     counter!(WRITE_ERRORS).increment(1);
     if busy {
         counter!(BUSY).increment(1);
     }
 }
 
-/// Measures the files of the database; to be called when somebody asks for `/metrics`.
-pub async fn measure_files(store: &Store) {
-    let (database, log) = store.file_sizes().await;
-    gauge!(SIZE).set(to_f64(database));
+/// Notes how large the database's file and its write-ahead log are, in bytes.
+pub fn database_size(file: u64, log: u64) {
+    gauge!(SIZE).set(to_f64(file));
     gauge!(WAL_SIZE).set(to_f64(log));
 }
 

@@ -9,10 +9,8 @@ use super::{
     Store, StoreError, from_json, json,
     settle::{Touched, forget_rejected, settle},
 };
-use crate::{
-    batch::Batch,
-    ids::{AppId, Device, Pushkey, Selector, UserId},
-};
+use crate::batch::Batch;
+use matrix2acrobits_shared::ids::{AppId, Device, Pushkey, Selector, UserId};
 
 /// A field of a report: not there (what is stored stays), empty (clears it), or a value.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -16,7 +16,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use matrix2acrobits_shared::store::pushers::Replay;
+use matrix2acrobits_sqlite::store::pushers::Replay;
 use proptest::{
     prelude::*,
     test_runner::{Config, RngSeed},

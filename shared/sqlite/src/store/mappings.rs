@@ -6,7 +6,7 @@ use super::{
     Store, StoreError,
     settle::{Touched, settle},
 };
-use crate::ids::{Selector, UserId};
+use matrix2acrobits_shared::ids::{Selector, UserId};
 
 /// A selector and the user whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

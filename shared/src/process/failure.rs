@@ -2,10 +2,9 @@
 
 use std::{error::Error, fmt};
 
-use crate::{
-    config::{self, SettingError},
-    store::OpenError,
-    telemetry::Chain,
+use crate::process::{
+    logs::Chain,
+    settings::{self, SettingError},
 };
 
 /// The end of a command, or of a process at its start.
@@ -21,6 +20,14 @@ impl Failure {
         Self {
             message: error.to_string(),
             code: 1,
+        }
+    }
+
+    /// The exit code of a wrong setting, with these words.
+    pub fn bad_setting(error: impl fmt::Display) -> Self {
+        Self {
+            message: error.to_string(),
+            code: settings::EXIT_BAD_SETTING,
         }
     }
 
@@ -45,19 +52,6 @@ impl fmt::Display for Failure {
 
 impl From<SettingError> for Failure {
     fn from(error: SettingError) -> Self {
-        Self {
-            message: error.to_string(),
-            code: config::EXIT_BAD_SETTING,
-        }
-    }
-}
-
-/// A database that cannot be opened is a matter of DATABASE_URL.
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Self {
-        Self {
-            message: error.to_string(),
-            code: config::EXIT_BAD_SETTING,
-        }
+        Self::bad_setting(error)
     }
 }

@@ -13,9 +13,11 @@ use super::{
 };
 use crate::{
     batch::Batch,
+    queue::{self, CHUNK, Disposal, Held, QUEUE},
+};
+use matrix2acrobits_shared::{
     clock::Clock,
     ids::{AppId, Pushkey, Selector, UserId},
-    queue::{self, CHUNK, Disposal, Held, QUEUE},
 };
 
 /// A removed pusher's row is kept this long, in seconds, for the operator to see.

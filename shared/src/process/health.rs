@@ -7,7 +7,7 @@ use std::{
 
 /// Asks the process that listens on `admin` whether it is ready. `Err` says why not.
 pub async fn check(admin: SocketAddr) -> Result<(), String> {
-    let client = crate::net::Outgoing::default()
+    let client = crate::process::net::Outgoing::default()
         .client(Duration::from_secs(2))
         .no_proxy()
         .timeout(Duration::from_secs(4))
@@ -23,7 +23,7 @@ pub async fn check(admin: SocketAddr) -> Result<(), String> {
     if status.is_success() {
         return Ok(());
     }
-    let body = crate::net::read_body(response, 4096)
+    let body = crate::process::net::read_body(response, 4096)
         .await
         .unwrap_or_default();
     Err(format!("{status}: {}", String::from_utf8_lossy(&body)))

@@ -1,0 +1,3 @@
+//! How we speak to a Matrix homeserver.
+
+pub mod pushers;

@@ -1,0 +1,10 @@
+//! What every process needs beside its work: settings, logs, metrics, outgoing HTTP, shutdown, health.
+
+pub mod failure;
+pub mod go_proxy;
+pub mod health;
+pub mod logs;
+pub mod metrics;
+pub mod net;
+pub mod settings;
+pub mod shutdown;

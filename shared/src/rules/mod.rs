@@ -1,0 +1,3 @@
+//! What is decided, without I/O: each module is pure and has its own tables of cases.
+
+pub mod retry;
