@@ -13,13 +13,20 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::Auth,
-    delivery::Deliverer,
+    appservice,
+    http::{
+        errors,
+        health::{self, Health},
+        observe::ObserveLayer,
+    },
+    identity::Auth,
     metrics,
-    observe::ObserveLayer,
-    pnm::answers::Answers,
-    routes::{self, admin::Admin, health::Health},
-    tokens::Tokens,
+    notify::{self, cache::Tokens, delivery::Deliverer, pnm::answers::Answers},
+    operator::{
+        admin::{self, Admin},
+        status,
+    },
+    reports,
 };
 
 /// Largest body of a report or removal, in bytes.
@@ -39,29 +46,29 @@ pub(crate) fn public(public: Public, deliverer: Deliverer, hs_token: Option<Secr
     let reports = Router::new()
         .route(
             "/api/client/push_token_report",
-            get(routes::report::report).post(routes::report::report),
+            get(reports::report).post(reports::report),
         )
         .route(
             "/api/client/account_removal_report",
-            get(routes::report::removal).post(routes::report::removal),
+            get(reports::removal).post(reports::removal),
         )
         .layer(DefaultBodyLimit::max(MAX_REPORT))
         .with_state(public);
     let notify = Router::new()
-        .route("/_matrix/push/v1/notify", post(routes::notify::notify))
+        .route("/_matrix/push/v1/notify", post(notify::notify))
         .layer(DefaultBodyLimit::max(MAX_NOTIFICATION))
         .with_state(deliverer);
     let router = Router::new()
         .merge(reports)
         .merge(notify)
-        .route("/health", get(routes::health::live));
+        .route("/health", get(health::live));
     let router = match hs_token {
-        Some(token) => router.merge(routes::appservice::router(token)),
+        Some(token) => router.merge(appservice::router(token)),
         None => router,
     };
     router
-        .fallback(routes::not_found)
-        .method_not_allowed_fallback(routes::method_not_allowed)
+        .fallback(errors::not_found)
+        .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(ObserveLayer::new())
 }
 
@@ -79,22 +86,15 @@ pub(crate) fn admin(
         stopping,
     };
     Router::new()
-        .route("/health/live", get(routes::health::live))
-        .route(
-            "/health/ready",
-            get(routes::health::ready).with_state(health),
-        )
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready).with_state(health))
         .route(
             "/metrics",
             get(metrics::render).with_state((store.clone(), handle)),
         )
-        .merge(routes::status::router(
-            store.clone(),
-            answers,
-            token.clone(),
-        ))
-        .merge(routes::admin::router(Admin { store, tokens }, token))
-        .fallback(routes::not_found)
-        .method_not_allowed_fallback(routes::method_not_allowed)
+        .merge(status::router(store.clone(), answers, token.clone()))
+        .merge(admin::router(Admin { store, tokens }, token))
+        .fallback(errors::not_found)
+        .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(ObserveLayer::new())
 }

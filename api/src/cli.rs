@@ -1,10 +1,5 @@
 //! The api's command line.
 
-pub(crate) mod import;
-mod mapping_file;
-pub(crate) mod mappings;
-mod tally;
-
 use std::{fmt, time::Duration};
 
 use clap::{Parser, Subcommand};
@@ -23,7 +18,10 @@ use matrix2acrobits_sqlite::{
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
-use crate::settings::{AdminArgs, ServeArgs};
+use crate::{
+    operator::{import, mappings},
+    settings::{AdminArgs, ServeArgs},
+};
 
 /// Matrix push gateway for Acrobits softphones: takes token reports, delivers notifications to PNM.
 ///
@@ -69,7 +67,7 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
 const BUSY: Duration = Duration::from_secs(30);
 
 /// Opens a database that must be there: what a new, empty one says would mislead.
-async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
+pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database: DatabaseUrl = cli.shared.database()?;
     if !database.path().exists() {
         let problem = format!("there is no file {database}");
@@ -79,7 +77,7 @@ async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
 }
 
 /// Opens the database to import into, made if it is not there; for a dry run only to look.
-async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
+pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
     let database: DatabaseUrl = cli.shared.database()?;
     print(format_args!("into {database}"));
     if dry_run {
@@ -90,7 +88,7 @@ async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
 }
 
 /// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.
-fn print(line: impl fmt::Display) {
+pub(crate) fn print(line: impl fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");
 }

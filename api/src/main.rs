@@ -1,24 +1,19 @@
 //! Matrix push gateway for Acrobits softphones: takes token reports, delivers notifications to PNM.
 
 mod app;
-mod auth;
+mod appservice;
 mod cli;
-mod dedupe;
-mod delivery;
-mod listener;
-mod mass_guard;
+mod http;
+mod identity;
 mod metrics;
-mod notification;
-mod observe;
+mod notify;
 mod openapi;
+mod operator;
 #[cfg(test)]
 mod parsers;
-mod pnm;
-mod registration;
-mod routes;
+mod reports;
 mod settings;
 mod startup;
-mod tokens;
 
 use cli::{Cli, Command};
 use matrix2acrobits_shared::process::{net, settings::parse_cli};
@@ -30,10 +25,10 @@ async fn main() {
     let result = match cli.command.clone().unwrap_or(Command::Serve) {
         Command::Serve => startup::run(&cli).await,
         Command::Healthcheck => cli::healthcheck(&cli).await,
-        Command::Registration => registration::run(&cli),
+        Command::Registration => operator::registration::run(&cli),
         Command::Openapi => openapi::run(),
-        Command::Import(args) => cli::import::run(&cli, &args).await,
-        Command::Mappings(command) => cli::mappings::run(&cli, &command).await,
+        Command::Import(args) => operator::import::run(&cli, &args).await,
+        Command::Mappings(command) => operator::mappings::run(&cli, &command).await,
     };
     if let Err(failure) = result {
         failure.exit();

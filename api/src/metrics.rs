@@ -17,7 +17,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::pnm::outcome::Outcome;
+use crate::notify::pnm::outcome::Outcome;
 
 const HTTP_REQUESTS: &str = "matrix2acrobits_http_requests_total";
 const HTTP_DURATION: &str = "matrix2acrobits_http_request_duration_seconds";

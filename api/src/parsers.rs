@@ -12,9 +12,11 @@ use proptest::{
 use serde_json::{Value, json, value::RawValue};
 
 use crate::{
-    notification::Notification,
-    pnm::outcome::{Outcome, classify},
-    routes::fields::Fields,
+    notify::{
+        notification::Notification,
+        pnm::outcome::{Outcome, classify},
+    },
+    reports::fields::Fields,
 };
 
 const SEEDS: [&[u8]; 16] = [

@@ -17,7 +17,7 @@ use matrix2acrobits_shared::{
 };
 use url::Url;
 
-use crate::auth::Proxies;
+use crate::identity::Proxies;
 
 /// Settings that only `serve` uses, as they come from flags and environment.
 #[derive(Debug, Clone, Args)]

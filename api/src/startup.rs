@@ -12,13 +12,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     app::{self, Public},
-    auth::Auth,
     cli::{Cli, Failure},
-    delivery::Deliverer,
-    listener::serve,
+    http::listener::serve,
+    identity::Auth,
     metrics,
-    pnm::client::PnmClient,
-    tokens::Tokens,
+    notify::{cache::Tokens, delivery::Deliverer, pnm::client::PnmClient},
 };
 
 /// Phones and the homeserver wait for our answer: rather 503 than longer.

@@ -19,7 +19,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::util::ServiceExt as _;
 
-use crate::routes::problem;
+use crate::http::errors::problem;
 
 /// How long a connection may take to send a request's headers, and may idle between requests: longer than
 /// the 60 s of common reverse proxies, so that they close first.

@@ -20,7 +20,7 @@ fn parse(inner: &str) -> Result<String, ParseError> {
 #[test]
 fn reads_a_full_notification() {
     let body = body_of(include_str!(
-        "../../../tests/fixtures/captures/full_dm_text_clean.json"
+        "../../../../tests/fixtures/captures/full_dm_text_clean.json"
     ));
     let it = Notification::parse(&body).unwrap();
     assert_eq!(
@@ -51,13 +51,13 @@ fn reads_a_full_notification() {
 #[test]
 fn reads_every_other_capture() {
     let events = [
-        include_str!("../../../tests/fixtures/captures/event_id_only_dm_encrypted.json"),
-        include_str!("../../../tests/fixtures/captures/event_id_only_dm_text.json"),
-        include_str!("../../../tests/fixtures/captures/event_id_only_dm_text_unread2.json"),
-        include_str!("../../../tests/fixtures/captures/full_dm_encrypted.json"),
-        include_str!("../../../tests/fixtures/captures/full_dm_image.json"),
-        include_str!("../../../tests/fixtures/captures/full_dm_text_unread2.json"),
-        include_str!("../../../tests/fixtures/captures/full_group_text.json"),
+        include_str!("../../../../tests/fixtures/captures/event_id_only_dm_encrypted.json"),
+        include_str!("../../../../tests/fixtures/captures/event_id_only_dm_text.json"),
+        include_str!("../../../../tests/fixtures/captures/event_id_only_dm_text_unread2.json"),
+        include_str!("../../../../tests/fixtures/captures/full_dm_encrypted.json"),
+        include_str!("../../../../tests/fixtures/captures/full_dm_image.json"),
+        include_str!("../../../../tests/fixtures/captures/full_dm_text_unread2.json"),
+        include_str!("../../../../tests/fixtures/captures/full_group_text.json"),
     ];
     for capture in events {
         let body = body_of(capture);
@@ -73,8 +73,8 @@ fn reads_every_other_capture() {
         );
     }
     let badges = [
-        include_str!("../../../tests/fixtures/captures/event_id_only_badge_after_read_dm.json"),
-        include_str!("../../../tests/fixtures/captures/full_badge_after_read_dm.json"),
+        include_str!("../../../../tests/fixtures/captures/event_id_only_badge_after_read_dm.json"),
+        include_str!("../../../../tests/fixtures/captures/full_badge_after_read_dm.json"),
     ];
     for capture in badges {
         let body = body_of(capture);

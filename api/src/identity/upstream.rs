@@ -9,7 +9,7 @@ use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use url::Url;
 
 use super::AuthError;
-use crate::pnm::client::is_loopback;
+use crate::notify::pnm::client::is_loopback;
 
 /// A connection attempt that takes longer will not succeed.
 const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);

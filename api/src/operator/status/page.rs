@@ -20,7 +20,7 @@ use matrix2acrobits_sqlite::{
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html as template};
 
-use crate::pnm::{answers::Summary, outcome::Outcome};
+use crate::notify::pnm::{answers::Summary, outcome::Outcome};
 
 const STYLE: &str = include_str!("page.css");
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use matrix2acrobits_sqlite::store::PushTarget;
 
-use crate::notification::{Device, Notification};
+use crate::notify::notification::{Device, Notification};
 
 /// Most bytes of `Message` as JSON. Apple's push service carries 4 KiB in all, and the other fields come to
 /// at most 1.5 KiB (four identifiers and a name of [`MAX_ID_BYTES`] each, and their keys).
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_full_notification() {
-        let capture = include_str!("../../../tests/fixtures/captures/full_dm_text_clean.json");
+        let capture = include_str!("../../../../tests/fixtures/captures/full_dm_text_clean.json");
         let capture: Value = serde_json::from_str(capture).unwrap();
         let expected = json!({
             "verb": "NotifyTextMessage",
@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn an_event_id_only_notification() {
-        let capture = include_str!("../../../tests/fixtures/captures/event_id_only_dm_text.json");
+        let capture =
+            include_str!("../../../../tests/fixtures/captures/event_id_only_dm_text.json");
         let capture: Value = serde_json::from_str(capture).unwrap();
         let expected = json!({
             "verb": "NotifyTextMessage",
@@ -166,12 +167,12 @@ mod tests {
 
     #[test]
     fn an_encrypted_message_and_an_image() {
-        let encrypted = include_str!("../../../tests/fixtures/captures/full_dm_encrypted.json");
+        let encrypted = include_str!("../../../../tests/fixtures/captures/full_dm_encrypted.json");
         let encrypted: Value = serde_json::from_str(encrypted).unwrap();
         let message_of =
             |capture: &Value| message(&capture["body"], "New message")["Message"].clone();
         assert_eq!(message_of(&encrypted), "New message");
-        let image = include_str!("../../../tests/fixtures/captures/full_dm_image.json");
+        let image = include_str!("../../../../tests/fixtures/captures/full_dm_image.json");
         let image: Value = serde_json::from_str(image).unwrap();
         assert_eq!(message_of(&image), "cat.png");
     }

@@ -23,7 +23,7 @@ use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
 
 use self::page::{Facts, View, html, note};
 use super::admin;
-use crate::pnm::answers::Answers;
+use crate::{http::errors::method_not_allowed, notify::pnm::answers::Answers};
 
 /// Dead letters on the page.
 const DEAD_LETTERS: u32 = 50;
@@ -51,7 +51,7 @@ pub(crate) fn router(store: Store, answers: Arc<Answers>, token: Option<Secret>)
     Router::new()
         .route("/", get(show))
         .route("/replay", post(replay))
-        .method_not_allowed_fallback(super::method_not_allowed)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_FORM))
         .layer(middleware::from_fn_with_state(token, require_login))
         .with_state(status)

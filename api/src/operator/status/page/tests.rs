@@ -1,7 +1,7 @@
 //! What the page says of what it is given.
 
 use super::*;
-use crate::pnm::outcome::Trouble;
+use crate::notify::pnm::outcome::Trouble;
 
 fn worker(silent: i64, state: GateState, reason: Option<&str>) -> WorkerStatus {
     WorkerStatus {

@@ -1,5 +1,12 @@
 //! `POST /_matrix/push/v1/notify` of the Matrix push gateway API.
 
+pub(crate) mod cache;
+pub(crate) mod dedupe;
+pub(crate) mod delivery;
+pub(crate) mod guard;
+pub(crate) mod notification;
+pub(crate) mod pnm;
+
 use axum::{
     body::Body,
     extract::{State, rejection::BytesRejection},
@@ -9,7 +16,7 @@ use axum::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::delivery::{Deliverer, DeliveryError, TokenBook};
+use crate::notify::delivery::{Deliverer, DeliveryError, TokenBook};
 
 /// Takes a notification; the body is read as JSON whatever its type says.
 pub(crate) async fn notify<T: TokenBook>(
@@ -99,7 +106,7 @@ mod tests {
     use tower::util::ServiceExt as _;
 
     use super::*;
-    use crate::delivery::tests::{fixture, request};
+    use crate::notify::delivery::tests::{fixture, request};
 
     #[tokio::test]
     async fn answers_in_json_whatever_happens() {

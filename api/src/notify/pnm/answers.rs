@@ -76,7 +76,7 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pnm::outcome::Trouble;
+    use crate::notify::pnm::outcome::Trouble;
 
     #[test]
     fn counts_all_and_remembers_a_few() {

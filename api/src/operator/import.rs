@@ -13,8 +13,11 @@ use matrix2acrobits_sqlite::store::{
     tokens::{Field, Report, Reporter},
 };
 
-use super::{Cli, Failure, mappings, open_import, print, tally::Tally};
-use crate::routes::fields::is_placeholder;
+use super::{mappings, tally::Tally};
+use crate::{
+    cli::{Cli, Failure, open_import, print},
+    reports::fields::is_placeholder,
+};
 
 /// From where.
 #[derive(Debug, Clone, clap::Args)]

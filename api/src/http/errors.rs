@@ -1,12 +1,4 @@
-//! The HTTP endpoints, and the form that all their errors have.
-
-pub(crate) mod admin;
-pub(crate) mod appservice;
-pub(crate) mod fields;
-pub(crate) mod health;
-pub(crate) mod notify;
-pub(crate) mod report;
-pub(crate) mod status;
+//! The form that all HTTP errors have.
 
 use axum::{
     Json,

@@ -12,7 +12,7 @@ use axum::{
 use matrix2acrobits_shared::secret::Secret;
 use serde_json::json;
 
-use super::problem;
+use crate::http::errors::problem;
 
 /// The endpoints, behind `token`.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(token: Secret) -> Router<S> {

@@ -18,16 +18,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 use crate::{
-    dedupe::{self, Dedupe, Turn},
-    mass_guard::MassGuard,
     metrics::{DeviceOutcome, Notify, Reason},
-    notification::{Device, Notification, ParseError},
-    pnm::{
-        client::PnmClient,
-        outcome::Outcome,
-        translate::{cut, translate},
+    notify::{
+        cache::{Lookup, MarkedDead, Tokens},
+        dedupe::{self, Dedupe, Turn},
+        guard::MassGuard,
+        notification::{Device, Notification, ParseError},
+        pnm::{
+            client::PnmClient,
+            outcome::Outcome,
+            translate::{cut, translate},
+        },
     },
-    tokens::{Lookup, MarkedDead, Tokens},
 };
 
 /// The homeserver waits 60 s for an answer, and holds back the user's other pushes meanwhile.

@@ -8,11 +8,10 @@ use matrix2acrobits_shared::process::settings::SettingError;
 use matrix2acrobits_sqlite::store::import::{IMPORT_CHUNK, Import};
 
 use super::{
-    Cli, Failure,
     mapping_file::{self, Placed},
-    open_existing, open_import, print,
     tally::Tally,
 };
+use crate::cli::{Cli, Failure, open_existing, open_import, print};
 
 const PAGE: u32 = 500;
 

@@ -1,5 +1,7 @@
 //! `push_token_report` and `account_removal_report`: what phones tell us.
 
+pub(crate) mod fields;
+
 use std::time::Duration;
 
 use axum::{
@@ -19,13 +21,11 @@ use matrix2acrobits_sqlite::store::{
 };
 use serde_json::json;
 
-use super::{
-    fields::{FieldError, Fields},
-    problem,
-};
+use self::fields::{FieldError, Fields};
 use crate::{
     app::Public,
-    auth::{AuthError, Caller},
+    http::errors::problem,
+    identity::{AuthError, Caller},
 };
 
 /// Why a report or removal was not taken; [`ReportError::into_response`] is its one way to HTTP.

@@ -22,8 +22,8 @@ use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::problem;
-use crate::tokens::Tokens;
+use crate::http::errors::{method_not_allowed, problem};
+use crate::notify::cache::Tokens;
 
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
@@ -53,7 +53,7 @@ pub(crate) fn router(admin: Admin, token: Option<Secret>) -> Router {
         )
         .route("/api/internal/pushers", get(list_pushers))
         .route("/api/internal/replay", post(replay))
-        .method_not_allowed_fallback(super::method_not_allowed)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(token, require_token))
         .with_state(admin)
 }

@@ -198,7 +198,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{notification::Notification, pnm::translate::translate};
+    use crate::notify::{notification::Notification, pnm::translate::translate};
 
     const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"code\":200}";
     const HALF: &str = "HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"code\"";

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt, io::IsTerminal};
 use indicatif::{ProgressBar, ProgressStyle};
 use matrix2acrobits_sqlite::store::import::Imported;
 
-use super::print;
+use crate::cli::print;
 
 /// How often a line says how far it is, where there is no terminal, in rows.
 const SAY_EVERY: u64 = 10_000;

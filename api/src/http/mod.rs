@@ -1,0 +1,6 @@
+//! What all endpoints share: the listener, the form of errors, request ids and logs, health.
+
+pub(crate) mod errors;
+pub(crate) mod health;
+pub(crate) mod listener;
+pub(crate) mod observe;
