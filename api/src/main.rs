@@ -5,6 +5,7 @@ mod appservice;
 mod cli;
 mod http;
 mod identity;
+mod keyed_hash;
 mod metrics;
 mod notify;
 mod openapi;

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -15,7 +16,8 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-use super::{caller::network, upstream::KeyedHash};
+use super::caller::network;
+use crate::keyed_hash::{Hashed, KeyedHash};
 
 /// The time in which the failures below may happen; a full bucket lets one login through whenever its share
 /// of this has passed.
@@ -39,8 +41,8 @@ const KNOWN_FOR: Duration = Duration::from_hours(30 * 24);
 #[derive(Debug)]
 pub(super) struct Limits {
     hash: KeyedHash,
-    buckets: Mutex<HashMap<u128, Bucket>>,
-    known: moka::sync::Cache<u128, ()>,
+    buckets: Mutex<HashMap<Hashed, Bucket>>,
+    known: moka::sync::Cache<Hashed, ()>,
     ended: Notify,
 }
 
@@ -66,7 +68,7 @@ pub(super) enum Admission {
 #[derive(Debug)]
 pub(super) struct Attempt {
     limits: Arc<Limits>,
-    keys: [u128; 3],
+    keys: [Hashed; 3],
 }
 
 impl Limits {
@@ -130,9 +132,9 @@ impl Limits {
         self.ended.notified()
     }
 
-    fn keys(&self, name: &str, address: Option<IpAddr>) -> [u128; 3] {
+    fn keys(&self, name: &str, address: Option<IpAddr>) -> [Hashed; 3] {
         let (name, network) = (spelling(name), network(address).to_be_bytes());
-        let key = |kind: &[u8], name: &[u8], network: &[u8]| self.hash.of(&[kind, name, network]);
+        let key = |kind: &[u8], name: &[u8], network: &[u8]| self.hash.of([kind, name, network]);
         [
             key(b"both", name.as_bytes(), &network),
             key(b"name", name.as_bytes(), &[]),
@@ -140,7 +142,7 @@ impl Limits {
         ]
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u128, Bucket>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Hashed, Bucket>> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -198,7 +200,7 @@ impl Drop for Attempt {
 }
 
 /// Throws out empty buckets once there are `most`, and if that is not enough the emptier half.
-fn make_room(buckets: &mut HashMap<u128, Bucket>, now: Instant, most: usize) {
+fn make_room<K: Eq + Hash>(buckets: &mut HashMap<K, Bucket>, now: Instant, most: usize) {
     if buckets.len() < most {
         return;
     }
@@ -376,7 +378,7 @@ mod tests {
             clear_at: now + Duration::from_secs(seconds),
             under_way: 0,
         };
-        let mut buckets: HashMap<_, _> = (0..100).map(|n| (u128::from(n), bucket(n))).collect();
+        let mut buckets: HashMap<_, _> = (0..100).map(|n| (n, bucket(n))).collect();
         make_room(&mut buckets, now, 101);
         assert_eq!(buckets.len(), 100);
         buckets.insert(

@@ -9,7 +9,8 @@ use std::{
 use matrix2acrobits_shared::{ids::UserId, secret::Secret};
 use tokio::sync::watch;
 
-use super::{AuthError, upstream::KeyedHash};
+use super::AuthError;
+use crate::keyed_hash::{Hashed, KeyedHash};
 
 /// Most good logins remembered; others are asked again. About 4 MiB when full.
 const CAPACITY: u64 = 10_000;
@@ -17,10 +18,9 @@ const CAPACITY: u64 = 10_000;
 /// What a login came to.
 pub(super) type Verdict = Result<UserId, AuthError>;
 
-/// Stands for one user name with one password. 128 bits under a secret key: two never meet by chance or by
-/// design, and a wrong password never finds the entry of the right one.
+/// Stands for one user name with one password: a wrong password never finds the entry of the right one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct LoginKey(u128);
+pub(super) struct LoginKey(Hashed);
 
 /// The memory, which holds neither names nor passwords.
 #[derive(Debug)]
@@ -61,8 +61,10 @@ impl Logins {
 
     /// What stands for this login.
     pub(super) fn key(&self, name: &str, password: &Secret) -> LoginKey {
-        let parts = [name.as_bytes(), password.expose().as_bytes()];
-        LoginKey(self.hash.of(&parts))
+        LoginKey(
+            self.hash
+                .of([name.as_bytes(), password.expose().as_bytes()]),
+        )
     }
 
     /// The user, if exactly this login was good a short while ago.

@@ -1,22 +1,16 @@
-//! What both login services need: a client with limits, answers read with care, and a keyed hash.
+//! What both login services need: a client with limits, and answers read with care.
 
-use std::{hash::Hasher as _, time::Duration};
+use std::time::Duration;
 
 use matrix2acrobits_shared::process::net::{self, BodyError, Outgoing};
 use reqwest::{RequestBuilder, header::RETRY_AFTER};
 use serde::de::DeserializeOwned;
-use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use url::Url;
 
 use super::AuthError;
-use crate::notify::pnm::client::is_loopback;
 
-/// A connection attempt that takes longer will not succeed.
-const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Logins come seldom; a few connections wait for the next one.
 const MAX_IDLE_CONNECTIONS: usize = 8;
-/// Below the idle time after which usual load balancers close, so that it is we who do.
-const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
 /// The wait after a 429 that names none.
 const USUAL_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Longest wait that a service can impose.
@@ -43,18 +37,8 @@ impl Upstream {
         timeout: Duration,
         outgoing: &Outgoing,
     ) -> Result<Self, reqwest::Error> {
-        let mut builder = outgoing
-            .client(timeout.min(MAX_CONNECT_TIME))
-            .timeout(timeout)
-            .http1_only()
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-            .pool_idle_timeout(MAX_IDLE_TIME);
-        if is_loopback(base) {
-            // No proxy can reach what runs beside us.
-            builder = builder.no_proxy();
-        }
         Ok(Self {
-            client: builder.build()?,
+            client: outgoing.pooled(base, timeout, MAX_IDLE_CONNECTIONS)?,
             base: base.as_str().trim_end_matches('/').to_owned(),
         })
     }
@@ -126,29 +110,4 @@ fn down(error: &reqwest::Error) -> AuthError {
         "the login service does not answer"
     );
     AuthError::Down
-}
-
-/// Hashes under a random key that only this process knows.
-pub(super) struct KeyedHash([u8; 16]);
-
-impl KeyedHash {
-    pub(super) fn random() -> Self {
-        Self(rand::random())
-    }
-
-    /// The hash of these parts, of which none can pass for a piece of another.
-    pub(super) fn of(&self, parts: &[&[u8]]) -> u128 {
-        let mut hasher = SipHasher24::new_with_key(&self.0);
-        for part in parts {
-            hasher.write_usize(part.len());
-            hasher.write(part);
-        }
-        hasher.finish128().as_u128()
-    }
-}
-
-impl std::fmt::Debug for KeyedHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("KeyedHash")
-    }
 }

@@ -4,7 +4,6 @@
 //! So the cache does not hold rows but that a row answers a request *as it stands*, in 80 bytes a token.
 
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,7 +20,8 @@ use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
 };
-use siphasher::sip128::{Hasher128 as _, SipHasher13};
+
+use crate::keyed_hash::{Hashed, KeyedHash};
 
 /// What the cache may weigh, in bytes: about 800,000 tokens.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -56,9 +56,6 @@ pub(crate) enum MarkedDead {
     ReportedSince,
 }
 
-/// Stands for a pushkey: 128 bits with a secret key, which two never share by chance or by design.
-type Key = [u64; 2];
-
 /// What was found for a pushkey when it was last looked up; only what can be pushed to.
 #[derive(Debug, Clone)]
 struct Found {
@@ -78,8 +75,8 @@ enum Target {
 #[derive(Debug, Clone)]
 struct Weigh;
 
-impl Weighter<Key, Found> for Weigh {
-    fn weight(&self, _: &Key, found: &Found) -> u64 {
+impl Weighter<Hashed, Found> for Weigh {
+    fn weight(&self, _: &Hashed, found: &Found) -> u64 {
         ENTRY_BYTES
             + match &found.target {
                 Target::AsAsked { .. } => 0,
@@ -88,7 +85,7 @@ impl Weighter<Key, Found> for Weigh {
     }
 }
 
-type Founds = Cache<Key, Found, Weigh, DefaultHashBuilder, DefaultLifecycle<Key, Found>>;
+type Founds = Cache<Hashed, Found, Weigh, DefaultHashBuilder, DefaultLifecycle<Hashed, Found>>;
 
 /// A cache for at most `bytes`.
 fn cache(bytes: u64) -> Founds {
@@ -116,7 +113,7 @@ pub(crate) struct Tokens(Arc<Inner>);
 struct Inner {
     store: Store,
     found: Founds,
-    secret: [u8; 16],
+    hash: KeyedHash,
     /// Counts invalidations: what was found before one must not be cached after it.
     generation: AtomicU64,
     /// Once true it stays so.
@@ -125,14 +122,10 @@ struct Inner {
 
 impl Tokens {
     pub(crate) fn new(store: Store) -> Self {
-        let random = || RandomState::new().hash_one(()).to_ne_bytes();
-        let mut secret = [0; 16];
-        secret[..8].copy_from_slice(&random());
-        secret[8..].copy_from_slice(&random());
         Self(Arc::new(Inner {
             store,
             found: cache(CACHE_BYTES),
-            secret,
+            hash: KeyedHash::random(),
             generation: AtomicU64::new(0),
             held_any: AtomicBool::new(false),
         }))
@@ -175,25 +168,17 @@ impl Tokens {
         Ok(Lookup::Unknown)
     }
 
-    fn hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_key(&self.0.secret)
-    }
-
-    fn key(&self, pushkey: &str) -> Key {
-        let mut hasher = self.hasher();
-        hasher.write(pushkey.as_bytes());
-        let hash = hasher.finish128();
-        [hash.h1, hash.h2]
+    fn key(&self, pushkey: &str) -> Hashed {
+        self.0.hash.of([pushkey.as_bytes()])
     }
 
     fn asked(&self, app_id: &str, selector: Option<&str>) -> u64 {
-        let mut hasher = self.hasher();
-        for part in [Some(app_id), selector] {
-            // With its length, so that no text can be moved from one part into the next.
-            hasher.write_usize(part.map_or(usize::MAX, str::len));
-            hasher.write(part.unwrap_or_default().as_bytes());
-        }
-        hasher.finish128().h1
+        let app_id = app_id.as_bytes();
+        let hashed = match selector {
+            Some(selector) => self.0.hash.of([app_id, selector.as_bytes()]),
+            None => self.0.hash.of([app_id]),
+        };
+        hashed.half()
     }
 
     /// Remembers that PNM called this token gone. `pushed_to` is the selector that the pusher carries.
@@ -381,11 +366,11 @@ mod tests {
     #[test]
     fn the_cache_takes_no_more_than_it_may() {
         const MAY: u64 = 4 * 1024 * 1024;
-        let cache = cache(MAY);
+        let (cache, hash) = (cache(MAY), KeyedHash::random());
         for number in 0..200_000_u64 {
             let (row_id, report) = (number.cast_signed(), 1);
             let target = Target::AsAsked { row_id, report };
-            cache.insert([number, !number], Found { asked: 0, target });
+            cache.insert(hash.of([&number.to_ne_bytes()]), Found { asked: 0, target });
         }
         let takes = u64::try_from(cache.memory_used().total()).unwrap();
         let tokens = u64::try_from(cache.len()).unwrap();

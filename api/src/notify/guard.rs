@@ -6,14 +6,13 @@
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher as _, RandomState},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ::metrics::Gauge;
 
-use crate::metrics;
+use crate::{keyed_hash::KeyedHash, metrics};
 
 /// Rejections are stopped from that many gone tokens on, if they are also more than half of all.
 const ENOUGH_GONE: usize = 20;
@@ -27,7 +26,7 @@ const MAX_TOKENS: usize = 200_000;
 /// The guard; one for the process.
 #[derive(Debug)]
 pub(crate) struct MassGuard {
-    hasher: RandomState,
+    hash: KeyedHash,
     window: Mutex<Window>,
     gauge: Gauge,
 }
@@ -38,7 +37,7 @@ impl MassGuard {
         let gauge = metrics::mass_guard();
         gauge.set(0.0);
         Self {
-            hasher: RandomState::new(),
+            hash: KeyedHash::random(),
             window: Mutex::new(Window::new(now, MAX_TOKENS)),
             gauge,
         }
@@ -55,7 +54,7 @@ impl MassGuard {
     }
 
     fn note(&self, app_id: &str, pushkey: &str, gone: bool, now: Instant) -> bool {
-        let token = self.hasher.hash_one((app_id, pushkey));
+        let token = self.hash.of([app_id, pushkey].map(str::as_bytes)).half();
         let (before, after, counts) = {
             let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
             let before = window.tripped;

@@ -2,6 +2,13 @@
 
 use std::{path::Path, time::Duration};
 
+use url::{Host, Url};
+
+/// A connection attempt that takes longer will not succeed.
+const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
+/// Below the idle time after which usual load balancers (75 s and more) close, so that it is we who do.
+const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
+
 /// Makes ring the TLS provider of this process; call it once, first thing.
 pub fn install_tls() {
     // An error says that one is installed already, which is as good.
@@ -40,6 +47,38 @@ impl Outgoing {
             .tcp_nodelay(true)
             .connect_timeout(connect_timeout)
     }
+
+    /// A client for the server at `url`, which keeps up to `idle` connections for the next requests.
+    /// It waits for an answer at most `timeout`, body included.
+    pub fn pooled(
+        &self,
+        url: &Url,
+        timeout: Duration,
+        idle: usize,
+    ) -> Result<reqwest::Client, reqwest::Error> {
+        let builder = self
+            .client(timeout.min(MAX_CONNECT_TIME))
+            .timeout(timeout)
+            .http1_only()
+            .pool_max_idle_per_host(idle)
+            .pool_idle_timeout(MAX_IDLE_TIME);
+        // No proxy can reach what runs beside us.
+        let builder = if is_loopback(url) {
+            builder.no_proxy()
+        } else {
+            builder
+        };
+        builder.build()
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        None => false,
+    }
 }
 
 /// Why reading a response body failed.
@@ -66,4 +105,23 @@ pub async fn read_body(
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_told_from_the_rest() {
+        let cases = [
+            ("http://127.0.0.1:1/", true),
+            ("http://[::1]/", true),
+            ("http://LOCALHOST/", true),
+            ("https://pnm.cloudsoftphone.com/pnm2/send", false),
+            ("http://10.0.0.1/", false),
+        ];
+        for (url, expected) in cases {
+            assert_eq!(is_loopback(&Url::parse(url).unwrap()), expected, "{url}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use matrix2acrobits_shared::{
 };
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     answers::Answers,
@@ -20,12 +20,8 @@ use crate::metrics;
 
 /// PNM's answers are about 40 bytes; who sends more than this is not PNM.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// A connection attempt that takes longer will not succeed.
-const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
 /// A connection per push would cost a TLS handshake each, so bursts keep theirs for the next one.
 const MAX_IDLE_CONNECTIONS: usize = 512;
-/// Below the idle time after which usual load balancers (75 s and more) close, so that it is we who do.
-const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
 /// Most messages are shorter; longer ones make the buffer grow.
 const USUAL_MESSAGE_BYTES: usize = 768;
 
@@ -46,18 +42,8 @@ impl PnmClient {
         timeout: Duration,
         outgoing: &Outgoing,
     ) -> Result<Self, reqwest::Error> {
-        let mut builder = outgoing
-            .client(timeout.min(MAX_CONNECT_TIME))
-            .timeout(timeout)
-            .http1_only()
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-            .pool_idle_timeout(MAX_IDLE_TIME);
-        if is_loopback(&url) {
-            // No proxy can reach what runs beside us.
-            builder = builder.no_proxy();
-        }
         Ok(Self {
-            http: builder.build()?,
+            http: outgoing.pooled(&url, timeout, MAX_IDLE_CONNECTIONS)?,
             url,
             metrics: metrics::Pnm::new(),
             answers: Arc::new(Answers::new(Clock::system())),
@@ -172,15 +158,6 @@ fn failed_before_answer(error: &reqwest::Error) -> bool {
         source = cause.source();
     }
     false
-}
-
-pub(crate) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-        None => false,
-    }
 }
 
 #[cfg(test)]
@@ -439,19 +416,5 @@ mod tests {
         drop(listener);
         let outcome = send(&client(&Url::parse(&url).unwrap())).await;
         assert_eq!(outcome, Outcome::Trouble(Trouble::Connection));
-    }
-
-    #[test]
-    fn loopback_is_told_from_the_rest() {
-        let cases = [
-            ("http://127.0.0.1:1/", true),
-            ("http://[::1]/", true),
-            ("http://LOCALHOST/", true),
-            ("https://pnm.cloudsoftphone.com/pnm2/send", false),
-            ("http://10.0.0.1/", false),
-        ];
-        for (url, expected) in cases {
-            assert_eq!(is_loopback(&Url::parse(url).unwrap()), expected, "{url}");
-        }
     }
 }

@@ -1,0 +1,73 @@
+//! The one keyed hash of the api: caches, limits and the memory of sent events know texts by it alone.
+
+use std::{fmt, hash::Hasher as _};
+
+use siphasher::sip128::{Hasher128 as _, SipHasher13};
+
+/// Hashes under a random key that only this process knows.
+pub(crate) struct KeyedHash([u8; 16]);
+
+/// Stands for some texts. With 128 bits under a secret key, two different ones never meet, by chance or by design.
+///
+/// Two halves, since the alignment of a `u128` would make cache entries larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Hashed([u64; 2]);
+
+impl KeyedHash {
+    pub(crate) fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// The hash of these parts. The length of each goes in, so that no text can move into the next part.
+    pub(crate) fn of<const N: usize>(&self, parts: [&[u8]; N]) -> Hashed {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        for part in parts {
+            hasher.write_usize(part.len());
+            hasher.write(part);
+        }
+        let hash = hasher.finish128();
+        Hashed([hash.h1, hash.h2])
+    }
+}
+
+impl Hashed {
+    /// Half of it, where a collision does little harm.
+    pub(crate) fn half(self) -> u64 {
+        self.0[0]
+    }
+}
+
+impl fmt::Debug for KeyedHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyedHash")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn hashes_tell_everything_apart() {
+        let hash = KeyedHash::random();
+        let cases = [
+            ["ab", "c", "d", "e"],
+            ["a", "bc", "d", "e"],
+            ["a", "b", "cd", "e"],
+            ["abc", "d", "e", ""],
+            ["", "abc", "d", "e"],
+        ];
+        let of = |hash: &KeyedHash, parts: [&str; 4]| hash.of(parts.map(str::as_bytes));
+        let hashes: HashSet<_> = cases.map(|parts| of(&hash, parts)).into_iter().collect();
+        assert_eq!(hashes.len(), cases.len());
+        assert_eq!(of(&hash, cases[0]), of(&hash, cases[0]));
+        assert_ne!(
+            of(&hash, cases[0]),
+            of(&KeyedHash::random(), cases[0]),
+            "keyed"
+        );
+        assert_ne!(hash.of([b"a"]), hash.of([b"a", b""]));
+    }
+}
