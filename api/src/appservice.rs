@@ -4,7 +4,7 @@
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::{StatusCode, header::AUTHORIZATION},
+    http::header::AUTHORIZATION,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -12,7 +12,7 @@ use axum::{
 use matrix2acrobits_shared::secret::Secret;
 use serde_json::json;
 
-use crate::http::errors::problem;
+use crate::http::errors::{Matter, Problem};
 
 /// The endpoints, behind `token`.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(token: Secret) -> Router<S> {
@@ -32,21 +32,13 @@ async fn require_token(State(token): State<Secret>, request: Request, next: Next
     if given.is_some_and(|given| token.matches(given)) {
         return next.run(request).await;
     }
-    problem(
-        StatusCode::FORBIDDEN,
-        "M_FORBIDDEN",
-        "This is not the homeserver's token.",
-    )
+    Problem::new(Matter::Forbidden, "This is not the homeserver's token.").into_response()
 }
 
 async fn acknowledge() -> Response {
     Json(json!({})).into_response()
 }
 
-async fn unknown() -> Response {
-    problem(
-        StatusCode::NOT_FOUND,
-        "M_NOT_FOUND",
-        "This gateway has no users or rooms.",
-    )
+async fn unknown() -> Problem {
+    Problem::new(Matter::NotFound, "This gateway has no users or rooms.")
 }

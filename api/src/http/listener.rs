@@ -6,9 +6,8 @@ use axum::{
     Router,
     body::Body,
     extract::{ConnectInfo, Request},
-    http::StatusCode,
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
@@ -19,7 +18,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::util::ServiceExt as _;
 
-use crate::http::errors::problem;
+use crate::http::errors::{Matter, Problem};
 
 /// How long a connection may take to send a request's headers, and may idle between requests: longer than
 /// the 60 s of common reverse proxies, so that they close first.
@@ -89,10 +88,6 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
 async fn bounded(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => problem(
-            StatusCode::REQUEST_TIMEOUT,
-            "M_UNKNOWN",
-            "The request took too long.",
-        ),
+        Err(_) => Problem::new(Matter::TooSlow, "The request took too long.").into_response(),
     }
 }

@@ -14,12 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::http::StatusCode;
 use matrix2acrobits_shared::{ids::UserId, secret::Secret};
 
 pub(crate) use self::caller::{Caller, Proxies};
 use self::{gate::Gate, strangers::Strangers};
-use crate::settings::Settings;
+use crate::{
+    http::errors::{Matter, Problem},
+    settings::Settings,
+};
 
 /// Why we do not know who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,54 +42,35 @@ pub(crate) enum AuthError {
     Unreadable,
 }
 
-impl AuthError {
-    /// Status, errcode and our words.
-    pub(crate) fn words(&self) -> (StatusCode, &'static str, String) {
-        let (status, errcode, words) = match self {
-            Self::NoCredentials => (
-                StatusCode::UNAUTHORIZED,
-                "M_FORBIDDEN",
-                "username and password are needed.",
-            ),
-            Self::Refused => (
-                StatusCode::UNAUTHORIZED,
-                "M_FORBIDDEN",
-                "The login was refused.",
-            ),
-            Self::NoChat => (
-                StatusCode::UNAUTHORIZED,
-                "M_FORBIDDEN",
+impl From<&AuthError> for Problem {
+    fn from(error: &AuthError) -> Self {
+        let (matter, words) = match error {
+            AuthError::NoCredentials => (Matter::LoginRefused, "username and password are needed."),
+            AuthError::Refused => (Matter::LoginRefused, "The login was refused."),
+            AuthError::NoChat => (
+                Matter::LoginRefused,
                 "The login was refused: this user has no chat.",
             ),
-            Self::Limited { .. } => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "M_LIMIT_EXCEEDED",
-                "Too many failed logins; wait.",
-            ),
-            Self::Busy { .. } => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "M_UNKNOWN",
+            AuthError::Limited { .. } => (Matter::TooMany, "Too many failed logins; wait."),
+            AuthError::Busy { .. } => (
+                Matter::Unavailable,
                 "The login service takes no more logins for a while; try again later.",
             ),
-            Self::Down => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "M_UNKNOWN",
+            AuthError::Down => (
+                Matter::Unavailable,
                 "The login service does not answer; try again.",
             ),
-            Self::Unreadable => (
-                StatusCode::BAD_GATEWAY,
-                "M_UNKNOWN",
+            AuthError::Unreadable => (
+                Matter::Upstream,
                 "The login service answers what we cannot understand; try again.",
             ),
         };
-        (status, errcode, words.to_owned())
-    }
-
-    /// When it may be tried again, where that is known.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Limited { retry_after } | Self::Busy { retry_after } => Some(*retry_after),
-            _ => None,
+        let problem = Self::new(matter, words);
+        match error {
+            AuthError::Limited { retry_after } | AuthError::Busy { retry_after } => {
+                problem.after(*retry_after)
+            }
+            _ => problem,
         }
     }
 }

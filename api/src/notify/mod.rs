@@ -8,94 +8,79 @@ pub(crate) mod notification;
 pub(crate) mod pnm;
 
 use axum::{
+    Json,
     body::Body,
     extract::{State, rejection::BytesRejection},
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
+    http::{HeaderValue, header::CONTENT_TYPE},
+    response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::notify::delivery::{Deliverer, DeliveryError, TokenBook};
+use crate::{
+    http::errors::{Matter, Problem},
+    notify::{
+        delivery::{Deliverer, DeliveryError, TokenBook},
+        notification::ParseError,
+    },
+};
 
 /// Takes a notification; the body is read as JSON whatever its type says.
 pub(crate) async fn notify<T: TokenBook>(
     State(deliverer): State<Deliverer<T>>,
     body: Result<Bytes, BytesRejection>,
-) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return unread(&rejection),
-    };
-    match deliverer.deliver(body).await {
-        Ok(rejected) if rejected.is_empty() => json(StatusCode::OK, r#"{"rejected":[]}"#),
-        Ok(rejected) => written(StatusCode::OK, &Answer { rejected }),
-        Err(error) => error.into_response(),
+) -> Result<Response, Problem> {
+    let rejected = deliverer.deliver(body?).await?;
+    if rejected.is_empty() {
+        // Nearly always; this one needs no serializer.
+        return Ok(json(r#"{"rejected":[]}"#));
     }
+    Ok(Json(Rejected { rejected }).into_response())
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct Rejected {
     rejected: Vec<String>,
 }
 
-#[derive(Serialize)]
-struct Problem<'a> {
-    errcode: &'a str,
-    error: &'a str,
-}
-
-impl IntoResponse for DeliveryError {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Malformed(error) => {
+impl From<DeliveryError> for Problem {
+    fn from(error: DeliveryError) -> Self {
+        match error {
+            DeliveryError::Malformed(error) => {
                 tracing::warn!(%error, "a notification was refused");
-                problem(StatusCode::BAD_REQUEST, error.errcode(), &error.to_string())
+                error.into()
             }
-            Self::Retry(reason) => {
+            DeliveryError::Retry(reason) => {
                 tracing::debug!(reason, "a notification is put off");
                 let words = "The push service did not take the notification; try again.";
-                problem(StatusCode::BAD_GATEWAY, "M_UNKNOWN", words)
+                Self::new(Matter::Upstream, words)
             }
-            Self::Unavailable(reason) => {
+            DeliveryError::Unavailable(reason) => {
                 tracing::debug!(reason, "a notification is put off");
                 let words = "This gateway cannot take notifications at the moment; try again.";
-                problem(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", words)
+                Self::new(Matter::Unavailable, words)
             }
         }
     }
 }
 
-/// The body was too long, or broke off.
-fn unread(rejection: &BytesRejection) -> Response {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let words = "The body is too large.";
-        return problem(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", words);
-    }
-    problem(
-        StatusCode::BAD_REQUEST,
-        "M_NOT_JSON",
-        "The body could not be read.",
-    )
-}
-
-fn problem(status: StatusCode, errcode: &str, error: &str) -> Response {
-    written(status, &Problem { errcode, error })
-}
-
-fn written(status: StatusCode, value: &impl Serialize) -> Response {
-    match serde_json::to_vec(value) {
-        Ok(body) => json(status, body),
-        // Cannot happen: these are texts only.
-        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+impl From<ParseError> for Problem {
+    fn from(error: ParseError) -> Self {
+        let matter = match error {
+            ParseError::NotJson => Matter::NotJson,
+            ParseError::NoNotification | ParseError::NoDevices | ParseError::BadDevice => {
+                Matter::BadJson
+            }
+        };
+        Self::new(matter, error.to_string())
     }
 }
 
-fn json(status: StatusCode, body: impl Into<Body>) -> Response {
-    let mut response = Response::new(body.into());
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+fn json(body: &'static str) -> Response {
+    let mut response = Response::new(Body::from(body));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -59,16 +59,6 @@ pub(crate) enum ParseError {
     BadDevice,
 }
 
-impl ParseError {
-    /// The Matrix error code.
-    pub(crate) fn errcode(self) -> &'static str {
-        match self {
-            Self::NotJson => "M_NOT_JSON",
-            Self::NoNotification | Self::NoDevices | Self::BadDevice => "M_BAD_JSON",
-        }
-    }
-}
-
 impl<'a> Notification<'a> {
     /// Reads a request body.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ParseError> {

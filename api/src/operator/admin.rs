@@ -1,13 +1,15 @@
 //! The admin endpoints: what is stored, whose selectors are, replaying. Behind ADMIN_TOKEN, on a listener
 //! of their own; every change leaves a line in the log.
 
+use std::borrow::Cow;
+
 use axum::{
     Json, Router,
     extract::{
         Path, Query, Request, State,
         rejection::{JsonRejection, QueryRejection},
     },
-    http::{HeaderMap, StatusCode, header::AUTHORIZATION},
+    http::{HeaderMap, header::AUTHORIZATION},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
@@ -22,8 +24,10 @@ use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::http::errors::{method_not_allowed, problem};
-use crate::notify::cache::Tokens;
+use crate::{
+    http::errors::{Matter, Problem, method_not_allowed},
+    notify::cache::Tokens,
+};
 
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
@@ -63,23 +67,19 @@ async fn require_token(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(token) = token else {
-        let words = "The admin endpoints are off: ADMIN_TOKEN is not set.";
-        return problem(StatusCode::FORBIDDEN, "M_FORBIDDEN", words);
-    };
-    match given_token(request.headers()).map(|given| token.matches(given)) {
-        Some(true) => next.run(request).await,
-        Some(false) => problem(
-            StatusCode::UNAUTHORIZED,
-            "M_UNKNOWN_TOKEN",
-            "This is not ADMIN_TOKEN.",
+    let (matter, words) = match (&token, given_token(request.headers())) {
+        (None, _) => (
+            Matter::Forbidden,
+            "The admin endpoints are off: ADMIN_TOKEN is not set.",
         ),
-        None => problem(
-            StatusCode::UNAUTHORIZED,
-            "M_MISSING_TOKEN",
+        (Some(token), Some(given)) if token.matches(given) => return next.run(request).await,
+        (Some(_), Some(_)) => (Matter::UnknownToken, "This is not ADMIN_TOKEN."),
+        (Some(_), None) => (
+            Matter::MissingToken,
             "Authorization: Bearer ADMIN_TOKEN is missing.",
         ),
-    }
+    };
+    Problem::new(matter, words).into_response()
 }
 
 fn given_token(headers: &HeaderMap) -> Option<&str> {
@@ -93,8 +93,7 @@ fn given_token(headers: &HeaderMap) -> Option<&str> {
 /// Why an admin call failed.
 #[derive(Debug)]
 enum AdminError {
-    Invalid(&'static str, String),
-    NotFound,
+    Refused(Problem),
     Store(StoreError),
 }
 
@@ -106,27 +105,24 @@ impl From<StoreError> for AdminError {
 
 impl IntoResponse for AdminError {
     fn into_response(self) -> Response {
-        match self {
-            Self::Invalid(errcode, words) => problem(StatusCode::BAD_REQUEST, errcode, &words),
-            Self::NotFound => problem(
-                StatusCode::NOT_FOUND,
-                "M_NOT_FOUND",
-                "There is no such thing.",
-            ),
+        let problem = match self {
+            Self::Refused(problem) => problem,
             Self::Store(error) => {
                 tracing::warn!(error = %Chain(&error), "an admin call failed");
-                problem(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "M_UNKNOWN",
-                    "The database does not answer; try again.",
-                )
+                let words = "The database does not answer; try again.";
+                Problem::new(Matter::Unavailable, words)
             }
-        }
+        };
+        problem.into_response()
     }
 }
 
-fn invalid(words: impl Into<String>) -> AdminError {
-    AdminError::Invalid("M_INVALID_PARAM", words.into())
+fn refused(matter: Matter, words: impl Into<Cow<'static, str>>) -> AdminError {
+    AdminError::Refused(Problem::new(matter, words))
+}
+
+fn invalid(words: impl Into<Cow<'static, str>>) -> AdminError {
+    refused(Matter::InvalidParam, words)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -233,9 +229,9 @@ async fn delete_all_tokens(
     query: PageQuery,
 ) -> Result<Response, AdminError> {
     if page(query)?.confirm.as_deref() != Some("all") {
-        return Err(AdminError::Invalid(
-            "M_MISSING_PARAM",
-            "Deleting all push tokens needs confirm=all.".into(),
+        return Err(refused(
+            Matter::MissingParam,
+            "Deleting all push tokens needs confirm=all.",
         ));
     }
     let removed = admin.tokens.remove_tokens(None).await?;
@@ -272,7 +268,7 @@ async fn get_mapping(
     let mapping = admin.store.mapping(&selector_of(&selector)?).await?;
     mapping
         .map(|mapping| Json(mapping).into_response())
-        .ok_or(AdminError::NotFound)
+        .ok_or_else(|| refused(Matter::NotFound, "There is no such thing."))
 }
 
 #[derive(Debug, Deserialize)]
@@ -287,9 +283,9 @@ async fn put_mapping(
 ) -> Result<Response, AdminError> {
     let selector = selector_of(&selector)?;
     let Json(mapping) = body.map_err(|_| {
-        AdminError::Invalid(
-            "M_BAD_JSON",
-            r#"The body must be {"user_id": "@user:server"}."#.into(),
+        refused(
+            Matter::BadJson,
+            r#"The body must be {"user_id": "@user:server"}."#,
         )
     })?;
     let user = UserId::parse(mapping.user_id.trim())
@@ -389,7 +385,7 @@ async fn replay(
     } else {
         serde_json::from_slice(&body).map_err(|_| {
             let words = r#"The body must be JSON such as {"dead": true}."#;
-            AdminError::Invalid("M_BAD_JSON", words.into())
+            refused(Matter::BadJson, words)
         })?
     };
     let replay = request.selection(admin.store.clock.unix())?;

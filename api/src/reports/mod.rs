@@ -7,10 +7,7 @@ use std::time::Duration;
 use axum::{
     Json,
     extract::{RawQuery, State, rejection::BytesRejection},
-    http::{
-        HeaderMap, HeaderValue, StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER},
-    },
+    http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -24,14 +21,14 @@ use serde_json::json;
 use self::fields::{FieldError, Fields};
 use crate::{
     app::Public,
-    http::errors::problem,
+    http::errors::{Matter, Problem},
     identity::{AuthError, Caller},
 };
 
-/// Why a report or removal was not taken; [`ReportError::into_response`] is its one way to HTTP.
+/// Why a report or removal was not taken; its response is the one place that logs and counts it.
 #[derive(Debug)]
 pub(crate) enum ReportError {
-    Body(BytesRejection),
+    Body(Problem),
     Fields(FieldError),
     NeedsAppId,
     NotYours,
@@ -124,7 +121,7 @@ async fn identify(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(Fields, Reporter), ReportError> {
-    let body = body.map_err(ReportError::Body)?;
+    let body = body.map_err(|rejection| ReportError::Body(rejection.into()))?;
     let content_type = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
@@ -152,79 +149,61 @@ fn count(result: &'static str) {
     metrics::counter!("matrix2acrobits_token_reports_total", "result" => result).increment(1);
 }
 
-impl ReportError {
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::TooManyStrangers { retry_after } => Some(*retry_after),
-            Self::Auth(error) => error.retry_after(),
-            _ => None,
+impl From<&ReportError> for Problem {
+    fn from(error: &ReportError) -> Self {
+        match error {
+            ReportError::Body(problem) => problem.clone(),
+            ReportError::Fields(error) => error.into(),
+            ReportError::NeedsAppId => {
+                Self::new(Matter::MissingParam, "token_msgs needs app_id_msgs.")
+            }
+            ReportError::NotYours => {
+                Self::new(Matter::Forbidden, "This selector belongs to another user.")
+            }
+            ReportError::TooManyStrangers { retry_after } => Self::new(
+                Matter::TooMany,
+                "Too many new selectors from this address; wait.",
+            )
+            .after(*retry_after),
+            ReportError::Auth(error) => error.into(),
+            ReportError::Store(_) => Self::new(
+                Matter::Unavailable,
+                "The report could not be saved; try again.",
+            ),
         }
     }
 }
 
 impl IntoResponse for ReportError {
     fn into_response(self) -> Response {
-        let (status, errcode, words) = match &self {
-            Self::Body(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "M_TOO_LARGE",
-                "The body is longer than 64 KiB.".to_owned(),
-            ),
-            Self::Body(_) => (
-                StatusCode::BAD_REQUEST,
-                "M_NOT_JSON",
-                "The body could not be read.".to_owned(),
-            ),
-            Self::Fields(error) => {
-                let (errcode, words) = field_words(error);
-                (StatusCode::BAD_REQUEST, errcode, words)
-            }
-            Self::NeedsAppId => (
-                StatusCode::BAD_REQUEST,
-                "M_MISSING_PARAM",
-                "token_msgs needs app_id_msgs.".to_owned(),
-            ),
-            Self::NotYours => (
-                StatusCode::FORBIDDEN,
-                "M_FORBIDDEN",
-                "This selector belongs to another user.".to_owned(),
-            ),
-            Self::TooManyStrangers { .. } => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "M_LIMIT_EXCEEDED",
-                "Too many new selectors from this address; wait.".to_owned(),
-            ),
-            Self::Auth(error) => error.words(),
-            Self::Store(error) => {
-                tracing::warn!(error = %Chain(error), "a report could not be saved");
-                let words = "The report could not be saved; try again.".to_owned();
-                (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", words)
-            }
-        };
+        let problem = Problem::from(&self);
+        let (status, errcode) = problem.matter.code();
+        if let Self::Store(error) = &self {
+            tracing::warn!(error = %Chain(error), "a report could not be saved");
+        }
         if status.is_server_error() {
             count("unavailable");
             tracing::debug!(?self, "a report could not be taken");
         } else {
             count("refused");
-            tracing::info!(%status, errcode, reason = words, "a report was refused");
+            tracing::info!(%status, errcode, reason = %problem.words, "a report was refused");
         }
-        let mut response = problem(status, errcode, &words);
-        if let Some(wait) = self.retry_after() {
-            // Whole seconds, and not before the time.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            let value = HeaderValue::from(seconds.max(1));
-            response.headers_mut().insert(RETRY_AFTER, value);
-        }
-        response
+        problem.into_response()
     }
 }
 
-fn field_words(error: &FieldError) -> (&'static str, String) {
-    match error {
-        FieldError::NotJson => ("M_NOT_JSON", "The body is not JSON.".to_owned()),
-        FieldError::NotAnObject => ("M_BAD_JSON", "The body is not a JSON object.".to_owned()),
-        FieldError::NotText(name) => ("M_INVALID_PARAM", format!("{name} must be text.")),
-        FieldError::NoSelector => ("M_MISSING_PARAM", "selector is missing.".to_owned()),
-        FieldError::Invalid(name, error) => ("M_INVALID_PARAM", format!("{name} {error}.")),
+impl From<&FieldError> for Problem {
+    fn from(error: &FieldError) -> Self {
+        match error {
+            FieldError::NotJson => Self::new(Matter::NotJson, "The body is not JSON."),
+            FieldError::NotAnObject => Self::new(Matter::BadJson, "The body is not a JSON object."),
+            FieldError::NotText(name) => {
+                Self::new(Matter::InvalidParam, format!("{name} must be text."))
+            }
+            FieldError::NoSelector => Self::new(Matter::MissingParam, "selector is missing."),
+            FieldError::Invalid(name, error) => {
+                Self::new(Matter::InvalidParam, format!("{name} {error}."))
+            }
+        }
     }
 }
