@@ -11,12 +11,13 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    app::{self, Public},
+    app,
     cli::{Cli, Failure},
     http::listener::serve,
     identity::Auth,
     metrics,
     notify::{cache::Tokens, delivery::Deliverer, pnm::client::PnmClient},
+    reports::Reports,
 };
 
 /// Phones and the homeserver wait for our answer: rather 503 than longer.
@@ -69,7 +70,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     }
 
     let admin = app::admin(
-        store,
+        store.clone(),
         tokens.clone(),
         admin_token,
         answers,
@@ -77,7 +78,8 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         stop.clone(),
     );
     let public = app::public(
-        Public {
+        Reports {
+            store,
             tokens,
             auth: auth.clone(),
         },

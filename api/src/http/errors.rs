@@ -1,7 +1,7 @@
 //! The one vocabulary of HTTP errors: what may be the matter with a request, and the only place that turns it
 //! into a response. Each conversation has an error type of its own, which becomes a [`Problem`].
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
@@ -10,7 +10,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{self, Content, Ref, RefOr, ResponseBuilder},
+};
 
 /// What is the matter. Each stands for one status with one errcode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +98,22 @@ impl From<BytesRejection> for Problem {
             Self::new(Matter::NotJson, "The body could not be read.")
         }
     }
+}
+
+/// What the description of an endpoint says of these, each with the words for it; an empty text says no more than
+/// the status.
+pub(crate) fn described(
+    problems: &[(Matter, &'static str)],
+) -> BTreeMap<String, RefOr<openapi::Response>> {
+    let described = |(matter, words): &(Matter, &'static str)| {
+        let problem = Ref::from_schema_name(ProblemBody::name());
+        let response = ResponseBuilder::new()
+            .description(*words)
+            .content("application/json", Content::new(Some(problem)))
+            .build();
+        (matter.code().0.as_str().to_owned(), response.into())
+    };
+    problems.iter().map(described).collect()
 }
 
 /// Every error has this form.

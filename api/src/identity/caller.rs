@@ -7,12 +7,12 @@ use std::{
 };
 
 use axum::{
-    extract::{ConnectInfo, FromRequestParts},
+    extract::{ConnectInfo, FromRef, FromRequestParts},
     http::{HeaderMap, request::Parts},
 };
 use ipnet::IpNet;
 
-use crate::app::Public;
+use super::Auth;
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -20,15 +20,19 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller(pub(crate) Option<IpAddr>);
 
-impl FromRequestParts<Public> for Caller {
+impl<S: Sync> FromRequestParts<S> for Caller
+where
+    Auth: FromRef<S>,
+{
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, state: &Public) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        let peer = peer.map(|ConnectInfo(address)| address.ip());
-        Ok(Self(peer.map(|peer| {
-            state.auth.proxies.client_of(peer, &parts.headers)
-        })))
+        let proxies = Auth::from_ref(state).proxies;
+        let client = |ConnectInfo(peer): &ConnectInfo<SocketAddr>| {
+            proxies.client_of(peer.ip(), &parts.headers)
+        };
+        Ok(Self(peer.map(client)))
     }
 }
 

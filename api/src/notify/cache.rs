@@ -12,10 +12,7 @@ use std::{
 };
 
 use matrix2acrobits_shared::ids::{AppId, Pushkey, Selector};
-use matrix2acrobits_sqlite::store::{
-    PushTarget, Store, StoreError,
-    tokens::{Report, Reporter, Saved},
-};
+use matrix2acrobits_sqlite::store::{PushTarget, Store, StoreError};
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
@@ -188,7 +185,7 @@ impl Tokens {
         pushed_to: Option<&str>,
     ) -> Result<MarkedDead, StoreError> {
         let marked = self.0.store.mark_dead(target, pushed_to).await;
-        self.invalidate([target.pushkey.as_str()]);
+        self.forget(&[target.pushkey.as_str()]);
         Ok(if marked? {
             MarkedDead::Marked
         } else {
@@ -196,40 +193,11 @@ impl Tokens {
         })
     }
 
-    /// Saves a report; what it changes is not served from the cache afterwards.
-    pub(crate) async fn save_report(&self, report: Report) -> Result<Saved, StoreError> {
-        let saved = self.0.store.save_report(report).await?;
-        self.forget(&saved);
-        Ok(saved)
-    }
-
-    /// Forgets an account's tokens.
-    pub(crate) async fn remove_account(&self, from: Reporter) -> Result<Saved, StoreError> {
-        let saved = self.0.store.remove_account(from).await?;
-        self.forget(&saved);
-        Ok(saved)
-    }
-
-    /// Forgets one selector's tokens, or all. Returns how many rows had one.
-    pub(crate) async fn remove_tokens(
-        &self,
-        selector: Option<Selector>,
-    ) -> Result<usize, StoreError> {
-        let stale = self.0.store.remove_tokens(selector).await?;
-        self.invalidate(stale.iter().map(String::as_str));
-        Ok(stale.len())
-    }
-
-    fn forget(&self, saved: &Saved) {
-        if let Saved::Done { stale, .. } = saved {
-            self.invalidate(stale.iter().map(String::as_str));
-        }
-    }
-
-    fn invalidate<'a>(&self, pushkeys: impl IntoIterator<Item = &'a str>) {
+    /// Forgets what was found for these pushkeys: their rows have changed.
+    pub(crate) fn forget<S: AsRef<str>>(&self, pushkeys: &[S]) {
         self.0.generation.fetch_add(1, Ordering::SeqCst);
         for pushkey in pushkeys {
-            self.0.found.remove(&self.key(pushkey));
+            self.0.found.remove(&self.key(pushkey.as_ref()));
         }
     }
 

@@ -1,32 +1,65 @@
 //! `POST /_matrix/push/v1/notify` of the Matrix push gateway API.
 
 pub(crate) mod cache;
-pub(crate) mod dedupe;
+mod dedupe;
 pub(crate) mod delivery;
-pub(crate) mod guard;
+mod description;
+mod guard;
 pub(crate) mod notification;
 pub(crate) mod pnm;
 
+use std::collections::BTreeMap;
+
 use axum::{
-    Json,
+    Json, Router,
     body::Body,
-    extract::{State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
     http::{HeaderValue, header::CONTENT_TYPE},
     response::{IntoResponse as _, Response},
+    routing::post,
 };
 use bytes::Bytes;
 use serde::Serialize;
+use utoipa::{
+    IntoResponses, OpenApi, ToSchema,
+    openapi::{self, RefOr},
+};
 
 use crate::{
-    http::errors::{Matter, Problem},
+    http::errors::{self, Matter, Problem},
     notify::{
         delivery::{Deliverer, DeliveryError, TokenBook},
         notification::ParseError,
     },
 };
 
+/// Largest body of a notification, in bytes.
+const MAX_BODY: usize = 256 * 1024;
+
+/// The description of this endpoint.
+#[derive(OpenApi)]
+#[openapi(paths(notify))]
+pub(crate) struct Description;
+
+/// The endpoint.
+pub(crate) fn router<T: TokenBook>(deliverer: Deliverer<T>) -> Router {
+    Router::new()
+        .route("/_matrix/push/v1/notify", post(notify))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(deliverer)
+}
+
 /// Takes a notification; the body is read as JSON whatever its type says.
-pub(crate) async fn notify<T: TokenBook>(
+#[utoipa::path(
+    post,
+    path = "/_matrix/push/v1/notify",
+    tag = "homeserver",
+    summary = "The homeserver delivers a notification",
+    description = "",
+    request_body = description::NotifyRequest,
+    responses((status = 200, body = Rejected), DeliveryError)
+)]
+async fn notify<T: TokenBook>(
     State(deliverer): State<Deliverer<T>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -38,7 +71,8 @@ pub(crate) async fn notify<T: TokenBook>(
     Ok(Json(Rejected { rejected }).into_response())
 }
 
-#[derive(Serialize)]
+/// Pushkeys whose pushers the homeserver should delete.
+#[derive(Serialize, ToSchema)]
 struct Rejected {
     rejected: Vec<String>,
 }
@@ -64,6 +98,21 @@ impl From<DeliveryError> for Problem {
     }
 }
 
+impl IntoResponses for DeliveryError {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        errors::described(&[
+            (Matter::BadJson, "Not JSON, no notification, or no devices"),
+            (Matter::TooSlow, "The request took longer than 30 s"),
+            (Matter::TooLarge, "The body is longer than 256 KiB"),
+            (Matter::Upstream, "PNM did not take it: try again"),
+            (
+                Matter::Unavailable,
+                "The database does not answer, has never held a token, or too much is under way: try again",
+            ),
+        ])
+    }
+}
+
 impl From<ParseError> for Problem {
     fn from(error: ParseError) -> Self {
         let matter = match error {
@@ -86,7 +135,7 @@ fn json(body: &'static str) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use axum::{Router, body::to_bytes, extract::DefaultBodyLimit, http::Request, routing::post};
+    use axum::{body::to_bytes, http::Request};
     use serde_json::{Value, json};
     use tower::util::ServiceExt as _;
 
@@ -96,11 +145,8 @@ mod tests {
     #[tokio::test]
     async fn answers_in_json_whatever_happens() {
         let it = fixture().await;
-        let router = Router::new()
-            .route("/", post(notify))
-            .layer(DefaultBodyLimit::max(4096))
-            .with_state(it.deliverer.clone());
-        let large = Bytes::from(vec![b' '; 5000]);
+        let router = router(it.deliverer.clone());
+        let large = Bytes::from(vec![b' '; MAX_BODY + 1]);
         let malformed =
             json!({"errcode": "M_BAD_JSON", "error": "The body has no object \"notification\"."});
         let not_json = json!({"errcode": "M_NOT_JSON", "error": "The body is not JSON."});
@@ -126,10 +172,14 @@ mod tests {
         for (body, status, expected) in cases {
             let response = router
                 .clone()
-                .oneshot(Request::post("/").body(Body::from(body.clone())).unwrap())
+                .oneshot(
+                    Request::post("/_matrix/push/v1/notify")
+                        .body(Body::from(body.clone()))
+                        .unwrap(),
+                )
                 .await
                 .unwrap();
-            assert_eq!(response.status().as_u16(), status, "{body:?}");
+            assert_eq!(response.status().as_u16(), status, "{expected}");
             assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
             let answer = to_bytes(response.into_body(), 4096).await.unwrap();
             let answer: Value = serde_json::from_slice(&answer).unwrap();
@@ -138,7 +188,7 @@ mod tests {
             } else {
                 &answer
             };
-            assert_eq!(*compared, expected, "{body:?}");
+            assert_eq!(*compared, expected);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The admin endpoints: what is stored, whose selectors are, replaying. Behind ADMIN_TOKEN, on a listener
 //! of their own; every change leaves a line in the log.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use axum::{
     Json, Router,
@@ -22,21 +22,43 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use utoipa::{
+    IntoResponses, OpenApi, ToSchema,
+    openapi::{self, RefOr},
+};
 
+use super::views::{
+    Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, Replayed,
+    TokenRow, Tokens,
+};
 use crate::{
-    http::errors::{Matter, Problem, method_not_allowed},
-    notify::cache::Tokens,
+    http::errors::{self, Matter, Problem, method_not_allowed},
+    notify::cache,
 };
 
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 
+/// The description of these endpoints.
+#[derive(OpenApi)]
+#[openapi(paths(
+    list_tokens,
+    delete_all_tokens,
+    delete_tokens,
+    list_mappings,
+    get_mapping,
+    put_mapping,
+    delete_mapping,
+    list_pushers,
+    replay,
+))]
+pub(crate) struct Description;
+
 /// What the endpoints work on.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     pub(crate) store: Store,
-    pub(crate) tokens: Tokens,
+    pub(crate) tokens: cache::Tokens,
 }
 
 /// The endpoints, behind `token`; without one they all answer 403.
@@ -117,6 +139,38 @@ impl IntoResponse for AdminError {
     }
 }
 
+/// What all these endpoints may answer besides what they are asked for.
+const ALWAYS: [(Matter, &str); 4] = [
+    (Matter::InvalidParam, ""),
+    (Matter::UnknownToken, ""),
+    (Matter::Forbidden, "ADMIN_TOKEN is not set"),
+    (Matter::Unavailable, ""),
+];
+
+impl IntoResponses for AdminError {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        errors::described(&ALWAYS)
+    }
+}
+
+/// Describes [`AdminError`] where a selector may not be there.
+struct SelectorError;
+
+impl IntoResponses for SelectorError {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        errors::described(&[&ALWAYS[..], &[(Matter::NotFound, "")]].concat())
+    }
+}
+
+/// Describes [`AdminError`] where a body may be too large.
+struct ReplayError;
+
+impl IntoResponses for ReplayError {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        errors::described(&[&ALWAYS[..], &[(Matter::TooLarge, "")]].concat())
+    }
+}
+
 fn refused(matter: Matter, words: impl Into<Cow<'static, str>>) -> AdminError {
     AdminError::Refused(Problem::new(matter, words))
 }
@@ -161,126 +215,189 @@ impl Page {
                 .map_err(|_| invalid("after must be what next was.")),
         }
     }
+
+    fn state(&self) -> Result<Option<PusherState>, AdminError> {
+        let state = self.state.as_deref().map(|text| {
+            PusherState::parse(text)
+                .ok_or_else(|| invalid("state must be pending, registered, failed or removed."))
+        });
+        state.transpose()
+    }
 }
 
-/// A page and the cursor of the next one; the store was asked for one row more than fits.
-fn listing<T, C>(
-    name: &str,
-    mut rows: Vec<T>,
-    limit: u32,
-    cursor: impl Fn(&T) -> C,
-    show: impl Fn(T) -> Value,
-) -> Response
-where
-    Value: From<C>,
-{
+/// Cuts the row off that the store was asked for beyond the page. Returns the cursor of the next page, if there is one.
+fn cut<T, C>(rows: &mut Vec<T>, limit: u32, cursor: impl Fn(&T) -> C) -> Option<C> {
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
-    let next = rows
-        .last()
-        .filter(|_| more)
-        .map_or(Value::Null, |row| cursor(row).into());
-    let rows: Vec<Value> = rows.into_iter().map(show).collect();
-    Json(json!({ name: rows, "next": next })).into_response()
+    rows.last().filter(|_| more).map(cursor)
 }
 
-/// What stands for a token: the hash that the logs show too.
-fn redact(token: Option<&str>) -> Option<String> {
-    token.map(|token| format!("[redacted {}]", log_id(token)))
-}
-
-async fn list_tokens(State(admin): State<Admin>, query: PageQuery) -> Result<Response, AdminError> {
+/// What the phones have reported.
+#[utoipa::path(
+    get,
+    path = "/api/internal/push_tokens",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "What phones have reported",
+    description = "",
+    params(
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows in a page; 100 if absent"),
+        ("after" = Option<i64>, Query, description = "What next was in the page before"),
+        ("reveal" = Option<bool>, Query, description = "true: tokens in full"),
+    ),
+    responses((status = 200, body = Tokens), AdminError)
+)]
+async fn list_tokens(
+    State(admin): State<Admin>,
+    query: PageQuery,
+) -> Result<Json<Tokens>, AdminError> {
     let page = page(query)?;
-    let rows = admin
+    let mut rows = admin
         .store
         .list_tokens(page.after_id()?, page.limit() + 1)
         .await?;
-    let show = |mut row: matrix2acrobits_sqlite::store::listing::TokenRow| {
-        if !page.reveal {
-            row.token_msgs = redact(row.token_msgs.as_deref());
-            row.token_calls = redact(row.token_calls.as_deref());
-        }
-        json!(row)
-    };
     if page.reveal {
         tracing::info!("admin: push tokens listed in full");
     }
-    Ok(listing(
-        "push_tokens",
-        rows,
-        page.limit(),
-        |row| row.id,
-        show,
-    ))
+    let next = cut(&mut rows, page.limit(), |row| row.id);
+    let shown = |row| TokenRow::new(row, page.reveal);
+    Ok(Json(Tokens {
+        push_tokens: rows.into_iter().map(shown).collect(),
+        next,
+    }))
 }
 
+/// Forgets one account's tokens.
+#[utoipa::path(
+    delete,
+    path = "/api/internal/push_tokens/{selector}",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "Forget one account's tokens and remove its pushers",
+    description = "",
+    params(
+        ("selector" = String, Path, description = "At most 256 bytes"),
+    ),
+    responses((status = 200, body = Removed<usize>), SelectorError)
+)]
 async fn delete_tokens(
     State(admin): State<Admin>,
     Path(selector): Path<String>,
-) -> Result<Response, AdminError> {
+) -> Result<Json<Removed<usize>>, AdminError> {
     let selector = selector_of(&selector)?;
-    let removed = admin.tokens.remove_tokens(Some(selector.clone())).await?;
+    let stale = admin.store.remove_tokens(Some(selector.clone())).await?;
+    admin.tokens.forget(&stale);
+    let removed = stale.len();
     tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: push tokens deleted");
-    Ok(Json(json!({ "removed": removed })).into_response())
+    Ok(Json(Removed { removed }))
 }
 
+/// Forgets all tokens.
+#[utoipa::path(
+    delete,
+    path = "/api/internal/push_tokens",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "Forget all tokens and remove all pushers",
+    description = "",
+    params(
+        ("confirm" = String, Query, description = "all", pattern = "^all$"),
+    ),
+    responses((status = 200, body = Removed<usize>), AdminError)
+)]
 async fn delete_all_tokens(
     State(admin): State<Admin>,
     query: PageQuery,
-) -> Result<Response, AdminError> {
+) -> Result<Json<Removed<usize>>, AdminError> {
     if page(query)?.confirm.as_deref() != Some("all") {
         return Err(refused(
             Matter::MissingParam,
             "Deleting all push tokens needs confirm=all.",
         ));
     }
-    let removed = admin.tokens.remove_tokens(None).await?;
+    let stale = admin.store.remove_tokens(None).await?;
+    admin.tokens.forget(&stale);
+    let removed = stale.len();
     tracing::warn!(removed, "admin: all push tokens deleted");
-    Ok(Json(json!({ "removed": removed })).into_response())
+    Ok(Json(Removed { removed }))
 }
 
 fn selector_of(text: &str) -> Result<Selector, AdminError> {
     Selector::parse(text.trim()).map_err(|error| invalid(format!("The selector {error}.")))
 }
 
+/// The mappings.
+#[utoipa::path(
+    get,
+    path = "/api/internal/mappings",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "Whose the selectors are",
+    description = "",
+    params(
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows in a page; 100 if absent"),
+        ("after" = Option<String>, Query, description = "What next was in the page before"),
+    ),
+    responses((status = 200, body = Mappings), AdminError)
+)]
 async fn list_mappings(
     State(admin): State<Admin>,
     query: PageQuery,
-) -> Result<Response, AdminError> {
+) -> Result<Json<Mappings>, AdminError> {
     let page = page(query)?;
-    let rows = admin
+    let mut rows = admin
         .store
         .mappings(page.after.as_deref().unwrap_or_default(), page.limit() + 1)
         .await?;
-    Ok(listing(
-        "mappings",
-        rows,
-        page.limit(),
-        |row| row.selector.clone(),
-        |row| json!(row),
-    ))
+    let next = cut(&mut rows, page.limit(), |row| row.selector.clone());
+    Ok(Json(Mappings {
+        mappings: rows.into_iter().map(Mapping::from).collect(),
+        next,
+    }))
 }
 
+/// One mapping.
+#[utoipa::path(
+    get,
+    path = "/api/internal/mappings/{selector}",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "Whose a selector is",
+    description = "",
+    params(
+        ("selector" = String, Path, description = "At most 256 bytes"),
+    ),
+    responses((status = 200, body = Mapping), SelectorError)
+)]
 async fn get_mapping(
     State(admin): State<Admin>,
     Path(selector): Path<String>,
-) -> Result<Response, AdminError> {
+) -> Result<Json<Mapping>, AdminError> {
     let mapping = admin.store.mapping(&selector_of(&selector)?).await?;
     mapping
-        .map(|mapping| Json(mapping).into_response())
+        .map(|mapping| Json(mapping.into()))
         .ok_or_else(|| refused(Matter::NotFound, "There is no such thing."))
 }
 
-#[derive(Debug, Deserialize)]
-struct NewMapping {
-    user_id: String,
-}
-
+/// Sets a mapping.
+#[utoipa::path(
+    put,
+    path = "/api/internal/mappings/{selector}",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "Say whose a selector is",
+    description = "",
+    params(
+        ("selector" = String, Path, description = "At most 256 bytes"),
+    ),
+    request_body = NewMapping,
+    responses((status = 200, body = MappingSet), SelectorError)
+)]
 async fn put_mapping(
     State(admin): State<Admin>,
     Path(selector): Path<String>,
     body: Result<Json<NewMapping>, JsonRejection>,
-) -> Result<Response, AdminError> {
+) -> Result<Json<MappingSet>, AdminError> {
     let selector = selector_of(&selector)?;
     let Json(mapping) = body.map_err(|_| {
         refused(
@@ -288,58 +405,86 @@ async fn put_mapping(
             r#"The body must be {"user_id": "@user:server"}."#,
         )
     })?;
-    let user = UserId::parse(mapping.user_id.trim())
+    let user_id = UserId::parse(mapping.user_id.trim())
         .map_err(|error| invalid(format!("user_id {error}.")))?;
     admin
         .store
-        .put_mapping(selector.clone(), user.clone())
+        .put_mapping(selector.clone(), user_id.clone())
         .await?;
-    tracing::info!(selector = %log_id(selector.as_str()), %user, "admin: mapping set");
-    Ok(Json(json!({ "selector": selector, "user_id": user })).into_response())
+    tracing::info!(selector = %log_id(selector.as_str()), user = %user_id, "admin: mapping set");
+    Ok(Json(MappingSet { selector, user_id }))
 }
 
+/// Deletes a mapping.
+#[utoipa::path(
+    delete,
+    path = "/api/internal/mappings/{selector}",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "Nobody's any more",
+    description = "",
+    params(
+        ("selector" = String, Path, description = "At most 256 bytes"),
+    ),
+    responses((status = 200, body = Removed<bool>), SelectorError)
+)]
 async fn delete_mapping(
     State(admin): State<Admin>,
     Path(selector): Path<String>,
-) -> Result<Response, AdminError> {
+) -> Result<Json<Removed<bool>>, AdminError> {
     let selector = selector_of(&selector)?;
     let removed = admin.store.delete_mapping(selector.clone()).await?;
     tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: mapping deleted");
-    Ok(Json(json!({ "removed": removed })).into_response())
+    Ok(Json(Removed { removed }))
 }
 
+/// The pushers.
+#[utoipa::path(
+    get,
+    path = "/api/internal/pushers",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "What the homeserver should hold",
+    description = "",
+    params(
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows in a page; 100 if absent"),
+        ("after" = Option<i64>, Query, description = "What next was in the page before"),
+        ("state" = Option<PusherState>, Query, description = "Only these"),
+        ("reveal" = Option<bool>, Query, description = "true: pushkeys in full"),
+    ),
+    responses((status = 200, body = Pushers), AdminError)
+)]
 async fn list_pushers(
     State(admin): State<Admin>,
     query: PageQuery,
-) -> Result<Response, AdminError> {
+) -> Result<Json<Pushers>, AdminError> {
     let page = page(query)?;
-    if let Some(state) = page.state.as_deref()
-        && !["pending", "registered", "failed", "removed"].contains(&state)
-    {
-        return Err(invalid(
-            "state must be pending, registered, failed or removed.",
-        ));
-    }
-    let rows = admin
+    let state = page.state()?.map(PusherState::as_str);
+    let mut rows = admin
         .store
-        .list_pushers(page.state.as_deref(), page.after_id()?, page.limit() + 1)
+        .list_pushers(state, page.after_id()?, page.limit() + 1)
         .await?;
-    let show = |mut row: matrix2acrobits_sqlite::store::listing::PusherListing| {
-        if !page.reveal {
-            row.pushkey = redact(Some(&row.pushkey)).unwrap_or_default();
-        }
-        json!(row)
-    };
-    Ok(listing("pushers", rows, page.limit(), |row| row.id, show))
+    let next = cut(&mut rows, page.limit(), |row| row.id);
+    let shown = |row| Pusher::new(row, page.reveal);
+    Ok(Json(Pushers {
+        pushers: rows.into_iter().map(shown).collect(),
+        next,
+    }))
 }
 
-/// What to replay, in the body or in the query; exactly one of them.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// Which pushers to compare with the homeserver: one of the four.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Replay)]
 struct ReplayRequest {
-    dead: bool,
-    all: bool,
+    /// true: dead letters
+    dead: Option<bool>,
+    /// true: all
+    all: Option<bool>,
+    /// One user's
     user: Option<String>,
+    /// Those that changed since: 2h, 2026-01-31T12:00:00Z, or seconds since 1970
+    #[schema(value_type = Option<String>)]
     since: Option<Since>,
 }
 
@@ -353,7 +498,8 @@ enum Since {
 
 impl ReplayRequest {
     fn selection(self, now: i64) -> Result<Replay, AdminError> {
-        match (self.dead, self.all, self.user, self.since) {
+        let wanted = |flag: Option<bool>| flag.unwrap_or(false);
+        match (wanted(self.dead), wanted(self.all), self.user, self.since) {
             (true, false, None, None) => Ok(Replay::Dead),
             (false, true, None, None) => Ok(Replay::All),
             (false, false, Some(user), None) => {
@@ -375,11 +521,22 @@ impl ReplayRequest {
     }
 }
 
+/// Replays pushers. What to replay stands in the body or in the query.
+#[utoipa::path(
+    post,
+    path = "/api/internal/replay",
+    tag = "operator",
+    security(("admin_token" = [])),
+    summary = "Have pushers compared with the homeserver, and set where they are missing or differ",
+    description = "",
+    request_body = ReplayRequest,
+    responses((status = 200, body = Replayed), ReplayError)
+)]
 async fn replay(
     State(admin): State<Admin>,
     query: Result<Query<ReplayRequest>, QueryRejection>,
     body: Bytes,
-) -> Result<Response, AdminError> {
+) -> Result<Json<Replayed>, AdminError> {
     let request = if body.trim_ascii().is_empty() {
         query.map_err(|_| invalid("The query cannot be read."))?.0
     } else {
@@ -389,8 +546,8 @@ async fn replay(
         })?
     };
     let replay = request.selection(admin.store.clock.unix())?;
-    let count = replay_all(&admin.store, replay).await?;
-    Ok(Json(json!({ "replayed": count })).into_response())
+    let replayed = replay_all(&admin.store, replay).await?;
+    Ok(Json(Replayed { replayed }))
 }
 
 /// Replays chunk by chunk. Returns how many pushers it was about.

@@ -1,9 +1,32 @@
 //! What the operator does: the admin endpoints, the status page, and the commands that take mappings and tokens in.
 
-pub(crate) mod admin;
+mod admin;
 pub(crate) mod import;
 mod mapping_file;
 pub(crate) mod mappings;
 pub(crate) mod registration;
-pub(crate) mod status;
+mod status;
 mod tally;
+mod views;
+
+use std::sync::Arc;
+
+use axum::Router;
+use matrix2acrobits_shared::secret::Secret;
+use matrix2acrobits_sqlite::store::Store;
+
+use self::admin::Admin;
+pub(crate) use self::admin::Description;
+use crate::notify::{cache::Tokens, pnm::answers::Answers};
+
+/// The endpoints and the page, behind `token`.
+pub(crate) fn router(
+    store: Store,
+    tokens: Tokens,
+    answers: Arc<Answers>,
+    token: Option<Secret>,
+) -> Router {
+    Router::new()
+        .merge(status::router(store.clone(), answers, token.clone()))
+        .merge(admin::router(Admin { store, tokens }, token))
+}

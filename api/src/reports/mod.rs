@@ -1,29 +1,73 @@
 //! `push_token_report` and `account_removal_report`: what phones tell us.
 
+mod description;
 pub(crate) mod fields;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
-    Json,
-    extract::{RawQuery, State, rejection::BytesRejection},
-    http::{HeaderMap, header::CONTENT_TYPE},
+    Json, Router,
+    extract::{DefaultBodyLimit, FromRef, FromRequest, FromRequestParts as _, Request, State},
+    http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
+    routing::get,
 };
 use bytes::Bytes;
 use matrix2acrobits_shared::{ids::log_id, process::logs::Chain};
 use matrix2acrobits_sqlite::store::{
-    StoreError,
+    Store, StoreError,
     tokens::{Report, Reporter, Saved},
 };
-use serde_json::json;
+use serde::Serialize;
+use utoipa::{
+    IntoResponses, OpenApi, ToSchema,
+    openapi::{self, RefOr},
+};
 
 use self::fields::{FieldError, Fields};
 use crate::{
-    app::Public,
-    http::errors::{Matter, Problem},
-    identity::{AuthError, Caller},
+    http::errors::{self, Matter, Problem, method_not_allowed},
+    identity::{Auth, AuthError, Caller},
+    notify::cache::Tokens,
 };
+
+/// Largest body of a report or removal, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+
+/// The description of these endpoints.
+#[derive(OpenApi)]
+#[openapi(paths(report_by_post, report_by_get, removal_by_post, removal_by_get))]
+pub(crate) struct Description;
+
+/// What the endpoints work on.
+#[derive(Debug, Clone)]
+pub(crate) struct Reports {
+    pub(crate) store: Store,
+    /// Told of what a report changes.
+    pub(crate) tokens: Tokens,
+    pub(crate) auth: Auth,
+}
+
+impl FromRef<Reports> for Auth {
+    fn from_ref(reports: &Reports) -> Self {
+        reports.auth.clone()
+    }
+}
+
+/// The endpoints.
+pub(crate) fn router(reports: Reports) -> Router {
+    // axum answers HEAD with the handler of GET, and this one changes something.
+    let report = get(report_by_get).head(method_not_allowed);
+    let removal = get(removal_by_get).head(method_not_allowed);
+    Router::new()
+        .route("/api/client/push_token_report", report.post(report_by_post))
+        .route(
+            "/api/client/account_removal_report",
+            removal.post(removal_by_post),
+        )
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(reports)
+}
 
 /// Why a report or removal was not taken; its response is the one place that logs and counts it.
 #[derive(Debug)]
@@ -37,15 +81,117 @@ pub(crate) enum ReportError {
     Store(StoreError),
 }
 
-/// Saves the tokens of a phone; answers only after they are on disk.
-pub(crate) async fn report(
-    State(app): State<Public>,
+/// A request as far as reports and removals look at it.
+#[derive(Debug)]
+struct Incoming {
     caller: Caller,
-    query: RawQuery,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, ReportError> {
-    let (fields, mut from) = identify(&app, caller, &query, &headers, body).await?;
+    fields: Fields,
+}
+
+impl FromRequest<Reports> for Incoming {
+    type Rejection = ReportError;
+
+    async fn from_request(request: Request, state: &Reports) -> Result<Self, ReportError> {
+        let (mut parts, body) = request.into_parts();
+        let Ok(caller) = Caller::from_request_parts(&mut parts, state).await;
+        let content_type = parts
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok().map(str::to_owned));
+        let query = parts.uri.query().map(str::to_owned);
+        let request = Request::from_parts(parts, body);
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| ReportError::Body(rejection.into()))?;
+        let fields = Fields::read(query.as_deref(), content_type.as_deref(), &body)
+            .map_err(ReportError::Fields)?;
+        Ok(Self { caller, fields })
+    }
+}
+
+/// `{}`
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Empty {}
+
+/// Saves the tokens of a phone.
+#[utoipa::path(
+    post,
+    path = "/api/client/push_token_report",
+    tag = "phones",
+    summary = "A phone reports its push tokens; 200 once they are on disk",
+    description = "",
+    request_body(content(
+        (description::Report = "application/json"),
+        (description::Report = "application/x-www-form-urlencoded")
+    )),
+    responses((status = 200, body = Empty), ReportError)
+)]
+async fn report_by_post(
+    State(app): State<Reports>,
+    incoming: Incoming,
+) -> Result<Json<Empty>, ReportError> {
+    report(&app, incoming).await
+}
+
+/// Saves the tokens of a phone.
+#[utoipa::path(
+    get,
+    path = "/api/client/push_token_report",
+    tag = "phones",
+    summary = "The same by GET; use POST, since proxies log query strings",
+    description = "",
+    params(description::Report),
+    responses((status = 200, body = Empty), ReportError)
+)]
+async fn report_by_get(
+    State(app): State<Reports>,
+    incoming: Incoming,
+) -> Result<Json<Empty>, ReportError> {
+    report(&app, incoming).await
+}
+
+/// Forgets the tokens of a phone.
+#[utoipa::path(
+    post,
+    path = "/api/client/account_removal_report",
+    tag = "phones",
+    summary = "The account was removed from the phone; 200 also if it is unknown",
+    description = "",
+    request_body(content(
+        (description::Removal = "application/json"),
+        (description::Removal = "application/x-www-form-urlencoded")
+    )),
+    responses((status = 200, body = Empty), ReportError)
+)]
+async fn removal_by_post(
+    State(app): State<Reports>,
+    incoming: Incoming,
+) -> Result<Json<Empty>, ReportError> {
+    removal(&app, incoming).await
+}
+
+/// Forgets the tokens of a phone.
+#[utoipa::path(
+    get,
+    path = "/api/client/account_removal_report",
+    tag = "phones",
+    summary = "The same by GET",
+    description = "",
+    params(description::Removal),
+    responses((status = 200, body = Empty), ReportError)
+)]
+async fn removal_by_get(
+    State(app): State<Reports>,
+    incoming: Incoming,
+) -> Result<Json<Empty>, ReportError> {
+    removal(&app, incoming).await
+}
+
+/// Saves the tokens of a phone; answers only after they are on disk.
+async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, ReportError> {
+    let Incoming { caller, fields } = incoming;
+    let mut from = identify(app, caller, &fields).await?;
     let selector = log_id(fields.selector.as_str());
     let wait = app.auth.wait_of_strangers(caller);
     from.strangers = wait.is_none();
@@ -57,7 +203,7 @@ pub(crate) async fn report(
         app_id_calls: fields.app_id_calls,
     };
     match app
-        .tokens
+        .store
         .save_report(report)
         .await
         .map_err(ReportError::Store)?
@@ -74,6 +220,7 @@ pub(crate) async fn report(
             user,
             stranger,
         } => {
+            app.tokens.forget(&stale);
             if stranger {
                 app.auth.stranger_added(caller);
             }
@@ -85,64 +232,42 @@ pub(crate) async fn report(
                 count("changed");
                 tracing::info!(%selector, user, "report saved");
             }
-            Ok(done())
+            Ok(Json(Empty {}))
         }
     }
 }
 
 /// Forgets the tokens of a phone.
-pub(crate) async fn removal(
-    State(app): State<Public>,
-    caller: Caller,
-    query: RawQuery,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, ReportError> {
-    let (fields, from) = identify(&app, caller, &query, &headers, body).await?;
+async fn removal(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, ReportError> {
+    let Incoming { caller, fields } = incoming;
+    let from = identify(app, caller, &fields).await?;
     match app
-        .tokens
+        .store
         .remove_account(from)
         .await
         .map_err(ReportError::Store)?
     {
-        Saved::NotYours => Err(ReportError::NotYours),
-        Saved::NeedsAppId | Saved::Strange | Saved::Done { .. } => {
-            count("removed");
-            tracing::info!(selector = %log_id(fields.selector.as_str()), "account removed");
-            Ok(done())
-        }
+        Saved::NotYours => return Err(ReportError::NotYours),
+        Saved::Done { stale, .. } => app.tokens.forget(&stale),
+        Saved::NeedsAppId | Saved::Strange => {}
     }
+    count("removed");
+    tracing::info!(selector = %log_id(fields.selector.as_str()), "account removed");
+    Ok(Json(Empty {}))
 }
 
-async fn identify(
-    app: &Public,
-    caller: Caller,
-    RawQuery(query): &RawQuery,
-    headers: &HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<(Fields, Reporter), ReportError> {
-    let body = body.map_err(|rejection| ReportError::Body(rejection.into()))?;
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let fields =
-        Fields::read(query.as_deref(), content_type, &body).map_err(ReportError::Fields)?;
+async fn identify(app: &Reports, caller: Caller, fields: &Fields) -> Result<Reporter, ReportError> {
     let owner = app
         .auth
         .identify(fields.username.as_deref(), fields.password.as_ref(), caller)
         .await
         .map_err(ReportError::Auth)?;
-    let from = Reporter {
+    Ok(Reporter {
         selector: fields.selector.clone(),
         device: fields.device.clone(),
         owner,
         strangers: true,
-    };
-    Ok((fields, from))
-}
-
-fn done() -> Response {
-    Json(json!({})).into_response()
+    })
 }
 
 fn count(result: &'static str) {
@@ -189,6 +314,27 @@ impl IntoResponse for ReportError {
             tracing::info!(%status, errcode, reason = %problem.words, "a report was refused");
         }
         problem.into_response()
+    }
+}
+
+impl IntoResponses for ReportError {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        errors::described(&[
+            (Matter::InvalidParam, "A field is missing or wrong"),
+            (Matter::LoginRefused, "The login was refused"),
+            (Matter::Forbidden, "The selector belongs to another user"),
+            (Matter::TooSlow, "The request took longer than 30 s"),
+            (Matter::TooLarge, "The body is longer than 64 KiB"),
+            (
+                Matter::TooMany,
+                "Too many failed logins, or too many new selectors; see Retry-After",
+            ),
+            (Matter::Upstream, "The login service answers nonsense"),
+            (
+                Matter::Unavailable,
+                "The database or the login service does not answer",
+            ),
+        ])
     }
 }
 

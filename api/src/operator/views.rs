@@ -1,0 +1,189 @@
+//! The JSON of the admin endpoints. Tokens are redacted unless the operator asks for them in full.
+
+use matrix2acrobits_shared::ids::{Selector, UserId, log_id};
+use matrix2acrobits_sqlite::store::{listing, mappings};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What stands for a token: the hash that the logs show too.
+fn redact(token: &str) -> String {
+    format!("[redacted {}]", log_id(token))
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Tokens {
+    pub(super) push_tokens: Vec<TokenRow>,
+    /// For after, if there is more
+    #[schema(required)]
+    pub(super) next: Option<i64>,
+}
+
+/// What a phone reported. Tokens are redacted unless asked for with reveal=true.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TokenRow {
+    id: i64,
+    selector: String,
+    device: String,
+    /// From the mapping or the login
+    user_id: Option<String>,
+    token_msgs: Option<String>,
+    app_id_msgs: Option<String>,
+    token_calls: Option<String>,
+    app_id_calls: Option<String>,
+    /// When PNM called the token gone; times are seconds since 1970
+    dead_at: Option<i64>,
+    created_at: i64,
+    updated_at: i64,
+}
+
+impl TokenRow {
+    pub(super) fn new(row: listing::TokenRow, reveal: bool) -> Self {
+        let shown =
+            |token: Option<String>| token.map(|token| if reveal { token } else { redact(&token) });
+        Self {
+            id: row.id,
+            selector: row.selector,
+            device: row.device,
+            user_id: row.user_id,
+            token_msgs: shown(row.token_msgs),
+            app_id_msgs: row.app_id_msgs,
+            token_calls: shown(row.token_calls),
+            app_id_calls: row.app_id_calls,
+            dead_at: row.dead_at,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Mappings {
+    pub(super) mappings: Vec<Mapping>,
+    /// For after, if there is more
+    #[schema(required)]
+    pub(super) next: Option<String>,
+}
+
+/// Whose a selector is.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Mapping {
+    selector: String,
+    user_id: String,
+    /// Seconds since 1970
+    updated_at: i64,
+}
+
+impl From<mappings::Mapping> for Mapping {
+    fn from(mapping: mappings::Mapping) -> Self {
+        Self {
+            selector: mapping.selector,
+            user_id: mapping.user_id,
+            updated_at: mapping.updated_at,
+        }
+    }
+}
+
+/// Whose a selector is from now on.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MappingSet {
+    #[schema(value_type = String)]
+    pub(super) selector: Selector,
+    #[schema(value_type = String)]
+    pub(super) user_id: UserId,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct NewMapping {
+    #[schema(
+        pattern = "^@[a-z0-9._=/+-]+:[a-z0-9.-]+$",
+        max_length = 255,
+        example = "@bob:example.org"
+    )]
+    pub(super) user_id: String,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PusherState {
+    Pending,
+    Registered,
+    Failed,
+    Removed,
+}
+
+impl PusherState {
+    const ALL: [Self; 4] = [Self::Pending, Self::Registered, Self::Failed, Self::Removed];
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Registered => "registered",
+            Self::Failed => "failed",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Pushers {
+    pub(super) pushers: Vec<Pusher>,
+    /// For after, if there is more
+    #[schema(required)]
+    pub(super) next: Option<i64>,
+}
+
+/// What the homeserver should hold and what is known of it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pusher {
+    id: i64,
+    user_id: String,
+    app_id: String,
+    pushkey: String,
+    selector: String,
+    /// present or absent
+    wanted: String,
+    #[schema(value_type = PusherState)]
+    state: String,
+    attempts: i64,
+    last_error: Option<String>,
+    updated_at: i64,
+}
+
+impl Pusher {
+    pub(super) fn new(row: listing::PusherListing, reveal: bool) -> Self {
+        Self {
+            id: row.id,
+            user_id: row.user_id,
+            app_id: row.app_id,
+            pushkey: if reveal {
+                row.pushkey
+            } else {
+                redact(&row.pushkey)
+            },
+            selector: row.selector,
+            wanted: row.wanted,
+            state: row.state,
+            attempts: row.attempts,
+            last_error: row.last_error,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Removed<T> {
+    pub(super) removed: T,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Replayed {
+    pub(super) replayed: u64,
+}
