@@ -160,10 +160,15 @@ fn may_be_gone(http: u16, body: &[u8]) -> bool {
     let Ok(answer) = serde_json::from_str::<HashMap<String, &RawValue>>(&body) else {
         return false;
     };
-    let code = ["code", "status"].map(|name| answer.get(name));
-    let says_404 = code.iter().flatten().any(|code| code.get() == "404");
-    let is_pnms = code.iter().any(Option::is_some) || answer.contains_key("response");
-    is_pnms && (says_404 || http == 404)
+    let says_gone = |name| {
+        answer
+            .get(name)
+            .is_some_and(|code| ["404", "410"].contains(&code.get()))
+    };
+    let has_text = answer
+        .get("response")
+        .is_some_and(|text| text.get().starts_with('"'));
+    says_gone("code") || has_text && (says_gone("status") || http == 404 || http == 410)
 }
 
 proptest! {

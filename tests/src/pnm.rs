@@ -38,6 +38,8 @@ pub enum Answer {
     Empty,
     /// This status and JSON.
     Json(u16, Value),
+    /// This status and words.
+    Text(u16, &'static str),
     /// Sent, after this many milliseconds.
     Slow(u64),
     /// No answer, ever.
@@ -192,6 +194,7 @@ async fn give(answer: Answer) -> Option<Response> {
         Answer::Garbage => server::answer_of(200, "text/plain", "upstream said 404 at 12:40:04"),
         Answer::Empty => server::answer_of(200, "application/json", ""),
         Answer::Json(status, body) => server::json(status, &body),
+        Answer::Text(status, words) => server::answer_of(status, "text/plain", words),
         Answer::Slow(ms) => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             code(200, 200, "OK")

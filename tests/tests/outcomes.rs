@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{Phone, message};
+use matrix2acrobits_tests::http::send;
 use matrix2acrobits_tests::pnm::Answer;
+use reqwest::Method;
 use serde_json::json;
 
 async fn api() -> App {
@@ -39,8 +41,11 @@ async fn only_pnms_own_words_reject_a_token() {
         Answer::HttpGone,
         Answer::Json(200, json!({"status": 404, "response": "no such token"})),
         Answer::Json(404, json!({"response": "no such token"})),
-        Answer::Json(404, json!({"status": 404})),
+        Answer::Json(404, json!({"status": 404, "response": "no such token"})),
         Answer::Json(200, json!({"code": 404})),
+        Answer::Json(200, json!({"code": 410, "response": "gone"})),
+        Answer::Json(403, json!({"code": 404, "response": "no such token"})),
+        Answer::Json(410, json!({"response": "gone"})),
     ];
     for (number, answer) in gone.iter().enumerate() {
         let got = status_and_rejected(&app, &format!("gone-{number}"), answer).await;
@@ -54,13 +59,24 @@ async fn a_bad_message_is_dropped_and_rejects_nothing() {
     let taken = [
         Answer::Ok,
         Answer::Json(200, json!({"status": 200, "response": "OK"})),
+        Answer::Empty,
         Answer::Bad,
         Answer::Http400,
+        // Field case 22.
+        Answer::Text(400, "Bad Request: Selector"),
+        Answer::Json(400, json!({"error": "Bad Request"})),
+        Answer::Text(413, "too large"),
+        Answer::Empty,
     ];
     for (number, answer) in taken.iter().enumerate() {
         let got = status_and_rejected(&app, &format!("taken-{number}"), answer).await;
         assert_eq!(got, (200, false), "{answer:?}");
     }
+    let metrics = send(app.admin_bare(Method::GET, "/metrics")).await.text;
+    let counted = r#"matrix2acrobits_notify_devices_total{outcome="dropped"} 5"#;
+    assert!(metrics.contains(counted), "{metrics}");
+    assert_eq!(app.api().log_lines("dropped").len(), 5);
+    assert_eq!(app.api().log_lines("without a body").len(), 1);
 }
 
 #[tokio::test]
@@ -72,9 +88,16 @@ async fn trouble_makes_the_homeserver_retry() {
         Answer::Http500,
         Answer::Code500,
         Answer::Garbage,
-        Answer::Empty,
         Answer::Reset,
+        Answer::Text(404, ""),
+        Answer::Text(400, "<html>400 Bad Request</html>"),
         Answer::Json(404, json!({})),
+        // A web framework's own page.
+        Answer::Json(
+            404,
+            json!({"timestamp": 1, "status": 404, "error": "Not Found"}),
+        ),
+        Answer::Json(410, json!({"timestamp": 1, "status": 410, "error": "Gone"})),
         Answer::Json(404, json!({"error": "no such route"})),
         Answer::Json(404, json!("gone")),
         Answer::Json(404, json!([404])),

@@ -1,6 +1,11 @@
 //! Sends messages to PNM over pooled connections.
 
-use std::{error::Error as _, io, sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    io,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use matrix2acrobits_shared::{
@@ -32,6 +37,7 @@ pub(crate) struct PnmClient {
     url: Url,
     metrics: metrics::Pnm,
     answers: Arc<Answers>,
+    empty_answer: Once,
 }
 
 impl PnmClient {
@@ -47,6 +53,7 @@ impl PnmClient {
             url,
             metrics: metrics::Pnm::new(),
             answers: Arc::new(Answers::new(Clock::system())),
+            empty_answer: Once::new(),
         })
     }
 
@@ -102,7 +109,18 @@ impl PnmClient {
         };
         let status = response.status().as_u16();
         Ok(match read(&mut response).await {
-            Ok(Some(answer)) => classify(status, &answer),
+            Ok(Some(answer)) => {
+                let outcome = classify(status, &answer);
+                if outcome == Outcome::Sent && answer.trim_ascii().is_empty() {
+                    self.empty_answer.call_once(|| {
+                        tracing::warn!(
+                            status,
+                            "PNM answers without a body: such pushes count as sent (logged once)"
+                        );
+                    });
+                }
+                outcome
+            }
             Ok(None) => Outcome::Trouble(Trouble::Unreadable),
             Err(error) if error.is_timeout() => Outcome::Trouble(Trouble::Timeout),
             Err(_) => Outcome::Trouble(Trouble::Connection),
@@ -371,7 +389,7 @@ mod tests {
             (
                 "no body",
                 &[Step::Answer("HTTP/1.1 204 No Content\r\n\r\n")],
-                Outcome::Trouble(Trouble::Unreadable),
+                Outcome::Sent,
                 1,
             ),
             (
