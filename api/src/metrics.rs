@@ -130,17 +130,19 @@ pub(crate) enum DeviceOutcome {
     Dropped,
     Duplicate,
     Badge,
+    OddEventId,
     Retry,
     Unavailable,
 }
 
 impl DeviceOutcome {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Delivered,
         Self::Rejected,
         Self::Dropped,
         Self::Duplicate,
         Self::Badge,
+        Self::OddEventId,
         Self::Retry,
         Self::Unavailable,
     ];
@@ -152,6 +154,7 @@ impl DeviceOutcome {
             Self::Dropped => "dropped",
             Self::Duplicate => "duplicate",
             Self::Badge => "badge",
+            Self::OddEventId => "odd_event_id",
             Self::Retry => "retry",
             Self::Unavailable => "unavailable",
         }

@@ -86,6 +86,35 @@ async fn a_badge_update_rings_nowhere() {
     }
 }
 
+/// Field case 3: the curl body that operators copy.
+#[tokio::test]
+async fn an_id_without_event_id_names_the_event() {
+    let phone = Phone::seed();
+    let app = with(&[&phone]).await;
+    let mut body = message("$x", &[phone.device()]);
+    let event = body["notification"].as_object_mut().unwrap();
+    let id = event.remove("event_id").unwrap();
+    event.insert("id".to_owned(), id);
+    assert_eq!(push(&app, &body).await, pushed("$x", &phone));
+    push(&app, &message("$x", &[phone.device()])).await;
+    assert_eq!(app.pnm.pushes().len(), 1, "the same event");
+}
+
+#[tokio::test]
+async fn an_event_id_of_a_wrong_type_is_counted_and_logged() {
+    let phone = Phone::seed();
+    let app = with(&[&phone]).await;
+    for id in [json!(5), json!({}), json!(["$x"])] {
+        let mut body = message("", &[phone.device()]);
+        body["notification"]["event_id"] = id;
+        assert_eq!(push(&app, &body).await, Value::Null, "{body}");
+    }
+    let metrics = send(app.admin_bare(Method::GET, "/metrics")).await.text;
+    let counted = r#"matrix2acrobits_notify_devices_total{outcome="odd_event_id"} 3"#;
+    assert!(metrics.contains(counted), "{metrics}");
+    assert_eq!(app.api().log_lines("its event id is no text").len(), 3);
+}
+
 #[tokio::test]
 async fn optional_fields_come_through_or_stay_absent() {
     let phone = Phone::seed();

@@ -210,8 +210,16 @@ impl<T: TokenBook> Shared<T> {
         let notification = Notification::parse(body).map_err(DeliveryError::Malformed)?;
         let devices = &notification.devices[..];
         let Some(event_id) = notification.event_id.as_deref() else {
-            self.metrics
-                .devices(DeviceOutcome::Badge, devices.len() as u64);
+            let outcome = if notification.odd_event_id {
+                tracing::warn!(
+                    devices = devices.len(),
+                    "a notification is lost: its event id is no text"
+                );
+                DeviceOutcome::OddEventId
+            } else {
+                DeviceOutcome::Badge
+            };
+            self.metrics.devices(outcome, devices.len() as u64);
             return Ok(Vec::new());
         };
         let event = Event {

@@ -13,8 +13,10 @@ use serde_json::value::RawValue;
 /// A notification as the homeserver sent it, borrowing from the request body where it can.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Notification<'a> {
-    /// The event; absent for a badge update.
+    /// The event, by `event_id` or by the older `id`; absent for a badge update.
     pub(crate) event_id: Option<Cow<'a, str>>,
+    /// There is no event, but `event_id` or `id` holds something that is no text: a message is lost by it.
+    pub(crate) odd_event_id: bool,
     /// The room that it happened in.
     pub(crate) room_id: Option<Cow<'a, str>>,
     /// Who sent it.
@@ -76,6 +78,7 @@ impl<'a> Notification<'a> {
     fn read(raw: &'a RawValue) -> Result<Self, ParseError> {
         let mut it = Self {
             event_id: None,
+            odd_event_id: false,
             room_id: None,
             sender: None,
             sender_display_name: None,
@@ -83,9 +86,10 @@ impl<'a> Notification<'a> {
             unread: None,
             devices: Vec::new(),
         };
-        let mut devices = None;
+        let (mut devices, mut event_id, mut id) = (None, None, None);
         let is_object = each_field(raw, |key, value| match key {
-            b"event_id" => it.event_id = text(value).filter(|id| !id.is_empty()),
+            b"event_id" => event_id = Some(value),
+            b"id" => id = Some(value),
             b"room_id" => it.room_id = text(value),
             b"sender" => it.sender = text(value),
             b"sender_display_name" => it.sender_display_name = text(value),
@@ -97,6 +101,10 @@ impl<'a> Notification<'a> {
         if !is_object {
             return Err(ParseError::NoNotification);
         }
+        // Operators and older homeservers send `id` alone; Synapse sends both, and leaves both empty for a badge.
+        let ids = [event_id, id].into_iter().flatten();
+        it.event_id = ids.clone().filter_map(text).find(|id| !id.is_empty());
+        it.odd_event_id = it.event_id.is_none() && ids.clone().any(is_odd_id);
         let devices: Vec<&RawValue> = devices
             .and_then(|list| serde_json::from_str(list.get()).ok())
             .ok_or(ParseError::NoDevices)?;
@@ -143,6 +151,11 @@ fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     let mut json = serde_json::Deserializer::from_str(quoted);
     let bytes = TextBytes.deserialize(&mut json).ok()?;
     Some(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Whether this says which event it is, but not as a text.
+fn is_odd_id(raw: &RawValue) -> bool {
+    raw.get() != "null" && !raw.get().starts_with('"')
 }
 
 /// A whole number of at least 0, also when written like `3.0`.

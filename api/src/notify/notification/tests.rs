@@ -174,8 +174,6 @@ fn an_odd_optional_field_is_as_good_as_absent() {
         &long,
     ];
     let fields = [
-        "event_id",
-        "id",
         "type",
         "prio",
         "room_id",
@@ -270,14 +268,33 @@ fn escapes_are_resolved_and_half_pairs_replaced() {
     assert_eq!(it.devices[0].pushkey, "k/1");
 }
 
+/// Field case 3, and its kin.
 #[test]
-fn an_event_id_that_is_empty_or_no_text_makes_a_badge_update() {
-    for id in [r#""""#, "null", "5", "{}"] {
-        let body = format!(r#"{{"notification":{{"event_id":{id},{DEVICES}}}}}"#);
+fn the_event_is_named_by_event_id_or_by_id() {
+    let cases = [
+        (r#""id":"$x""#, Some("$x"), false),
+        (r#""event_id":null,"id":"$x""#, Some("$x"), false),
+        (r#""event_id":"","id":"$x""#, Some("$x"), false),
+        (r#""event_id":5,"id":"$x""#, Some("$x"), false),
+        (r#""event_id":"$e","id":"$x""#, Some("$e"), false),
+        (r#""id":"$x","event_id":"$e""#, Some("$e"), false),
+        (r#""event_id":"$e","id":5"#, Some("$e"), false),
+        (r#""event_id":"","id":"""#, None, false),
+        (r#""event_id":null,"id":null"#, None, false),
+        (r#""type":"m.room.message""#, None, false),
+        (r#""event_id":5"#, None, true),
+        (r#""event_id":{}"#, None, true),
+        (r#""id":["$x"]"#, None, true),
+        (r#""event_id":false,"id":"""#, None, true),
+        (r#""event_id":"","id":0"#, None, true),
+    ];
+    for (fields, expected, odd) in cases {
+        let body = format!(r#"{{"notification":{{{fields},{DEVICES}}}}}"#);
+        let it = Notification::parse(body.as_bytes()).unwrap();
         assert_eq!(
-            Notification::parse(body.as_bytes()).unwrap().event_id,
-            None,
-            "{id}"
+            (it.event_id.as_deref(), it.odd_event_id),
+            (expected, odd),
+            "{fields}"
         );
     }
 }
