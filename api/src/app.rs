@@ -18,7 +18,7 @@ use crate::{
     metrics,
     notify::{self, cache::Tokens, delivery::Deliverer, pnm::answers::Answers},
     operator,
-    reports::{self, Reports},
+    reports::{self, Reports, tokenless::Tokenless},
 };
 
 /// The endpoints for phones and the homeserver.
@@ -43,6 +43,7 @@ pub(crate) fn admin(
     tokens: Tokens,
     token: Option<Secret>,
     answers: Arc<Answers>,
+    tokenless: Arc<Tokenless>,
     handle: PrometheusHandle,
     stopping: CancellationToken,
 ) -> Router {
@@ -57,7 +58,7 @@ pub(crate) fn admin(
             "/metrics",
             get(metrics::render).with_state((store.clone(), handle)),
         )
-        .merge(operator::router(store, tokens, answers, token))
+        .merge(operator::router(store, tokens, answers, tokenless, token))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(ObserveLayer::new())

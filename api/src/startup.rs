@@ -1,6 +1,6 @@
 //! Starts `serve`: settings, logs, database, the two listeners; and stops them in order.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -17,7 +17,7 @@ use crate::{
     identity::Auth,
     metrics,
     notify::{cache::Tokens, delivery::Deliverer, pnm::client::PnmClient},
-    reports::Reports,
+    reports::{Reports, tokenless::Tokenless},
 };
 
 /// Phones and the homeserver wait for our answer: rather 503 than longer.
@@ -69,11 +69,13 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         );
     }
 
+    let tokenless = Arc::new(Tokenless::new(Clock::system()));
     let admin = app::admin(
         store.clone(),
         tokens.clone(),
         admin_token,
         answers,
+        tokenless.clone(),
         metrics,
         stop.clone(),
     );
@@ -82,6 +84,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
             store,
             tokens,
             auth: auth.clone(),
+            tokenless,
         },
         deliverer,
         settings.hs_token.clone(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use matrix2acrobits_tests::app::App;
+use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
 use matrix2acrobits_tests::fixtures::{APP_ID, BOB, Phone, message};
 use matrix2acrobits_tests::http::{encoded, send};
 use matrix2acrobits_tests::{SOON, eventually};
@@ -116,6 +116,98 @@ async fn calls_are_stored_and_shown_to_the_operator() {
         assert!(shown.text.contains(&key), "{}", shown.text);
         assert!(shown.text.contains(&id), "{}", shown.text);
     }
+}
+
+/// Field cases 5, 9 and 10: bodies as phones send them, whatever their type says.
+#[tokio::test]
+async fn bodies_from_the_field_set_the_pusher() {
+    let app = App::start().await;
+    let cases = [
+        (
+            "pushTokenOther=uYk+a9Zx+Q/==&pushappid_other=com.x",
+            "uYk+a9Zx+Q/==",
+        ),
+        ("token=tok1&appid=com.x", "tok1"),
+        ("amp;token_msgs=tok2&amp;app_id_msgs=com.x", "tok2"),
+        ("pushToken=+tok3+&pushappid=+com.x%20", "tok3"),
+    ];
+    for (number, (fields, token)) in cases.into_iter().enumerate() {
+        for (kind, content_type) in [
+            ("form", Some("application/x-www-form-urlencoded")),
+            ("text", Some("text/plain; charset=utf-8")),
+            ("none", None),
+            ("query", None),
+        ] {
+            let phone = Phone::new(&format!("{kind}-{number}")).with_token(token);
+            app.map(&phone.selector, BOB).await;
+            let sent = format!("selector={}&{fields}", phone.selector);
+            let request = match (kind, content_type) {
+                ("query", _) => app.public(Method::GET, &format!("{REPORT}?{sent}")),
+                (_, Some(kind)) => app
+                    .public(Method::POST, REPORT)
+                    .header("content-type", kind)
+                    .body(sent),
+                (_, None) => app.public(Method::POST, REPORT).body(sent),
+            };
+            send(request).await.expect_status(200);
+            eventually(SOON, &format!("a pusher for {kind} {fields}"), async || {
+                let pushers = app.homeserver.pushers();
+                pushers.iter().any(|pusher| pusher.pushkey == token)
+            })
+            .await;
+            app.removal(&json!({"selector": phone.selector}))
+                .await
+                .expect_status(200);
+            app.pushers_are(BOB, &[]).await;
+        }
+    }
+}
+
+/// Field case 10: a template with mistyped names.
+#[tokio::test]
+async fn a_report_without_a_token_is_answered_and_said() {
+    let app = App::builder().without_worker().start().await;
+    let fields = [
+        ("selector", "s"),
+        ("pushtoken_messages", "secret-token"),
+        ("password", "secret-password"),
+    ];
+    let reply = app.report_form(&fields).await.expect_status(200);
+    assert_eq!(reply.json(), json!({}));
+    let said = app.api().log_lines("holds no token");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("WARN") && said[0].contains("pushtoken_messages"));
+    let page = app.admin_bare(Method::GET, "/").bearer_auth(ADMIN_TOKEN);
+    let page = send(page).await.expect_status(200).text;
+    assert!(
+        page.contains("selector, pushtoken_messages, password"),
+        "{page}"
+    );
+    for text in [page, app.api().log()] {
+        assert!(!text.contains("secret-"), "a value in {text}");
+    }
+    app.report(&Phone::seed().report()).await.expect_status(200);
+    assert_eq!(app.api().log_lines("holds no token").len(), 1);
+}
+
+/// Field case 15.
+#[tokio::test]
+async fn a_removal_of_an_older_token_leaves_the_newer_phone_alone() {
+    let app = App::start().await;
+    let old = Phone::seed();
+    let new = old.clone().with_token("newer-token");
+    app.enroll(&[&old]).await;
+    app.enroll(&[&new]).await;
+    app.pushers_are(BOB, &[&new]).await;
+    let mut removal = json!({"selector": old.selector, "token_msgs": old.token});
+    app.removal(&removal).await.expect_status(200);
+    app.settled().await;
+    app.pushers_are(BOB, &[&new]).await;
+    assert_eq!(app.database.count("push_tokens").await, 1);
+    removal["token_msgs"] = json!("newer-token");
+    app.removal(&removal).await.expect_status(200);
+    app.pushers_are(BOB, &[]).await;
+    assert_eq!(app.database.count("push_tokens").await, 0);
 }
 
 #[tokio::test]

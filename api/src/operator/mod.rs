@@ -17,16 +17,25 @@ use matrix2acrobits_sqlite::store::Store;
 
 use self::admin::Admin;
 pub(crate) use self::admin::Description;
-use crate::notify::{cache::Tokens, pnm::answers::Answers};
+use crate::{
+    notify::{cache::Tokens, pnm::answers::Answers},
+    reports::tokenless::Tokenless,
+};
 
 /// The endpoints and the page, behind `token`.
 pub(crate) fn router(
     store: Store,
     tokens: Tokens,
     answers: Arc<Answers>,
+    tokenless: Arc<Tokenless>,
     token: Option<Secret>,
 ) -> Router {
     Router::new()
-        .merge(status::router(store.clone(), answers, token.clone()))
+        .merge(status::router(
+            store.clone(),
+            answers,
+            tokenless,
+            token.clone(),
+        ))
         .merge(admin::router(Admin { store, tokens }, token))
 }

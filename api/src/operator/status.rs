@@ -23,7 +23,9 @@ use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
 
 use self::page::{Facts, View, html, note};
 use super::admin;
-use crate::{http::errors::method_not_allowed, notify::pnm::answers::Answers};
+use crate::{
+    http::errors::method_not_allowed, notify::pnm::answers::Answers, reports::tokenless::Tokenless,
+};
 
 /// Dead letters on the page.
 const DEAD_LETTERS: u32 = 50;
@@ -36,16 +38,23 @@ const MAX_FORM: usize = 4 * 1024;
 struct Status {
     store: Store,
     answers: Arc<Answers>,
+    tokenless: Arc<Tokenless>,
     /// Stands in the page's forms, so that no other site's page can send them.
     form_token: Secret,
 }
 
 /// The page and its form, behind `token`; without one both answer 403.
-pub(crate) fn router(store: Store, answers: Arc<Answers>, token: Option<Secret>) -> Router {
+pub(crate) fn router(
+    store: Store,
+    answers: Arc<Answers>,
+    tokenless: Arc<Tokenless>,
+    token: Option<Secret>,
+) -> Router {
     let random: [u8; 32] = rand::random();
     let status = Status {
         store,
         answers,
+        tokenless,
         form_token: Secret::new(STANDARD.encode(random)),
     };
     Router::new()
@@ -107,6 +116,7 @@ async fn show(State(status): State<Status>) -> Response {
         now: status.store.clock.unix(),
         facts: facts.ok(),
         pnm: status.answers.summary(),
+        tokenless: status.tokenless.last(),
         form_token: status.form_token.expose(),
     };
     html(code, &view.render())

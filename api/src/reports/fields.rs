@@ -12,26 +12,34 @@ use matrix2acrobits_sqlite::store::tokens::Field;
 /// Longest user name and password, in bytes.
 const MAX_LOGIN_BYTES: usize = 512;
 
-const SELECTOR: &[&str] = &["selector"];
-const TOKEN_MSGS: &[&str] = &["token_msgs", "pushTokenOther", "pushToken"];
-const APP_ID_MSGS: &[&str] = &[
+/// Most names of fields that are remembered of a report without a token, and most characters of each.
+const MAX_NAMES: usize = 20;
+const MAX_NAME_CHARS: usize = 40;
+
+/// The spellings of one field, the one that outranks the others first.
+type Names = &'static [&'static str];
+
+const SELECTOR: Names = &["selector"];
+const TOKEN_MSGS: Names = &["token_msgs", "pushTokenOther", "pushToken", "token"];
+const APP_ID_MSGS: Names = &[
     "app_id_msgs",
     "appid_msgs",
     "appId_msgs",
     "pushappid_other",
     "pushappid",
+    "appid",
 ];
-const TOKEN_CALLS: &[&str] = &["token_calls", "pushTokenIncomingCall"];
-const APP_ID_CALLS: &[&str] = &[
+const TOKEN_CALLS: Names = &["token_calls", "pushTokenIncomingCall"];
+const APP_ID_CALLS: Names = &[
     "app_id_calls",
     "appid_calls",
     "appId_calls",
     "pushappid_incoming_call",
 ];
-const DEVICE: &[&str] = &["device", "installid", "install_id"];
-const USERNAME: &[&str] = &["username"];
-const PASSWORD: &[&str] = &["password"];
-const KNOWN: &[&[&str]] = &[
+const DEVICE: Names = &["device", "installid", "install_id"];
+const USERNAME: Names = &["username"];
+const PASSWORD: Names = &["password"];
+const KNOWN: [Names; 8] = [
     SELECTOR,
     TOKEN_MSGS,
     APP_ID_MSGS,
@@ -68,6 +76,8 @@ pub(crate) struct Fields {
     pub(crate) app_id_calls: Field<AppId>,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<Secret>,
+    /// The names of all fields, and no values, for the operator who looks for a mistyped one.
+    pub(crate) names: Vec<String>,
 }
 
 impl Fields {
@@ -87,34 +97,44 @@ impl Fields {
         Ok(Self {
             selector,
             device: values.given(DEVICE, Device::parse)?,
-            token_msgs: values.field(TOKEN_MSGS, Pushkey::parse)?,
+            token_msgs: values.field(TOKEN_MSGS, token)?,
             app_id_msgs: values.field(APP_ID_MSGS, AppId::parse)?,
-            token_calls: values.field(TOKEN_CALLS, Pushkey::parse)?,
+            token_calls: values.field(TOKEN_CALLS, token)?,
             app_id_calls: values.field(APP_ID_CALLS, AppId::parse)?,
             username: values.given(USERNAME, login)?,
-            password: values.given(PASSWORD, login)?.map(Secret::new),
+            password: values.password()?,
+            names: values.names,
         })
+    }
+
+    /// Whether this report says nothing about any token, which is a mistake in the operator's template.
+    pub(crate) fn lack_tokens(&self) -> bool {
+        self.token_msgs == Field::Absent && self.token_calls == Field::Absent
     }
 }
 
-/// The values by their names as sent.
+/// The values of the fields that we know, by the spellings above, and the names of all.
 #[derive(Default)]
-struct Values<'a>(HashMap<Cow<'a, str>, Cow<'a, str>>);
+struct Values<'a> {
+    known: HashMap<&'static str, Cow<'a, str>>,
+    names: Vec<String>,
+}
 
 impl<'a> Values<'a> {
     /// Looks at the body rather than its declared type: templates and `curl -d` often declare the wrong one.
     fn add_body(&mut self, content_type: Option<&str>, body: &'a [u8]) -> Result<(), FieldError> {
-        let body = body.trim_ascii();
-        if body.is_empty() {
-            return Ok(());
-        }
         let declared_json =
             content_type.is_some_and(|text| text.to_ascii_lowercase().contains("json"));
-        if body[0] == b'{' || declared_json {
-            self.add_json(body)
-        } else {
-            self.add_form(body);
-            Ok(())
+        match body.trim_ascii() {
+            b"" => Ok(()),
+            json if json[0] == b'{' || declared_json => self.add_json(json),
+            _ => {
+                // Line ends come with files; a space at the end may be a password's.
+                let ends = |byte: &u8| !matches!(byte, b'\r' | b'\n');
+                let end = body.iter().rposition(ends).map_or(0, |last| last + 1);
+                self.add_form(body[..end].trim_ascii_start());
+                Ok(())
+            }
         }
     }
 
@@ -125,14 +145,18 @@ impl<'a> Values<'a> {
             return Err(FieldError::NotAnObject);
         };
         for (name, value) in object {
+            self.note(&name);
+            let known = spelling(&name);
             match value {
                 serde_json::Value::String(text) => {
-                    self.0.insert(name.into(), text.into());
+                    if let Some((_, known)) = known {
+                        self.known.entry(known).or_insert(text.into());
+                    }
                 }
                 serde_json::Value::Null => {}
                 // Only what we read has to be text.
                 _ => {
-                    if let Some(names) = KNOWN.iter().find(|names| names.contains(&name.as_str())) {
+                    if let Some((names, _)) = known {
                         return Err(FieldError::NotText(names[0]));
                     }
                 }
@@ -143,14 +167,31 @@ impl<'a> Values<'a> {
 
     fn add_form(&mut self, form: &'a [u8]) {
         for (name, value) in form_urlencoded::parse(form) {
-            self.0.entry(name).or_insert(value);
+            let name = without_entity(&name);
+            let known = spelling(name);
+            // A name without a value may be a piece of a password that has an `&` in it.
+            if known.is_some() || !value.is_empty() {
+                self.note(name);
+            }
+            if let Some((_, known)) = known {
+                self.known.entry(known).or_insert(value);
+            }
+        }
+    }
+
+    fn note(&mut self, name: &str) {
+        if self.names.len() < MAX_NAMES {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "_-.[]".contains(c);
+            let shown = if name.chars().all(plain) { name } else { "?" };
+            self.names
+                .push(shown.chars().take(MAX_NAME_CHARS).collect());
         }
     }
 
     /// The first spelling that has a value; else, if one is empty, an empty one; else nothing.
-    fn get(&self, names: &[&str]) -> Option<&str> {
+    fn get(&self, names: Names) -> Option<&str> {
         let mut given = names.iter().filter_map(|name| {
-            let value = self.0.get(*name)?.trim();
+            let value = self.known.get(*name)?.trim();
             (!is_placeholder(value)).then_some(value)
         });
         let first = given.next()?;
@@ -160,9 +201,17 @@ impl<'a> Values<'a> {
         Some(first)
     }
 
+    /// The password as typed: spaces and percent signs may be its own.
+    fn password(&self) -> Result<Option<Secret>, FieldError> {
+        let [name] = PASSWORD else { return Ok(None) };
+        let typed = self.known.get(name).filter(|typed| !typed.is_empty());
+        let checked = typed.map(|typed| login(typed).map(Secret::new)).transpose();
+        checked.map_err(|error| FieldError::Invalid(name, error))
+    }
+
     fn field<T>(
         &self,
-        names: &[&'static str],
+        names: Names,
         parse: impl Fn(&str) -> Result<T, IdError>,
     ) -> Result<Field<T>, FieldError> {
         match self.get(names) {
@@ -177,7 +226,7 @@ impl<'a> Values<'a> {
     /// A field that is as good as absent when it is empty.
     fn given<T>(
         &self,
-        names: &[&'static str],
+        names: Names,
         parse: impl Fn(&str) -> Result<T, IdError>,
     ) -> Result<Option<T>, FieldError> {
         Ok(match self.field(names, parse)? {
@@ -185,6 +234,30 @@ impl<'a> Values<'a> {
             Field::Absent | Field::Clear => None,
         })
     }
+}
+
+/// Which field a name means, and as which of its spellings; some templates vary in upper and lower case only.
+fn spelling(name: &str) -> Option<(Names, &'static str)> {
+    let find = |same: &dyn Fn(&str) -> bool| {
+        KNOWN.into_iter().find_map(|names| {
+            let known = names.iter().find(|known| same(known))?;
+            Some((names, *known))
+        })
+    };
+    find(&|known| known == name).or_else(|| find(&|known| known.eq_ignore_ascii_case(name)))
+}
+
+/// A name without what is left of an `&amp;` that stood between two fields: templates are written in XML.
+fn without_entity(mut name: &str) -> &str {
+    while let Some(rest) = ["amp;", "#38;"].iter().find_map(|it| name.strip_prefix(it)) {
+        name = rest;
+    }
+    name.trim()
+}
+
+/// A token: none has spaces, so one inside it is a `+` that nobody escaped.
+fn token(value: &str) -> Result<Pushkey, IdError> {
+    Pushkey::parse(&value.replace(' ', "+"))
 }
 
 /// A user name or password, which may hold any character.
@@ -324,6 +397,121 @@ mod tests {
         assert_eq!(both.selector.as_str(), "b");
         assert_eq!(both.token_msgs, key("q"));
         assert_eq!(form(r#" {"selector":"s"}"#).unwrap().selector.as_str(), "s");
+    }
+
+    /// Field case 9.
+    #[test]
+    fn a_space_inside_a_token_is_a_plus() {
+        let expected = key("uYk+a9Zx+Q/==");
+        for body in [
+            "selector=s&pushTokenOther=uYk+a9Zx+Q/==",
+            "selector=s&pushTokenOther=uYk%2Ba9Zx%2BQ%2F%3D%3D",
+            "selector=s&pushTokenOther=+uYk%20a9Zx+Q/==%20",
+            "pushTokenOther=uYk+a9Zx+Q/==\r\n&selector=s",
+        ] {
+            assert_eq!(form(body).unwrap().token_msgs, expected, "{body}");
+            let query = Fields::read(Some(body), None, b"").unwrap();
+            assert_eq!(query.token_msgs, expected, "{body}");
+        }
+        let calls = form("selector=s&token_calls=a+b").unwrap().token_calls;
+        assert_eq!(calls, key("a+b"));
+        let spaced = json(r#"{"selector":"s","token_msgs":"a b+c"}"#).unwrap();
+        assert_eq!(spaced.token_msgs, key("a+b+c"));
+        let other = form("selector=a+b&app_id_msgs=com.x+y").unwrap();
+        assert_eq!(other.selector.as_str(), "a b");
+    }
+
+    /// Field case 10.
+    #[test]
+    fn acrobits_own_example_and_templates_with_entities() {
+        let app = Field::Set(AppId::parse("com.x").unwrap());
+        for body in [
+            "selector=S&token=tok1&appid=com.x",
+            "selector=S&amp;token_msgs=tok1&amp;app_id_msgs=com.x",
+            "selector=S&amp;amp;token=tok1&#38;appid=com.x",
+            "Selector=S&pushtokenother=tok1&pushAppId_Other=com.x",
+        ] {
+            let fields = form(body).unwrap();
+            assert_eq!(fields.token_msgs, key("tok1"), "{body}");
+            assert_eq!(fields.app_id_msgs, app, "{body}");
+            assert!(!fields.lack_tokens());
+            let query = Fields::read(Some(body), Some("text/plain"), b"").unwrap();
+            assert_eq!(query.token_msgs, key("tok1"), "{body}");
+        }
+        let both = form("selector=s&token=t&pushToken=p&pushTokenOther=o").unwrap();
+        assert_eq!(both.token_msgs, key("o"));
+    }
+
+    /// Field case 21.
+    #[test]
+    fn a_password_is_taken_as_typed() {
+        let typed = |fields: Fields| fields.password.map(|it| it.expose().to_owned());
+        let cases = [
+            (
+                "selector=s&username=bob&password=winter 2026 ",
+                "winter 2026 ",
+            ),
+            (
+                "selector=s&password=winter+2026+&username=bob",
+                "winter 2026 ",
+            ),
+            ("selector=s&password=winter%202026%20\r\n", "winter 2026 "),
+            ("selector=s&password=%25winter2026%25", "%winter2026%"),
+            ("selector=s&password=%winter2026%", "%winter2026%"),
+            ("selector=s&password=+", " "),
+        ];
+        for (body, expected) in cases {
+            let got = form(body).map(typed).unwrap();
+            assert_eq!(got.as_deref(), Some(expected), "{body}");
+        }
+        for expected in ["winter 2026 ", "%winter2026%", " a\tb"] {
+            let body = serde_json::json!({"selector": "s", "password": expected}).to_string();
+            let got = json(&body).map(typed).unwrap();
+            assert_eq!(got.as_deref(), Some(expected));
+        }
+        assert_eq!(form("selector=s&password=").map(typed).unwrap(), None);
+        let long = format!("selector=s&password={}", "x".repeat(513));
+        assert_eq!(
+            form(&long).unwrap_err(),
+            FieldError::Invalid("password", IdError::TooLong("512 bytes"))
+        );
+    }
+
+    #[test]
+    fn a_report_without_a_token_names_its_fields_and_no_values() {
+        for (body, names) in [
+            (
+                "selector=s&pushtoken_msgs=t",
+                &["selector", "pushtoken_msgs"][..],
+            ),
+            (
+                "selector=s&amp;Token_Messages=t",
+                &["selector", "Token_Messages"],
+            ),
+            (
+                r#"{"selector":"s","tokens":["t"]}"#,
+                &["selector", "tokens"],
+            ),
+            ("selector=s&token_msgs=%25x%25", &["selector", "token_msgs"]),
+            (
+                "selector=s&password=a&b&c d=e",
+                &["selector", "password", "?"],
+            ),
+        ] {
+            let fields = form(body).unwrap();
+            assert!(fields.lack_tokens(), "{body}");
+            assert_eq!(fields.names, names, "{body}");
+        }
+        assert!(!form("selector=s&token_msgs=").unwrap().lack_tokens());
+        assert!(!form("selector=s&token_calls=t").unwrap().lack_tokens());
+        let many: Vec<_> = (0..50)
+            .map(|n| format!("{}{n}=1", "n".repeat(90)))
+            .collect();
+        let names = form(&format!("{}&selector=s", many.join("&")))
+            .unwrap()
+            .names;
+        assert_eq!(names.len(), MAX_NAMES);
+        assert!(names.iter().all(|name| name.len() == MAX_NAME_CHARS));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 mod description;
 pub(crate) mod fields;
+pub(crate) mod tokenless;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use matrix2acrobits_shared::{ids::log_id, process::logs::Chain};
 use matrix2acrobits_sqlite::store::{
     Store, StoreError,
-    tokens::{Report, Reporter, Saved},
+    tokens::{Field, Report, Reporter, Saved},
 };
 use serde::Serialize;
 use utoipa::{
@@ -24,7 +25,10 @@ use utoipa::{
     openapi::{self, RefOr},
 };
 
-use self::fields::{FieldError, Fields};
+use self::{
+    fields::{FieldError, Fields},
+    tokenless::Tokenless,
+};
 use crate::{
     http::errors::{self, Matter, Problem, method_not_allowed},
     identity::{Auth, AuthError, Caller},
@@ -46,6 +50,8 @@ pub(crate) struct Reports {
     /// Told of what a report changes.
     pub(crate) tokens: Tokens,
     pub(crate) auth: Auth,
+    /// Told of reports that hold no token.
+    pub(crate) tokenless: Arc<Tokenless>,
 }
 
 impl FromRef<Reports> for Auth {
@@ -193,6 +199,10 @@ async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Report
     let Incoming { caller, fields } = incoming;
     let mut from = identify(app, caller, &fields).await?;
     let selector = log_id(fields.selector.as_str());
+    if fields.lack_tokens() {
+        tracing::warn!(%selector, fields = ?fields.names, "a report holds no token: see the template");
+        app.tokenless.note(fields.names);
+    }
     let wait = app.auth.wait_of_strangers(caller);
     from.strangers = wait.is_none();
     let report = Report {
@@ -241,9 +251,13 @@ async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Report
 async fn removal(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, ReportError> {
     let Incoming { caller, fields } = incoming;
     let from = identify(app, caller, &fields).await?;
+    let pushkey = match fields.token_msgs {
+        Field::Set(pushkey) => Some(pushkey),
+        Field::Absent | Field::Clear => None,
+    };
     match app
         .store
-        .remove_account(from)
+        .remove_account(from, pushkey.clone())
         .await
         .map_err(ReportError::Store)?
     {
@@ -252,7 +266,11 @@ async fn removal(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Repor
         Saved::NeedsAppId | Saved::Strange => {}
     }
     count("removed");
-    tracing::info!(selector = %log_id(fields.selector.as_str()), "account removed");
+    tracing::info!(
+        selector = %log_id(fields.selector.as_str()),
+        pushkey = pushkey.map(|pushkey| tracing::field::display(pushkey.log_id())),
+        "account removed, unless it has another token by now"
+    );
     Ok(Json(Empty {}))
 }
 

@@ -73,6 +73,8 @@ pub(super) struct View<'a> {
     /// None when the database does not answer.
     pub(super) facts: Option<Facts>,
     pub(super) pnm: Summary,
+    /// The last reports that held no token: how many seconds ago, and the names of their fields.
+    pub(super) tokenless: Vec<(i64, Vec<String>)>,
     pub(super) form_token: &'a str,
 }
 
@@ -115,6 +117,7 @@ impl View<'_> {
                 (counts(facts))
             }
             (answers(&self.pnm))
+            (tokenless(&self.tokenless))
         }
     }
 
@@ -304,6 +307,20 @@ fn answers(pnm: &Summary) -> Markup {
                 @for (index, (seconds, outcome)) in pnm.last.iter().enumerate() {
                     @if index > 0 { ", " }
                     (outcome.as_str()) " " (span(*seconds)) " ago"
+                }
+            }
+        }
+    }
+}
+
+fn tokenless(reports: &[(i64, Vec<String>)]) -> Markup {
+    template! {
+        @if !reports.is_empty() {
+            h2 { "Reports without a token" }
+            p { "They change nothing: compare the names of their fields with your app's template." }
+            table {
+                @for (seconds, names) in reports {
+                    tr { th { (span(*seconds)) " ago" } td { code { (names.join(", ")) } } }
                 }
             }
         }

@@ -96,20 +96,26 @@ impl Store {
     }
 
     /// Forgets the tokens of a phone (of all phones with this selector when none is named) and enqueues
-    /// the removal of their pushers.
-    pub async fn remove_account(&self, from: Reporter) -> Result<Saved, StoreError> {
+    /// the removal of their pushers. Where a pushkey is named, a phone that has another one by now stays.
+    pub async fn remove_account(
+        &self,
+        from: Reporter,
+        pushkey: Option<Pushkey>,
+    ) -> Result<Saved, StoreError> {
         let clock = self.clock.clone();
         self.writer
             .write(move |connection| {
-                let (from, now) = (from.clone(), clock.unix());
+                let (from, pushkey, now) = (from.clone(), pushkey.clone(), clock.unix());
                 Box::pin(async move {
                     if belongs_to_another(connection, &from).await? {
                         return Ok(Saved::NotYours);
                     }
-                    let (selector, device) = (from.selector.as_str(), from.device.as_ref());
-                    let stale =
-                        remove_rows(connection, Some(selector), device.map(Device::as_str), now)
-                            .await?;
+                    let rows = Removed {
+                        selector: Some(from.selector.as_str()),
+                        device: from.device.as_ref().map(Device::as_str),
+                        pushkey: pushkey.as_ref().map(Pushkey::as_str),
+                    };
+                    let stale = remove_rows(connection, rows, now).await?;
                     Ok(Saved::Done {
                         stale,
                         user: None,
@@ -130,13 +136,11 @@ impl Store {
             .write(move |connection| {
                 let (selector, now) = (selector.clone(), clock.unix());
                 Box::pin(async move {
-                    remove_rows(
-                        connection,
-                        selector.as_ref().map(Selector::as_str),
-                        None,
-                        now,
-                    )
-                    .await
+                    let rows = Removed {
+                        selector: selector.as_ref().map(Selector::as_str),
+                        ..Removed::default()
+                    };
+                    remove_rows(connection, rows, now).await
                 })
             })
             .await
@@ -288,17 +292,27 @@ async fn belongs_to_another(
     .await?)
 }
 
+/// Which rows a removal means; what is not named does not matter.
+#[derive(Debug, Clone, Copy, Default)]
+struct Removed<'a> {
+    selector: Option<&'a str>,
+    device: Option<&'a str>,
+    pushkey: Option<&'a str>,
+}
+
 async fn remove_rows(
     connection: &mut SqliteConnection,
-    selector: Option<&str>,
-    device: Option<&str>,
+    rows: Removed<'_>,
     now: i64,
 ) -> Result<Vec<String>, StoreError> {
+    // A row without a token is no newer phone, so it goes with whatever pushkey is named.
     let gone = sqlx::query!(
         "DELETE FROM push_tokens WHERE (?1 IS NULL OR selector = ?1) AND (?2 IS NULL OR device = ?2)
+             AND (?3 IS NULL OR token_msgs IS NULL OR token_msgs = ?3)
          RETURNING token_msgs, app_id_msgs",
-        selector,
-        device
+        rows.selector,
+        rows.device,
+        rows.pushkey
     )
     .fetch_all(&mut *connection)
     .await?;

@@ -261,7 +261,7 @@ impl World {
             owner: None,
             strangers: true,
         };
-        self.store.remove_account(from).await.unwrap();
+        self.store.remove_account(from, None).await.unwrap();
         self.phones
             .retain(|&(s, d), _| s != number || device.is_some_and(|device| device != d));
     }

@@ -29,6 +29,7 @@ fn page(workers: Vec<WorkerStatus>, dead: Vec<DeadLetter>, pnm: Summary) -> Stri
             dead,
         }),
         pnm,
+        tokenless: vec![(30, vec!["selector".into(), "<b>".into()])],
         form_token: "form-token",
     };
     view.render().into_string()
