@@ -14,13 +14,15 @@ use crate::server::{self, Request, Server};
 /// Ends every JWT, so that one in a log is found.
 pub const SIGNATURE: &str = "c2lnbmF0dXJlLXRoYXQtbXVzdC1ub3QtYmUtbG9nZ2Vk";
 
-/// One of the two calls.
+/// One of the three calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// `POST /api/login`
     Login,
     /// `GET /api/chat?users=1`
     Chat,
+    /// `GET /user/me`
+    Me,
 }
 
 /// What is wrong with a step.
@@ -59,8 +61,8 @@ struct State {
     faults: HashMap<Step, Fault>,
     logins: Vec<String>,
     chats: usize,
-    /// The payloads of JWTs that it gave out.
-    tokens: Vec<String>,
+    /// The JWTs that it gave out, and to whom.
+    tokens: Vec<(String, String)>,
 }
 
 impl NethCti {
@@ -98,6 +100,30 @@ impl NethCti {
         self.state.lock().unwrap().users.push(entry);
     }
 
+    /// Adds an entry as newer NethVoice writes it, with `extensions`.
+    pub fn newer_user(&self, user_name: &str, main_extension: &str, extensions: &[&str]) {
+        let entry = json!({
+            "user_name": user_name,
+            "main_extension": main_extension,
+            "extensions": extensions,
+        });
+        self.state.lock().unwrap().users.push(entry);
+    }
+
+    /// Takes somebody off the list of users.
+    pub fn remove_user(&self, user_name: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.users.retain(|user| user["user_name"] != user_name);
+    }
+
+    /// A token as an app gets it by QR code, without a login here.
+    pub fn token_for(&self, name: &str) -> String {
+        let claims = json!({
+            "id": name, "2fa": true, "otp_verified": true, "profile_id": "1", "iat": 1_795_331_638,
+        });
+        give_token(&mut self.state.lock().unwrap(), name, &claims)
+    }
+
     /// From now on this is wrong with a step.
     pub fn break_at(&self, step: Step, fault: Fault) {
         self.state.lock().unwrap().faults.insert(step, fault);
@@ -129,6 +155,7 @@ async fn handle(state: &Mutex<State>, request: Request) -> Option<Response> {
     let step = match (request.method.as_str(), request.path.as_str()) {
         ("POST", "/api/login") => Step::Login,
         ("GET", "/api/chat") => Step::Chat,
+        ("GET", "/user/me") => Step::Me,
         _ => return Some(server::html(404)),
     };
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
@@ -140,6 +167,7 @@ async fn handle(state: &Mutex<State>, request: Request) -> Option<Response> {
                 state.logins.push(name.to_owned());
             }
             Step::Chat => state.chats += 1,
+            Step::Me => {}
         }
         state.faults.get(&step).cloned()
     };
@@ -165,6 +193,7 @@ async fn handle(state: &Mutex<State>, request: Request) -> Option<Response> {
     Some(match step {
         Step::Login => login(&mut state, &body),
         Step::Chat => chat(&state, &request),
+        Step::Me => me(&state, &request),
     })
 }
 
@@ -180,18 +209,36 @@ fn login(state: &mut State, body: &Value) -> Response {
     if !claim.is_null() {
         claims["nethvoice_cti.chat"] = claim.clone();
     }
-    let payload = URL_SAFE_NO_PAD.encode(claims.to_string());
-    let token = format!("eyJhbGciOiJIUzI1NiJ9.{payload}.{SIGNATURE}");
-    state.tokens.push(token.clone());
+    let token = give_token(state, name, &claims);
     server::json(
         200,
         &json!({"code": 200, "expire": "2099-01-01T00:00:00Z", "token": token}),
     )
 }
 
+fn give_token(state: &mut State, name: &str, claims: &Value) -> String {
+    let payload = URL_SAFE_NO_PAD.encode(claims.to_string());
+    let token = format!("eyJhbGciOiJIUzI1NiJ9.{payload}.{SIGNATURE}");
+    state.tokens.push((token.clone(), name.to_owned()));
+    token
+}
+
+fn owner<'a>(state: &'a State, request: &Request) -> Option<&'a str> {
+    let has_it = |(token, _): &&(String, String)| Some(token.as_str()) == request.bearer.as_deref();
+    state.tokens.iter().find(has_it).map(|(_, name)| &**name)
+}
+
+fn me(state: &State, request: &Request) -> Response {
+    let Some(name) = owner(state, request) else {
+        return refused();
+    };
+    let endpoints = json!({"mainextension": [{"id": "201"}]});
+    let body = json!({"name": "Somebody", "username": name, "endpoints": endpoints});
+    server::json(200, &body)
+}
+
 fn chat(state: &State, request: &Request) -> Response {
-    let known = |token: &String| Some(token.as_str()) == request.bearer.as_deref();
-    if !state.tokens.iter().any(known) {
+    if owner(state, request).is_none() {
         return refused();
     }
     let mut body = json!({"matrix": {"base_url": "https://matrix.example.org"}});

@@ -102,10 +102,29 @@ async fn who_is_refused() {
     );
     refused(log_in(&app, "alice", RIGHT).await);
     app.homeserver.repair().await;
-    log_in(&app, "@bob:example.org", RIGHT)
-        .await
-        .expect_status(200);
+    // Field case 20: one user by any name.
+    for name in ["@bob:example.org", "bob@example.org", "bob"] {
+        log_in(&app, name, RIGHT).await.expect_status(200);
+    }
+    refused(log_in(&app, "bob@elsewhere.org", RIGHT).await);
     assert!(app.homeserver.devices().is_empty());
+}
+
+/// Synapse behind a Matrix Authentication Service, and one whose passwords are switched off.
+#[tokio::test]
+async fn a_homeserver_without_password_logins_is_named() {
+    let app = alone().await;
+    let unrecognized = Fault::Answer {
+        status: 404,
+        errcode: "M_UNRECOGNIZED",
+        error: "Unrecognized request",
+    };
+    app.homeserver.break_path(LOGIN, unrecognized);
+    let reply = log_in(&app, "bob", RIGHT).await.expect_error(502);
+    assert!(reply.text.contains("no password logins"), "{}", reply.text);
+    assert!(!app.api().log_lines("offers no m.login.password").is_empty());
+    app.homeserver.repair().await;
+    log_in(&app, "bob", RIGHT).await.expect_status(200);
 }
 
 #[tokio::test]

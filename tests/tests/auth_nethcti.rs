@@ -106,7 +106,7 @@ async fn only_the_right_password_passes_before_and_after_a_good_login() {
         ("", ""),
         ("bob", ""),
         ("", RIGHT),
-        ("bob", "%account[cloud_password]%"),
+        ("%account[cloud_username]%", RIGHT),
     ] {
         refused(log_in(&app, username, password).await);
     }
@@ -158,8 +158,12 @@ async fn who_may_chat_and_under_which_name() {
         ("9120", json!(true), ""),
         ("alice", json!(false), ""),
         ("Alice", json!("false"), ""),
-        ("91202", Value::Null, ""),
+        // Field case 16: without the claim the list decides.
+        ("91202", Value::Null, ALICE),
+        ("mallory", Value::Null, ""),
+        ("91203", json!(true), "@dave:example.org"),
     ];
+    nethcti.newer_user("dave", "203", &["91203"]);
     let app = start(&nethcti).await;
     for (name, claim, expected) in &cases {
         nethcti.account(name, RIGHT, claim.clone());
@@ -178,6 +182,122 @@ async fn who_may_chat_and_under_which_name() {
         let row = rows.iter().find(|row| row["selector"] == selector);
         let user = row.map(|row| row["user_id"].clone());
         assert_eq!(user, Some(json!(expected)), "{name}: {shown}");
+    }
+}
+
+/// Field cases: a JWT in place of the password, and the name that a QR code gives.
+#[tokio::test]
+async fn a_token_in_place_of_the_password_needs_no_login() {
+    let nethcti = nethcti().await;
+    let app = builder(&nethcti).start().await;
+    let token = nethcti.token_for("bob");
+    for (number, username) in ["bob@pbx.example.com@qrcode", "bob", "201@pbx.example.com"]
+        .into_iter()
+        .enumerate()
+    {
+        let phone = Phone::new(&format!("qr-{number}"));
+        let report = by(&phone, username, &token);
+        app.report(&report).await.expect_status(200);
+        app.pusher_set(&phone).await;
+    }
+    assert_eq!(nethcti.logins().len(), 0);
+
+    // Whose token it is counts, and not whose name stands beside it.
+    let phone = Phone::new("alices").of(ALICE);
+    let alices = nethcti.token_for("alice");
+    app.report(&by(&phone, "bob@pbx.example.com@qrcode", &alices))
+        .await
+        .expect_status(200);
+    app.pushers_are(ALICE, &[&phone]).await;
+
+    let forged = format!("{token}x");
+    for (username, password) in [
+        ("bob@x@qrcode", RIGHT),
+        ("bob", &*forged),
+        ("bob@x@qrcode", &*forged),
+    ] {
+        refused(log_in(&app, username, password).await);
+    }
+    assert_eq!(nethcti.logins().len(), 0);
+    nethcti.break_at(Step::Me, Fault::Status(502));
+    let other = nethcti.token_for("carol");
+    log_in(&app, "carol@x@qrcode", &other)
+        .await
+        .expect_error(503);
+}
+
+#[tokio::test]
+async fn a_password_with_two_dots_is_a_password() {
+    let nethcti = nethcti().await;
+    nethcti.account("bob", "my.new.password", json!(true));
+    let app = start(&nethcti).await;
+    log_in(&app, "bob", "my.new.password")
+        .await
+        .expect_status(200);
+    nethcti.break_at(Step::Me, Fault::Status(404));
+    nethcti.account("alice", "one.two.three", json!(true));
+    log_in(&app, "alice", "one.two.three")
+        .await
+        .expect_status(200);
+}
+
+/// Field case: a login whose chat right was taken away.
+#[tokio::test]
+async fn who_may_not_chat_any_more_loses_the_pusher_at_the_next_report() {
+    let nethcti = nethcti().await;
+    let app = builder(&nethcti)
+        .api("CACHE_TTL_SECONDS", "0")
+        .start()
+        .await;
+    let bobs = Phone::new("bobs");
+    let by_extension = Phone::new("extension");
+    let alices = Phone::new("alices").of(ALICE);
+    nethcti.account("201", RIGHT, json!(true));
+    for (phone, name) in [(&bobs, "bob"), (&by_extension, "201"), (&alices, "alice")] {
+        app.report(&by(phone, name, RIGHT)).await.expect_status(200);
+    }
+    app.pushers_are(BOB, &[&bobs, &by_extension]).await;
+    app.pushers_are(ALICE, &[&alices]).await;
+
+    // The list is out of reach: nobody's right is gone by that.
+    nethcti.break_at(Step::Chat, Fault::Status(403));
+    refused(app.report(&by(&bobs, "bob", RIGHT)).await);
+    nethcti.repair().await;
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs, &by_extension]).await;
+
+    nethcti.remove_user("Bob");
+    refused(app.report(&by(&bobs, "bob", RIGHT)).await);
+    app.pushers_are(BOB, &[&by_extension]).await;
+    refused(app.report(&by(&by_extension, "201", RIGHT)).await);
+    app.pushers_are(BOB, &[]).await;
+
+    // Bob cannot take Alice's away, and hers goes when her token says so.
+    refused(app.report(&by(&alices, "bob", RIGHT)).await);
+    app.settled().await;
+    app.pushers_are(ALICE, &[&alices]).await;
+    nethcti.account("alice", RIGHT, json!(false));
+    refused(app.report(&by(&alices, "alice", RIGHT)).await);
+    app.pushers_are(ALICE, &[]).await;
+}
+
+/// Field case 21.
+#[tokio::test]
+async fn passwords_are_taken_as_typed() {
+    let nethcti = nethcti().await;
+    let app = start(&nethcti).await;
+    for password in ["winter 2026 ", "%winter2026%", " x"] {
+        nethcti.account("bob", password, json!(true));
+        log_in(&app, "bob", password).await.expect_status(200);
+        let selector = Phone::new("form").selector;
+        let fields = [
+            ("selector", &*selector),
+            ("username", "bob"),
+            ("password", password),
+        ];
+        app.report_form(&fields).await.expect_status(200);
+        app.report_query(&fields).await.expect_status(200);
+        refused(log_in(&app, "bob", password.trim().trim_matches('%')).await);
     }
 }
 

@@ -216,10 +216,10 @@ fn word(verdict: &Result<UserId, AuthError>) -> &'static str {
         Ok(_) => "good",
         Err(AuthError::NoCredentials) => "no_credentials",
         Err(AuthError::Refused) => "refused",
-        Err(AuthError::NoChat) => "no_chat",
+        Err(AuthError::NoChat { .. }) => "no_chat",
         Err(AuthError::Limited { .. }) => "limited",
         Err(AuthError::Busy { .. }) => "busy",
         Err(AuthError::Down) => "down",
-        Err(AuthError::Unreadable) => "unreadable",
+        Err(AuthError::Unreadable | AuthError::NoPasswordLogin) => "unreadable",
     }
 }

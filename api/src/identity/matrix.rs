@@ -1,6 +1,7 @@
 //! A login at the homeserver (Matrix client-server API, `POST /login`), and the logout that goes with it.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +19,8 @@ use super::{
 };
 
 const LOGIN: &str = "/_matrix/client/v3/login";
+/// The way to log in that we know.
+const PASSWORD: &str = "m.login.password";
 const LOGOUT: &str = "/_matrix/client/v3/logout";
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
 /// What the user sees among his devices in the moment between.
@@ -43,6 +46,18 @@ struct LoggedIn {
     access_token: Option<String>,
 }
 
+/// How one may log in.
+#[derive(Debug, Deserialize)]
+struct Flows {
+    flows: Vec<Flow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Flow {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
 #[derive(Debug, Deserialize)]
 struct MatrixError {
     errcode: String,
@@ -64,7 +79,7 @@ impl Matrix {
         })
     }
 
-    /// The user who logs in under this name, a localpart or a full user ID. No device stays.
+    /// The user who logs in under this name: `bob`, `@bob:server` or `bob@server`. No device stays.
     pub(super) async fn login(
         &self,
         name: &str,
@@ -72,14 +87,22 @@ impl Matrix {
         deadline: Instant,
     ) -> Result<UserId, AuthError> {
         let body = json!({
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": name},
+            "type": PASSWORD,
+            "identifier": {"type": "m.id.user", "user": identifier(name)},
             "password": password.expose(),
             "initial_device_display_name": DEVICE_NAME,
         });
         let request = self.upstream.post(LOGIN).json(&body);
         let answer = Answer::to(request, MAX_ANSWER_BYTES).await?;
         if !(200..300).contains(&answer.status) {
+            if may_take_no_passwords(&answer) && self.takes_no_passwords().await {
+                tracing::error!(
+                    "the homeserver takes no password logins at MATRIX_HOMESERVER_URL: its GET {LOGIN} offers no \
+                     m.login.password. With a Matrix Authentication Service in front only the public URL may have \
+                     it; else choose another REPORT_AUTH"
+                );
+                return Err(AuthError::NoPasswordLogin);
+            }
             return Err(refusal(&answer));
         }
         let Some(LoggedIn {
@@ -100,6 +123,42 @@ impl Matrix {
             .and_then(|user_id| UserId::parse(&user_id).ok())
             .ok_or_else(|| unreadable("it has no user ID"))
     }
+
+    /// Whether the homeserver says that passwords do not work here.
+    async fn takes_no_passwords(&self) -> bool {
+        match Answer::to(self.upstream.get(LOGIN), MAX_ANSWER_BYTES).await {
+            Ok(answer) if answer.status == 200 => {
+                let flows: Option<Flows> = answer.json();
+                flows.is_some_and(|Flows { flows }| flows.iter().all(|flow| flow.kind != PASSWORD))
+            }
+            Ok(answer) => is_unrecognized(&answer),
+            Err(_) => false,
+        }
+    }
+}
+
+/// The name as the homeserver takes it: it knows no `bob@server`.
+fn identifier(name: &str) -> Cow<'_, str> {
+    match name.rsplit_once('@') {
+        Some((localpart, server)) if !localpart.is_empty() && !server.is_empty() => {
+            format!("@{}:{server}", localpart.trim_start_matches('@')).into()
+        }
+        _ => name.into(),
+    }
+}
+
+/// Whether an answer to a login is one of those that homeservers without passwords give.
+fn may_take_no_passwords(answer: &Answer) -> bool {
+    let error: Option<MatrixError> = answer.json();
+    let is_no_refusal = |error: MatrixError| error.errcode == "M_UNKNOWN";
+    is_unrecognized(answer) || answer.status == 400 && error.is_some_and(is_no_refusal)
+}
+
+/// Whether the homeserver does not know the path, as Synapse behind a Matrix Authentication Service.
+fn is_unrecognized(answer: &Answer) -> bool {
+    let error: Option<MatrixError> = answer.json();
+    matches!(answer.status, 404 | 405)
+        && error.is_some_and(|error| error.errcode == "M_UNRECOGNIZED")
 }
 
 /// What an answer without success means.
@@ -141,4 +200,27 @@ async fn log_out(upstream: Arc<Upstream>, token: Secret) {
 fn unreadable(reason: &'static str) -> AuthError {
     tracing::warn!(reason, "the homeserver's answer to a login cannot be used");
     AuthError::Unreadable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Field case 20.
+    #[test]
+    fn every_spelling_of_a_user_is_one_that_homeservers_know() {
+        for (name, expected) in [
+            ("bob", "bob"),
+            ("bob@localhost", "@bob:localhost"),
+            ("bob@example.org:8448", "@bob:example.org:8448"),
+            ("@bob@example.org", "@bob:example.org"),
+            ("@bob:example.org", "@bob:example.org"),
+            ("@bob", "@bob"),
+            ("bob@", "bob@"),
+            ("@", "@"),
+            ("", ""),
+        ] {
+            assert_eq!(identifier(name), expected, "{name}");
+        }
+    }
 }

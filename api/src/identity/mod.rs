@@ -30,8 +30,11 @@ pub(crate) enum AuthError {
     NoCredentials,
     /// The login service said no.
     Refused,
-    /// The password is right, but this user has no chat.
-    NoChat,
+    /// The password is right, but this user has no chat, or no longer.
+    NoChat {
+        /// Whom the login stood for, as far as that is known: their pushers have to go.
+        users: Vec<UserId>,
+    },
     /// Too many failed logins.
     Limited { retry_after: Duration },
     /// The login service takes no more logins for a while.
@@ -40,6 +43,8 @@ pub(crate) enum AuthError {
     Down,
     /// It answers what we cannot understand.
     Unreadable,
+    /// The homeserver takes no passwords.
+    NoPasswordLogin,
 }
 
 impl From<&AuthError> for Problem {
@@ -47,7 +52,7 @@ impl From<&AuthError> for Problem {
         let (matter, words) = match error {
             AuthError::NoCredentials => (Matter::LoginRefused, "username and password are needed."),
             AuthError::Refused => (Matter::LoginRefused, "The login was refused."),
-            AuthError::NoChat => (
+            AuthError::NoChat { .. } => (
                 Matter::LoginRefused,
                 "The login was refused: this user has no chat.",
             ),
@@ -63,6 +68,10 @@ impl From<&AuthError> for Problem {
             AuthError::Unreadable => (
                 Matter::Upstream,
                 "The login service answers what we cannot understand; try again.",
+            ),
+            AuthError::NoPasswordLogin => (
+                Matter::Upstream,
+                "The homeserver takes no password logins here; the operator has to change REPORT_AUTH.",
             ),
         };
         let problem = Self::new(matter, words);

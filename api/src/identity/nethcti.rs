@@ -1,4 +1,4 @@
-//! A login at NethCTI: the password, the right to chat, and whose extension it is.
+//! A login at NethCTI: the password or token, the right to chat, and whose extension it is.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use matrix2acrobits_shared::{
     secret::Secret,
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::{
@@ -23,18 +23,38 @@ const MAX_LOGIN_BYTES: usize = 256 * 1024;
 const MAX_USERS_BYTES: usize = 1024 * 1024;
 /// The capability, and the claim of the JWT that says whether the user has it.
 const CHAT: &str = "nethvoice_cti.chat";
+/// Ends the user name of an app that was set up by QR code, and has a token for a password.
+const QR_CODE: &str = "@qrcode";
+/// Whose login was good is remembered for their last day: an extension that is on no list any more tells nobody
+/// whose it was.
+const REMEMBERED: u64 = 10_000;
 
 /// NethCTI's login service (its middleware).
 #[derive(Debug)]
 pub(super) struct NethCti {
     upstream: Upstream,
     server_name: ServerName,
+    /// The users of good logins by the names that they used, in lower case.
+    former: moka::sync::Cache<String, UserId>,
 }
 
 /// The answer to a login; it has no Debug, for the token's sake.
 #[derive(Deserialize)]
 struct LoggedIn {
     token: String,
+}
+
+/// The answer to `GET /user/me`, as far as it says who it is.
+#[derive(Deserialize)]
+struct Me {
+    #[serde(alias = "user_name")]
+    username: String,
+}
+
+/// A name, and the token that proves it.
+struct Proof {
+    name: String,
+    token: Secret,
 }
 
 #[derive(Deserialize)]
@@ -54,35 +74,91 @@ impl NethCti {
         Ok(Self {
             upstream,
             server_name,
+            former: moka::sync::Cache::new(REMEMBERED),
         })
     }
 
-    /// The Matrix user of who logs in under this name, which is a user name or an extension.
+    /// The Matrix user of who logs in under this name, which is a user name or an extension. In place of the
+    /// password there may be a token of NethCTI's.
     pub(super) async fn login(&self, name: &str, password: &Secret) -> Result<UserId, AuthError> {
-        let token = self.token(name, password).await?;
-        match may_chat(token.expose()) {
-            Some(true) => {}
-            Some(false) => return Err(AuthError::NoChat),
-            None => return Err(unreadable("the token is no JWT")),
-        }
-        let users = self.users(&token).await?;
-        match find(&users, name) {
-            Ok(Some(user_name)) => user_id(user_name, &self.server_name)
-                .ok_or_else(|| unreadable("a user name that no Matrix user can have")),
-            Ok(None) => Err(AuthError::NoChat),
-            Err(Ambiguous) => Err(unreadable("several users have this name or extension")),
+        let proof = self.prove(name, password).await?;
+        let claims = claims(proof.token.expose());
+        let found = if may_chat(&claims) == Some(false) {
+            None
+        } else {
+            // Newer NethVoice puts no such claim into its tokens: its list says who chats.
+            let users = self.users(&proof.token).await?;
+            let found = find(&users, &proof.name)
+                .map_err(|Ambiguous| unreadable("several users have this name or extension"))?;
+            found.map(str::to_owned)
+        };
+        let Some(user_name) = found else {
+            let users = self.former_users(&proof.name, &claims);
+            return Err(AuthError::NoChat { users });
+        };
+        let user = user_id(&user_name, &self.server_name)
+            .ok_or_else(|| unreadable("a user name that no Matrix user can have"))?;
+        self.former.insert(proof.name.to_lowercase(), user.clone());
+        Ok(user)
+    }
+
+    /// Whom this login stood for while it could chat: known from then, or the name itself.
+    fn former_users(&self, name: &str, claims: &Map<String, Value>) -> Vec<UserId> {
+        let id = claims.get("id").and_then(Value::as_str);
+        let names = [id, Some(name)].into_iter().flatten();
+        let mut users: Vec<_> = self.former.get(&name.to_lowercase()).into_iter().collect();
+        users.extend(names.filter_map(|name| user_id(name, &self.server_name)));
+        users.dedup();
+        users
+    }
+
+    async fn prove(&self, name: &str, password: &Secret) -> Result<Proof, AuthError> {
+        match (name.ends_with(QR_CODE), kind_of(password.expose())) {
+            (true, _) | (false, Kind::Jwt) => self.me(password).await,
+            // A token of another making, or a password with two dots in it.
+            (false, Kind::Dotted) => match self.me(password).await {
+                Ok(proof) => Ok(proof),
+                Err(_) => self.token(name, password).await,
+            },
+            (false, Kind::Password) => self.token(name, password).await,
         }
     }
 
-    async fn token(&self, name: &str, password: &Secret) -> Result<Secret, AuthError> {
+    /// Who has this token.
+    async fn me(&self, token: &Secret) -> Result<Proof, AuthError> {
+        let request = self.upstream.get("/user/me").bearer_auth(token.expose());
+        let answer = Answer::to(request, MAX_LOGIN_BYTES).await?;
+        match answer.status {
+            200..300 => {
+                let me: Option<Me> = answer.json();
+                let name = me.map(|me| me.username.trim().to_owned());
+                let name = name.filter(|name| !name.is_empty());
+                name.map(|name| Proof {
+                    name,
+                    token: token.clone(),
+                })
+                .ok_or_else(|| unreadable("the answer to /user/me has no username"))
+            }
+            401 | 403 => Err(AuthError::Refused),
+            _ => Err(answer.trouble("NethCTI's /user/me", None)),
+        }
+    }
+
+    async fn token(&self, name: &str, password: &Secret) -> Result<Proof, AuthError> {
         let body = json!({"username": name, "password": password.expose()});
         let request = self.upstream.post("/api/login").json(&body);
         let answer = Answer::to(request, MAX_LOGIN_BYTES).await?;
         match answer.status {
             200..300 => {
                 let logged_in: Option<LoggedIn> = answer.json();
-                let token = logged_in.map(|logged_in| Secret::new(logged_in.token));
-                token.ok_or_else(|| unreadable("the answer to a login has no token"))
+                let token = logged_in
+                    .map(|logged_in| Secret::new(logged_in.token))
+                    .ok_or_else(|| unreadable("the answer to a login has no token"))?;
+                if kind_of(token.expose()) != Kind::Jwt {
+                    return Err(unreadable("the token is no JWT"));
+                }
+                let name = name.to_owned();
+                Ok(Proof { name, token })
             }
             401 | 403 => Err(AuthError::Refused),
             _ => Err(answer.trouble("NethCTI's /api/login", None)),
@@ -99,8 +175,9 @@ impl NethCti {
                     .map(|users| users.users)
                     .ok_or_else(|| unreadable("the answer has no list of users"))
             }
-            // Such as to users with a second factor, whose password alone opens nothing.
-            401 | 403 => Err(AuthError::NoChat),
+            // Such as to users with a second factor, whose password alone opens nothing. It says nothing about
+            // their right to chat, so nobody's pusher goes.
+            401 | 403 => Err(AuthError::NoChat { users: Vec::new() }),
             _ => Err(answer.trouble("NethCTI's /api/chat", None)),
         }
     }
@@ -111,10 +188,10 @@ fn unreadable(reason: &'static str) -> AuthError {
     AuthError::Unreadable
 }
 
-/// The name without its `@domain`, as NethCTI knows it.
+/// The name without its `@domain`, as NethCTI knows it; the end that says "QR code" stays.
 pub(super) fn without_domain(username: &str) -> &str {
     match username.split_once('@') {
-        Some((name, _)) if !name.is_empty() => name,
+        Some((name, _)) if !name.is_empty() && !username.ends_with(QR_CODE) => name,
         _ => username,
     }
 }
@@ -128,9 +205,35 @@ fn user_id(user_name: &str, server_name: &ServerName) -> Option<UserId> {
     valid.then(user_id).flatten()
 }
 
-/// Whether the JWT grants chat; none if it is no JWT. Its signature is not looked at: it comes from the
-/// login service itself.
-fn may_chat(jwt: &str) -> Option<bool> {
+/// What stands where the password should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A JWT.
+    Jwt,
+    /// Three parts in base64url, as tokens and few passwords have them.
+    Dotted,
+    Password,
+}
+
+fn kind_of(password: &str) -> Kind {
+    let part = |part: &str| {
+        let text = part.trim_end_matches('=');
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
+    };
+    if payload(password).is_some() {
+        Kind::Jwt
+    } else if password.split('.').count() == 3 && password.split('.').all(part) {
+        Kind::Dotted
+    } else {
+        Kind::Password
+    }
+}
+
+/// The claims of a JWT; none if it is no JWT. Its signature is not looked at: NethCTI gave the token, or takes it.
+fn payload(jwt: &str) -> Option<Map<String, Value>> {
     let mut parts = jwt.split('.');
     let (Some(_), Some(payload), Some(_), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -138,17 +241,25 @@ fn may_chat(jwt: &str) -> Option<bool> {
         return None;
     };
     let payload = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
-    let claims: Value = serde_json::from_slice(&payload).ok()?;
-    let claims = claims.as_object()?;
+    serde_json::from_slice(&payload).ok()
+}
+
+fn claims(token: &str) -> Map<String, Value> {
+    payload(token).unwrap_or_default()
+}
+
+/// Whether the claims grant chat; none if they do not say.
+fn may_chat(claims: &Map<String, Value>) -> Option<bool> {
     let nested = || {
         let (group, name) = CHAT.split_once('.')?;
         claims.get(group)?.get(name)
     };
-    Some(match claims.get(CHAT).or_else(nested) {
-        Some(Value::Bool(granted)) => *granted,
-        Some(Value::String(text)) => text.eq_ignore_ascii_case("true"),
-        _ => false,
-    })
+    match claims.get(CHAT).or_else(nested)? {
+        Value::Null => None,
+        Value::Bool(granted) => Some(*granted),
+        Value::String(text) => Some(text.eq_ignore_ascii_case("true")),
+        _ => Some(false),
+    }
 }
 
 /// Two users share what should name one.
@@ -156,12 +267,20 @@ fn may_chat(jwt: &str) -> Option<bool> {
 struct Ambiguous;
 
 /// The `user_name` of the entry that has this name: as its user name, else as its main extension, else among
-/// its sub extensions.
+/// its other extensions, which newer NethVoice lists under another name.
 fn find<'a>(users: &'a [Value], name: &str) -> Result<Option<&'a str>, Ambiguous> {
     let same = |text: &str| text.to_lowercase() == name.to_lowercase();
-    for field in ["user_name", "main_extension", "sub_extensions"] {
+    let ranks: [&[&str]; 3] = [
+        &["user_name"],
+        &["main_extension"],
+        &["sub_extensions", "extensions"],
+    ];
+    for fields in ranks {
         let mut found: Option<&str> = None;
-        let has_name = |user: &&Value| texts(&user[field]).iter().any(|text| same(text));
+        let has_name = |user: &&Value| {
+            let mut values = fields.iter().flat_map(|field| texts(&user[field]));
+            values.any(|text| same(&text))
+        };
         for user in users.iter().filter(has_name) {
             let Some(user_name) = user["user_name"].as_str().map(str::trim) else {
                 continue;
@@ -220,22 +339,26 @@ mod tests {
             (r#"{"nethvoice_cti.chat":false}"#, Some(false)),
             (r#"{"nethvoice_cti.chat":"false"}"#, Some(false)),
             (r#"{"nethvoice_cti.chat":1}"#, Some(false)),
-            (r#"{"nethvoice_cti.chat":null}"#, Some(false)),
+            (r#"{"nethvoice_cti.chat":null}"#, None),
             (r#"{"nethvoice_cti.chat":[true]}"#, Some(false)),
             (
                 r#"{"nethvoice_cti.chat":false,"nethvoice_cti":{"chat":true}}"#,
                 Some(false),
             ),
-            (r#"{"nethvoice_cti":true}"#, Some(false)),
-            (r#"{"nethvoice_cti.chats":true}"#, Some(false)),
-            ("{}", Some(false)),
-            ("[]", None),
-            ("true", None),
-            ("{", None),
-            ("", None),
+            // Field case 16: the list decides.
+            (
+                r#"{"id":"bob","2fa":false,"otp_verified":false,"profile_id":"1","iat":1}"#,
+                None,
+            ),
+            (r#"{"nethvoice_cti":true}"#, None),
+            (r#"{"nethvoice_cti.chats":true}"#, None),
+            ("{}", None),
         ];
         for (payload, expected) in cases {
-            assert_eq!(may_chat(&jwt(payload)), expected, "{payload}");
+            assert_eq!(may_chat(&claims(&jwt(payload))), expected, "{payload}");
+        }
+        for payload in ["[]", "true", "{", ""] {
+            assert_ne!(kind_of(&jwt(payload)), Kind::Jwt, "{payload}");
         }
     }
 
@@ -244,10 +367,23 @@ mod tests {
         let payload = r#"{"nethvoice_cti.chat":true,"n":"???>>>~~~"}"#;
         let padded = format!("e30.{}.c2ln", URL_SAFE.encode(payload));
         assert!(padded.contains('='), "{padded}");
-        assert_eq!(may_chat(&padded), Some(true));
-        assert_eq!(may_chat(&jwt(payload)), Some(true));
-        for text in ["", "x", "a.b", "...", "e30.%%.x", "e30.e30.e30.e30"] {
-            assert_eq!(may_chat(text), None, "{text}");
+        assert_eq!(may_chat(&claims(&padded)), Some(true));
+        assert_eq!(may_chat(&claims(&jwt(payload))), Some(true));
+        let cases = [
+            (&*padded, Kind::Jwt),
+            ("e30.e30.c2ln", Kind::Jwt),
+            ("a.b.c", Kind::Dotted),
+            ("e30.%%.x", Kind::Password),
+            ("e30.e30.e30.e30", Kind::Password),
+            ("winter 2026.a.b", Kind::Password),
+            ("a.b", Kind::Password),
+            ("...", Kind::Password),
+            ("..", Kind::Password),
+            ("x", Kind::Password),
+            ("", Kind::Password),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(kind_of(text), expected, "{text}");
         }
     }
 
@@ -267,6 +403,7 @@ mod tests {
             {"user_name": "frank", "main_extension": "301", "sub_extensions": ["999"]},
             {"user_name": "grace", "main_extension": "301", "sub_extensions": ["999"]},
             {"user_name": "BOB", "main_extension": "201"},
+            {"user_name": "heidi", "main_extension": "400", "extensions": ["91400", 92400]},
         ]);
         let cases = [
             ("Bob", Ok(Some("bob"))),
@@ -281,6 +418,8 @@ mod tests {
             ("94202", Ok(Some("alice"))),
             ("91203", Ok(Some("carol"))),
             ("dave", Ok(Some("dave"))),
+            ("91400", Ok(Some("heidi"))),
+            ("92400", Ok(Some("heidi"))),
             // A user name outranks an extension, a main extension a sub extension.
             ("201", Ok(Some("201"))),
             ("300", Ok(Some("eve"))),
@@ -312,6 +451,7 @@ mod tests {
             ("bob", "bob"),
             ("bob@example.org", "bob"),
             ("bob@a@b", "bob"),
+            ("bob@example.org@qrcode", "bob@example.org@qrcode"),
             ("@bob", "@bob"),
             ("@", "@"),
             ("", ""),

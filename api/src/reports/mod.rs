@@ -14,7 +14,10 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use matrix2acrobits_shared::{ids::log_id, process::logs::Chain};
+use matrix2acrobits_shared::{
+    ids::{Selector, UserId, log_id},
+    process::logs::Chain,
+};
 use matrix2acrobits_sqlite::store::{
     Store, StoreError,
     tokens::{Field, Report, Reporter, Saved},
@@ -278,14 +281,39 @@ async fn identify(app: &Reports, caller: Caller, fields: &Fields) -> Result<Repo
     let owner = app
         .auth
         .identify(fields.username.as_deref(), fields.password.as_ref(), caller)
-        .await
-        .map_err(ReportError::Auth)?;
-    Ok(Reporter {
+        .await;
+    if let Err(AuthError::NoChat { users }) = &owner {
+        forget(app, &fields.selector, users).await?;
+    }
+    let owner = owner.map_err(ReportError::Auth)?;
+    let from = Reporter {
         selector: fields.selector.clone(),
         device: fields.device.clone(),
         owner,
         strangers: true,
-    })
+    };
+    Ok(from)
+}
+
+/// Forgets what these users, who may not chat any more, have reported for this selector.
+async fn forget(app: &Reports, selector: &Selector, users: &[UserId]) -> Result<(), ReportError> {
+    for user in users {
+        let from = Reporter {
+            selector: selector.clone(),
+            device: None,
+            owner: Some(user.clone()),
+            strangers: false,
+        };
+        let removed = app.store.remove_account(from, None).await;
+        if let Saved::Done { stale, .. } = removed.map_err(ReportError::Store)?
+            && !stale.is_empty()
+        {
+            app.tokens.forget(&stale);
+            let selector = log_id(selector.as_str());
+            tracing::info!(%selector, %user, "the user has no chat any more: tokens removed");
+        }
+    }
+    Ok(())
 }
 
 fn count(result: &'static str) {
