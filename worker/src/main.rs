@@ -2,11 +2,9 @@
 
 mod admin;
 mod beat;
-mod classification;
 mod cli;
 mod feed;
 mod gate;
-mod homeserver;
 mod metrics;
 mod run;
 mod settings;

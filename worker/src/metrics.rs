@@ -7,7 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use matrix2acrobits_shared::process;
+use matrix2acrobits_shared::{process, rules::outcome::Reply};
 use matrix2acrobits_sqlite::{
     queue::QueueState,
     store::{Store, pushers::Outcome},
@@ -17,7 +17,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::{beat::Beat, classification::Answer};
+use crate::beat::Beat;
 
 const JOBS: &str = "matrix2acrobits_jobs_total";
 const JOB_ATTEMPTS: &str = "matrix2acrobits_job_attempts";
@@ -174,10 +174,10 @@ pub(crate) fn gate_shut(shut: bool) {
 }
 
 /// Counts a request to the homeserver; `kind` is one of [`REQUEST_KINDS`].
-pub(crate) fn request(kind: &'static str, answer: &Answer, took: Duration) {
-    let status = match answer {
-        Answer::Http(response) => known_status(response.status),
-        Answer::None { .. } => "none",
+pub(crate) fn request(kind: &'static str, reply: &Reply, took: Duration) {
+    let status = match reply {
+        Reply::Response(response) => known_status(response.status),
+        Reply::Nothing { .. } => "none",
     };
     counter!(REQUESTS, "request" => kind, "status" => status).increment(1);
     histogram!(REQUEST_DURATION, "request" => kind).record(took);

@@ -13,6 +13,7 @@ use apalis_core::{
     worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
 };
 use futures::FutureExt;
+use matrix2acrobits_shared::matrix::client::Homeserver;
 use matrix2acrobits_sqlite::{
     queue::{self, Held},
     store::{Store, StoreError},
@@ -24,7 +25,6 @@ use crate::{
     beat::Beat,
     feed::Feed,
     gate::{Gate, Step},
-    homeserver::Homeserver,
     metrics,
     sync_pusher::Jobs,
 };

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use matrix2acrobits_shared::{
     clock::Clock,
     ids::log_id,
+    matrix::client::Homeserver,
     process::{go_proxy, logs, settings::SettingError, shutdown},
 };
 use matrix2acrobits_sqlite::{store::Store, writer::Sharing};
@@ -15,7 +16,6 @@ use crate::{
     beat::Beat,
     cli::{Cli, Failure},
     gate::{Gate, State},
-    homeserver::Homeserver,
     metrics, run,
     sync_pusher::Jobs,
 };
@@ -70,6 +70,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         settings.as_token.clone(),
         settings.homeserver_timeout,
         &settings.outgoing,
+        metrics::request,
     )
     .map_err(Failure::other)?;
     let gate = Arc::new(Gate::new(State::new(

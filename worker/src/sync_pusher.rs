@@ -10,7 +10,11 @@ use std::{
 use futures::FutureExt;
 use matrix2acrobits_shared::{
     clock::Clock,
-    matrix::pushers::{DeletePusher, HeldPushers, PusherSettings, SetPusher},
+    matrix::{
+        client::Homeserver,
+        pushers::{DeletePusher, PusherSettings, SetPusher},
+    },
+    rules::outcome::{Meaning, Request, meaning},
 };
 use matrix2acrobits_sqlite::{
     queue::{Held, SyncPusher},
@@ -23,15 +27,11 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use crate::{
-    classification::{self, Answer, Verdict},
     gate::{Change, Gate, Sign},
-    homeserver::Homeserver,
     metrics,
     settings::Settings,
 };
 
-/// The longest that one job's 429 holds up the others.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// What a dead letter says whose job panicked.
 const PANICKED: &str = "the job panicked; see the log";
 /// Pause between attempts to reach our own database.
@@ -115,9 +115,10 @@ impl Jobs {
             Err(_) => self.outcome(
                 held,
                 row,
-                Verdict::Unwell {
+                Meaning::Outage {
                     reason: "the job took too long".into(),
                     maybe_done: true,
+                    asked: None,
                 },
             ),
         }
@@ -125,101 +126,83 @@ impl Jobs {
 
     async fn act(&self, held: &Held, row: &PusherRow) -> Outcome {
         let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher);
-        let verdict = match row.goal {
+        let meaning = match row.goal {
             Goal::Delete => {
-                let pusher = DeletePusher {
-                    app_id: row.app_id.as_str(),
-                    pushkey: row.pushkey.as_str(),
-                    kind: None,
-                };
-                let answer = self.homeserver.delete(&row.user_id, &pusher).await;
-                classification::classify_deletion(&answer, self.settings.retry.initial)
+                let pusher = DeletePusher::new(&row.app_id, &row.pushkey);
+                let reply = self.homeserver.delete(&row.user_id, &pusher).await;
+                meaning(&reply, Request::Delete)
             }
-            Goal::Check => match self.check(row, &set).await {
-                Ok(true) => Verdict::Done,
-                Ok(false) => self.classify(&self.homeserver.set(&row.user_id, &set).await),
-                Err(verdict) => verdict,
-            },
-            Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => {
-                self.classify(&self.homeserver.set(&row.user_id, &set).await)
-            }
+            Goal::Check => self.check(row, set).await,
+            Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => self.set(row, &set).await,
         };
-        self.outcome(held, row, verdict)
+        self.outcome(held, row, meaning)
     }
 
-    /// Whether the homeserver holds the pusher as it should be.
-    async fn check(&self, row: &PusherRow, wanted: &SetPusher<'_>) -> Result<bool, Verdict> {
-        let (answer, held) = self.homeserver.pushers(&row.user_id).await;
-        match (self.classify(&answer), held) {
-            (Verdict::Done, Some(HeldPushers { pushers })) => {
-                Ok(pushers.iter().any(|held| wanted.matches(held)))
+    async fn set(&self, row: &PusherRow, pusher: &SetPusher<'_>) -> Meaning {
+        let reply = self.homeserver.set(&row.user_id, pusher).await;
+        meaning(&reply, Request::Set)
+    }
+
+    /// Sets the pusher unless the homeserver holds it as it should be.
+    async fn check(&self, row: &PusherRow, wanted: SetPusher<'_>) -> Meaning {
+        let (reply, held) = self.homeserver.pushers(&row.user_id).await;
+        match (meaning(&reply, Request::Look), held) {
+            (Meaning::Done, Some(held)) if held.iter().any(|held| wanted.matches(held)) => {
+                Meaning::Done
             }
-            (Verdict::Done, None) => Err(Verdict::Unwell {
+            (Meaning::Done, Some(held)) => self.set(row, &wanted.keeping(&held)).await,
+            (Meaning::Done, None) => Meaning::Outage {
                 reason: "the list of pushers cannot be read".into(),
                 maybe_done: false,
-            }),
-            // Looking does not change anything.
-            (Verdict::Unwell { reason, .. }, _) => Err(Verdict::Unwell {
-                reason,
-                maybe_done: false,
-            }),
-            (verdict, _) => Err(verdict),
+                asked: None,
+            },
+            (meaning, _) => meaning,
         }
     }
 
-    fn classify(&self, answer: &Answer) -> Verdict {
-        classification::classify(answer, self.settings.retry.initial)
-    }
-
-    /// Tells the gate what the verdict says of the homeserver, and the queue what it says of the job.
-    fn outcome(&self, held: &Held, row: &PusherRow, verdict: Verdict) -> Outcome {
+    /// Tells the gate what the meaning says of the homeserver, and the queue what it says of the job.
+    fn outcome(&self, held: &Held, row: &PusherRow, meaning: Meaning) -> Outcome {
         let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
-        let clock = &self.store.clock;
-        let (sign, outcome) = match verdict {
-            Verdict::Done if row.goal == Goal::Delete => (Sign::Well, Outcome::Removed),
-            Verdict::Done => (Sign::Well, Outcome::Registered),
-            Verdict::Refused { reason } => (Sign::Well, Outcome::Dead { error: reason }),
-            Verdict::Unwell { reason, maybe_done } => {
-                let run_at = clock.after(self.settings.retry.delay(failures));
-                let error = reason.clone();
-                (
-                    Sign::Unwell(reason),
-                    Outcome::Retry {
-                        run_at,
-                        error,
-                        maybe_done,
-                        strict: false,
-                    },
-                )
+        // Never sooner than our own backoff, and if the homeserver asks for a time nothing brings it forward.
+        let retry = |own: Duration, error: String, maybe_done, asked: Option<Duration>| {
+            let wait = asked.map_or(own, |asked| asked.max(own));
+            Outcome::Retry {
+                run_at: self.store.clock.after(wait),
+                error,
+                maybe_done,
+                strict: asked.is_some(),
             }
-            Verdict::Limited { after } => {
-                let run_at = clock.after(after);
+        };
+        let backoff = self.settings.retry.delay(failures);
+        let (sign, outcome) = match meaning {
+            Meaning::Done if row.goal == Goal::Delete => (Sign::Well, Outcome::Removed),
+            Meaning::Done => (Sign::Well, Outcome::Registered),
+            Meaning::Refused { reason } => (Sign::Well, Outcome::Dead { error: reason }),
+            Meaning::Later { reason, asked } => {
+                (Sign::Well, retry(backoff, reason, false, Some(asked)))
+            }
+            Meaning::Outage {
+                reason,
+                maybe_done,
+                asked,
+            } => {
+                let outcome = retry(backoff, reason.clone(), maybe_done, asked);
+                (Sign::Unwell(reason), outcome)
+            }
+            Meaning::Limited { asked } => {
+                let wait = asked.map_or(backoff, |asked| asked.max(backoff));
                 let error = format!(
                     "HTTP 429: asked to wait {}",
-                    humantime::format_duration(after)
+                    humantime::format_duration(wait)
                 );
                 (
-                    Sign::Limited(after.min(LONGEST_PAUSE)),
-                    Outcome::Retry {
-                        run_at,
-                        error,
-                        maybe_done: false,
-                        strict: true,
-                    },
+                    Sign::Limited(wait),
+                    retry(backoff, error, false, Some(wait)),
                 )
             }
-            Verdict::Misconfigured { reason } => {
-                let run_at = clock.after(self.settings.retry.max);
-                let error = reason.clone();
-                (
-                    Sign::Misconfigured(reason),
-                    Outcome::Retry {
-                        run_at,
-                        error,
-                        maybe_done: false,
-                        strict: false,
-                    },
-                )
+            Meaning::Misconfigured { reason, asked } => {
+                let outcome = retry(self.settings.retry.max, reason.clone(), false, asked);
+                (Sign::Misconfigured(reason), outcome)
             }
         };
         match self.gate.record(&sign) {

@@ -1,3 +1,4 @@
 //! How we speak to a Matrix homeserver.
 
+pub mod client;
 pub mod pushers;

@@ -1,7 +1,8 @@
 //! The bodies that we exchange with a Matrix homeserver about pushers
 //! (client-server API, `GET /pushers` and `POST /pushers/set`).
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use url::Url;
 
 use crate::ids::{AppId, Pushkey, Selector};
@@ -10,6 +11,13 @@ use crate::ids::{AppId, Pushkey, Selector};
 pub const DEVICE_DISPLAY_NAME: &str = "Acrobits Softphone";
 /// The language of every pusher of ours.
 pub const LANG: &str = "en";
+/// What MSC3881 keeps in a pusher, under its stable and its unstable names.
+const KEPT: [&str; 4] = [
+    "enabled",
+    "device_id",
+    "org.matrix.msc3881.enabled",
+    "org.matrix.msc3881.device_id",
+];
 /// The only path that Synapse accepts in a pusher's URL.
 pub const NOTIFY_PATH: &str = "/_matrix/push/v1/notify";
 
@@ -56,6 +64,8 @@ pub struct SetPusher<'a> {
     lang: &'a str,
     pushkey: &'a str,
     data: PusherData<'a>,
+    #[serde(flatten)]
+    kept: Map<String, Value>,
 }
 
 /// `data` of a pusher. A missing `format` means full; Synapse hands unknown keys such as `selector` back
@@ -90,7 +100,22 @@ impl<'a> SetPusher<'a> {
                 url: settings.notify_url.as_str(),
                 selector: selector.as_str(),
             },
+            kept: Map::new(),
         }
+    }
+
+    /// The same, with what a set would otherwise take away from the homeserver's pusher: the user's pause.
+    #[must_use]
+    pub fn keeping(mut self, held: &[HeldPusher]) -> Self {
+        let same = |held: &&HeldPusher| held.app_id == self.app_id && held.pushkey == self.pushkey;
+        if let Some(held) = held.iter().find(same) {
+            let kept = KEPT.iter().filter_map(|&key| {
+                let value = held.rest.get(key).filter(|value| !value.is_null())?;
+                Some((key.to_owned(), value.clone()))
+            });
+            self.kept = kept.collect();
+        }
+        self
     }
 
     /// Whether the homeserver's pusher does what this one would.
@@ -109,15 +134,27 @@ impl<'a> SetPusher<'a> {
 /// The body of `POST /pushers/set` that deletes a pusher.
 #[derive(Debug, Serialize)]
 pub struct DeletePusher<'a> {
-    /// The pusher's app id.
-    pub app_id: &'a str,
-    /// The pusher's pushkey.
-    pub pushkey: &'a str,
+    app_id: &'a str,
+    pushkey: &'a str,
     /// Always null, which is what deletes.
-    pub kind: Option<&'a str>,
+    kind: Option<&'a str>,
+    /// Without it Dendrite deletes the pushers of other users, too.
+    append: bool,
 }
 
-/// A pusher as `GET /pushers` lists it; we read only what we compare.
+impl<'a> DeletePusher<'a> {
+    /// Deletes the user's pusher of this app and pushkey.
+    pub fn new(app_id: &'a AppId, pushkey: &'a Pushkey) -> Self {
+        Self {
+            app_id: app_id.as_str(),
+            pushkey: pushkey.as_str(),
+            kind: None,
+            append: true,
+        }
+    }
+}
+
+/// A pusher as `GET /pushers` lists it; we read only what we compare or have to keep.
 #[derive(Debug, Deserialize)]
 pub struct HeldPusher {
     /// Its app id.
@@ -127,16 +164,29 @@ pub struct HeldPusher {
     /// `http` for a push gateway.
     #[serde(default)]
     pub kind: Option<String>,
-    /// Its URL, format, and our selector.
-    #[serde(default)]
-    pub data: serde_json::Map<String, serde_json::Value>,
+    /// Its URL, format, and our selector. Dendrite has null for no data.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub data: Map<String, Value>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
-/// The answer to `GET /pushers`.
+/// The response to `GET /pushers`.
 #[derive(Debug, Deserialize)]
 pub struct HeldPushers {
-    /// All pushers of the user.
+    /// The pushers of the user that can be read; those of other kinds are none of ours.
+    #[serde(deserialize_with = "readable")]
     pub pushers: Vec<HeldPusher>,
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>>(field: D) -> Result<Map<String, Value>, D::Error> {
+    Ok(Option::deserialize(field)?.unwrap_or_default())
+}
+
+fn readable<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<HeldPusher>, D::Error> {
+    let list = Vec::<Value>::deserialize(list)?;
+    let read = list.into_iter().map(HeldPusher::deserialize);
+    Ok(read.filter_map(Result::ok).collect())
 }
 
 #[cfg(test)]
@@ -181,15 +231,55 @@ mod tests {
     }
 
     #[test]
-    fn delete_body_has_a_null_kind() {
-        let body = DeletePusher {
-            app_id: "a",
-            pushkey: "p",
-            kind: None,
-        };
+    fn delete_body_has_a_null_kind_and_spares_other_users() {
+        let app_id = AppId::parse("a").unwrap();
+        let pushkey = Pushkey::parse("p").unwrap();
         assert_eq!(
-            serde_json::to_value(body).unwrap(),
-            json!({"app_id": "a", "pushkey": "p", "kind": null})
+            serde_json::to_value(DeletePusher::new(&app_id, &pushkey)).unwrap(),
+            json!({"app_id": "a", "pushkey": "p", "kind": null, "append": true})
         );
+    }
+
+    fn list(pushers: &Value) -> Vec<HeldPusher> {
+        let list: HeldPushers = serde_json::from_value(json!({ "pushers": pushers })).unwrap();
+        list.pushers
+    }
+
+    #[test]
+    fn a_list_is_read_whatever_foreign_pushers_hold() {
+        let read = list(&json!([
+            {"app_id": "a", "pushkey": "p", "kind": "http", "data": null},
+            {"app_id": "b", "pushkey": "p", "kind": "email"},
+            {"app_id": "c", "pushkey": "p", "kind": null, "data": {"brand": 1}},
+            {"app_id": "d", "pushkey": null},
+            {"app_id": "e", "pushkey": "p", "kind": 7, "data": "text"},
+            "nonsense",
+            {"app_id": "f", "pushkey": "p", "data": {}},
+        ]));
+        let ids: Vec<_> = read.iter().map(|held| held.app_id.as_str()).collect();
+        assert_eq!(ids, ["a", "b", "c", "f"]);
+    }
+
+    #[test]
+    fn a_set_keeps_the_users_pause() {
+        let app_id = AppId::parse("a").unwrap();
+        let pushkey = Pushkey::parse("p").unwrap();
+        let selector = Selector::parse("s").unwrap();
+        let settings = settings(PushFormat::Full);
+        let set = || SetPusher::new(&app_id, &pushkey, &selector, &settings);
+        let held = list(&json!([
+            {"app_id": "a", "pushkey": "other", "enabled": true},
+            {"app_id": "a", "pushkey": "p", "enabled": false, "device_id": null,
+             "org.matrix.msc3881.enabled": false, "profile_tag": "x"},
+        ]));
+        let body = serde_json::to_value(set().keeping(&held)).unwrap();
+        assert_eq!(body["enabled"], json!(false));
+        assert_eq!(body["org.matrix.msc3881.enabled"], json!(false));
+        assert_eq!(
+            (body.get("device_id"), body.get("profile_tag")),
+            (None, None)
+        );
+        let body = serde_json::to_value(set().keeping(&[])).unwrap();
+        assert_eq!(body.get("enabled"), None);
     }
 }

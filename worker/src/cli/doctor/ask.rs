@@ -2,7 +2,12 @@
 
 use std::{error::Error, time::Duration};
 
-use matrix2acrobits_shared::{ids::UserId, process::net, secret::Secret};
+use matrix2acrobits_shared::{
+    ids::UserId,
+    matrix::client::{Homeserver, Received},
+    process::net,
+    rules::outcome,
+};
 use serde_json::Value;
 use url::Url;
 
@@ -18,13 +23,25 @@ pub(super) struct Reply {
     pub(super) status: u16,
     /// Null if the body is no JSON.
     pub(super) body: Value,
-    /// Date header.
-    pub(super) date: Option<String>,
+    /// The other side's clock, in seconds since 1970.
+    pub(super) date: Option<i64>,
     /// Location header.
     pub(super) location: Option<String>,
 }
 
 impl Reply {
+    fn of(received: Received) -> Result<Self, String> {
+        match received.reply {
+            outcome::Reply::Nothing { reason, .. } => Err(reason),
+            outcome::Reply::Response(response) => Ok(Self {
+                status: response.status,
+                location: response.location,
+                body: received.body,
+                date: received.date,
+            }),
+        }
+    }
+
     /// A text in the body.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         self.body.get(key)?.as_str()
@@ -47,8 +64,7 @@ impl Reply {
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
     client: reqwest::Client,
-    homeserver: Url,
-    token: Secret,
+    homeserver: Homeserver,
 }
 
 impl Asker {
@@ -56,14 +72,19 @@ impl Asker {
         let timeout = settings.homeserver_timeout.min(LONGEST);
         Ok(Self {
             client: settings.outgoing.client(timeout).timeout(timeout).build()?,
-            homeserver: settings.homeserver_url.clone(),
-            token: settings.as_token.clone(),
+            homeserver: Homeserver::new(
+                settings.homeserver_url.clone(),
+                settings.as_token.clone(),
+                timeout,
+                &settings.outgoing,
+                |_, _, _| (),
+            )?,
         })
     }
 
-    /// `GET /_matrix/client/versions`. Without our token: Synapse answers 401 to one that it does not know.
+    /// `GET /_matrix/client/versions`.
     pub(super) async fn versions(&self) -> Result<Reply, String> {
-        self.get(self.url("versions")).await
+        Reply::of(self.homeserver.versions().await)
     }
 
     /// `GET /_matrix/client/v3/{endpoint}`, with our token, for a user or for ourselves.
@@ -72,18 +93,8 @@ impl Asker {
         endpoint: &str,
         user: Option<&UserId>,
     ) -> Result<Reply, String> {
-        let mut url = self.url(&format!("v3/{endpoint}"));
-        if let Some(user) = user {
-            url.query_pairs_mut().append_pair("user_id", user.as_str());
-        }
-        send(self.client.get(url).bearer_auth(self.token.expose())).await
-    }
-
-    fn url(&self, endpoint: &str) -> Url {
-        let mut url = self.homeserver.clone();
-        let base = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!("{base}/_matrix/client/{endpoint}"));
-        url
+        let endpoint = format!("v3/{endpoint}");
+        Reply::of(self.homeserver.get("doctor", &endpoint, user).await)
     }
 
     /// A POST without a body.
@@ -106,7 +117,7 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Reply, String> {
     };
     let reply = Reply {
         status: response.status().as_u16(),
-        date: header("date"),
+        date: None,
         location: header("location"),
         body: Value::Null,
     };

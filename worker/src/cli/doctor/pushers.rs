@@ -2,7 +2,10 @@
 
 use matrix2acrobits_shared::{
     ids::{AppId, Pushkey, Selector, UserId},
-    matrix::pushers::{HeldPusher, HeldPushers, PusherSettings, SetPusher},
+    matrix::{
+        client,
+        pushers::{HeldPusher, PusherSettings, SetPusher},
+    },
 };
 use matrix2acrobits_sqlite::store::{
     Store, StoreError,
@@ -28,7 +31,7 @@ pub(super) async fn check(
             return Ok(());
         }
     };
-    let Ok(HeldPushers { pushers: held }) = serde_json::from_value(reply.body.clone()) else {
+    let Some(held) = client::held(reply.body.clone()) else {
         report.wrong(
             "pushers",
             &format!("the list cannot be read: {}", reply.describe()),

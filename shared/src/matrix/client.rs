@@ -1,0 +1,285 @@
+//! The client for a homeserver's client-server API, acting for users as an application service.
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::pushers::{DeletePusher, HeldPusher, HeldPushers, SetPusher};
+use crate::{
+    clock::Clock,
+    ids::UserId,
+    process::net::{self, Outgoing},
+    rules::outcome::{Reply, Response},
+    secret::Secret,
+};
+
+/// Longest body that we read: a user with a thousand pushers stays below.
+const MAX_BODY: usize = 1024 * 1024;
+/// How long a probe waits; a homeserver that takes longer is not back yet.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the homeserver says in a response is cut here.
+const MAX_WORDS: usize = 300;
+
+/// Told of each request: its kind, what came of it, and how long it took.
+pub type Observer = fn(&'static str, &Reply, Duration);
+
+/// A homeserver and our token for it.
+#[derive(Debug, Clone)]
+pub struct Homeserver {
+    client: reqwest::Client,
+    base: Url,
+    token: Secret,
+    clock: Clock,
+    observer: Observer,
+}
+
+/// What came of a request, with the body of the response.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// What decides.
+    pub reply: Reply,
+    /// The body; null where there is none, or no JSON.
+    pub body: Value,
+    /// The homeserver's clock, in seconds since 1970.
+    pub date: Option<i64>,
+}
+
+impl Homeserver {
+    /// `timeout` is per request, from connecting to the end of the response.
+    pub fn new(
+        base: Url,
+        token: Secret,
+        timeout: Duration,
+        outgoing: &Outgoing,
+        observer: Observer,
+    ) -> Result<Self, reqwest::Error> {
+        let client = outgoing
+            .client(timeout.min(Duration::from_secs(10)))
+            .timeout(timeout)
+            .pool_max_idle_per_host(64)
+            .build()?;
+        Ok(Self {
+            client,
+            base,
+            token,
+            clock: Clock::system(),
+            observer,
+        })
+    }
+
+    /// `POST /pushers/set` with a pusher.
+    pub async fn set(&self, user: &UserId, pusher: &SetPusher<'_>) -> Reply {
+        self.change("set", user, pusher).await
+    }
+
+    /// `POST /pushers/set` with `kind: null`, which is answered 200 also when there is no such pusher.
+    pub async fn delete(&self, user: &UserId, pusher: &DeletePusher<'_>) -> Reply {
+        self.change("delete", user, pusher).await
+    }
+
+    async fn change(&self, kind: &'static str, user: &UserId, body: &impl Serialize) -> Reply {
+        let url = self.url("v3/pushers/set", Some(user));
+        let request = self.client.post(url).bearer_auth(self.token.expose());
+        self.send(kind, request.json(body)).await.reply
+    }
+
+    /// `GET /pushers`: the reply, and what the homeserver holds for this user if it can be read.
+    pub async fn pushers(&self, user: &UserId) -> (Reply, Option<Vec<HeldPusher>>) {
+        let received = self.get("list", "v3/pushers", Some(user)).await;
+        (received.reply, held(received.body))
+    }
+
+    /// `GET /_matrix/client/{endpoint}` with our token, for a user or for ourselves.
+    pub async fn get(&self, kind: &'static str, endpoint: &str, user: Option<&UserId>) -> Received {
+        let request = self.client.get(self.url(endpoint, user));
+        self.send(kind, request.bearer_auth(self.token.expose()))
+            .await
+    }
+
+    /// `GET /versions`. Without our token: Synapse answers 401 to one that it does not know, and then no job
+    /// would ever run to find that out.
+    pub async fn versions(&self) -> Received {
+        let request = self.client.get(self.url("versions", None));
+        self.send("probe", request.timeout(PROBE_TIMEOUT)).await
+    }
+
+    /// Whether the homeserver answers at all.
+    pub async fn probe(&self) -> bool {
+        match self.versions().await.reply {
+            Reply::Response(response) => (200..300).contains(&response.status) && response.json,
+            Reply::Nothing { .. } => false,
+        }
+    }
+
+    fn url(&self, endpoint: &str, user: Option<&UserId>) -> Url {
+        let mut url = self.base.clone();
+        let base = url.path().trim_end_matches('/');
+        let path = format!("{base}/_matrix/client/{endpoint}");
+        url.set_path(&path);
+        if let Some(user) = user {
+            url.query_pairs_mut().append_pair("user_id", user.as_str());
+        }
+        url
+    }
+
+    async fn send(&self, kind: &'static str, request: reqwest::RequestBuilder) -> Received {
+        let started = Instant::now();
+        let received = receive(request, self.clock.unix()).await;
+        (self.observer)(kind, &received.reply, started.elapsed());
+        received
+    }
+}
+
+/// The pushers in the body of a response to `GET /pushers`.
+pub fn held(body: Value) -> Option<Vec<HeldPusher>> {
+    let list: HeldPushers = serde_json::from_value(body).ok()?;
+    Some(list.pushers)
+}
+
+async fn receive(request: reqwest::RequestBuilder, now: i64) -> Received {
+    let nothing = |reason: String, sent| Received {
+        reply: Reply::Nothing { reason, sent },
+        body: Value::Null,
+        date: None,
+    };
+    let response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => {
+            let (reason, sent) = no_response(&error);
+            return nothing(reason.into(), sent);
+        }
+    };
+    let status = response.status().as_u16();
+    let header = |name: &str| {
+        let value = response.headers().get(name)?.to_str().ok()?;
+        Some(value.to_owned())
+    };
+    let (retry_after, location) = (header("retry-after"), header("location"));
+    let date = header("date").and_then(|date| seconds(&date));
+    let Ok(body) = net::read_body(response, MAX_BODY).await else {
+        return nothing(format!("HTTP {status}, but its body cannot be read"), true);
+    };
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let from_header = retry_after.and_then(|text| wait(&text, now));
+    let response = Response {
+        location: location.map(|target| cut(&target)),
+        ..read(status, from_header, body.as_object())
+    };
+    Received {
+        reply: Reply::Response(response),
+        body,
+        date,
+    }
+}
+
+/// Our words for a request without a response, and whether the homeserver may have seen the request. The
+/// words of reqwest would repeat the URL with the user.
+fn no_response(error: &reqwest::Error) -> (&'static str, bool) {
+    if error.is_connect() && error.is_timeout() {
+        ("no connection in time", false)
+    } else if error.is_connect() {
+        ("connection refused or failed", false)
+    } else if error.is_timeout() {
+        ("no response in time", true)
+    } else {
+        ("connection lost before the response", true)
+    }
+}
+
+/// Reads what decides. The body's `retry_after_ms` is finer than the header, which is rounded to seconds.
+fn read(status: u16, from_header: Option<Duration>, body: Option<&Map<String, Value>>) -> Response {
+    let text = |key: &str| Some(cut(body?.get(key)?.as_str()?));
+    let from_body = body
+        .and_then(|body| body.get("retry_after_ms")?.as_f64())
+        .and_then(|ms| Duration::try_from_secs_f64(ms / 1000.0).ok());
+    Response {
+        status,
+        json: body.is_some(),
+        errcode: text("errcode"),
+        error: text("error"),
+        location: None,
+        retry_after: from_body.or(from_header),
+    }
+}
+
+/// A response is not a place to store novels in.
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_WORDS).collect()
+}
+
+/// A Retry-After in either of its forms (RFC 9110, 10.2.3): seconds, or a date.
+fn wait(text: &str, now: i64) -> Option<Duration> {
+    let text = text.trim();
+    let seconds = match text.parse() {
+        Ok(seconds) => seconds,
+        Err(_) => u64::try_from(seconds(text)? - now).unwrap_or(0),
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+/// An HTTP date in seconds since 1970.
+fn seconds(date: &str) -> Option<i64> {
+    let since = httpdate::parse_http_date(date)
+        .ok()?
+        .duration_since(UNIX_EPOCH);
+    i64::try_from(since.ok()?.as_secs()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn retry_after_in_both_forms() {
+        // Sun, 06 Nov 1994 08:49:37 GMT
+        let now = 784_111_777;
+        for (text, expected) in [
+            ("3", Some(3)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:45 GMT", Some(8)),
+            ("Sunday, 06-Nov-94 08:49:45 GMT", Some(8)),
+            ("Sun, 06 Nov 1994 08:49:30 GMT", Some(0)),
+            ("soon", None),
+            ("-3", None),
+            ("", None),
+        ] {
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(wait(text, now), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_bodys_wait_is_finer_than_the_headers() {
+        let header = Some(Duration::from_secs(3));
+        for (body, expected) in [
+            (json!({}), header),
+            (
+                json!({"retry_after_ms": 10}),
+                Some(Duration::from_millis(10)),
+            ),
+            (
+                json!({"retry_after_ms": 10.5}),
+                Some(Duration::from_micros(10_500)),
+            ),
+            (json!({"retry_after_ms": -1}), header),
+            (json!({"retry_after_ms": "1"}), header),
+        ] {
+            let response = read(429, header, body.as_object());
+            assert_eq!(response.retry_after, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn only_an_object_counts_as_json() {
+        for (body, json) in [(json!({}), true), (json!([]), false), (Value::Null, false)] {
+            assert_eq!(read(200, None, body.as_object()).json, json, "{body}");
+        }
+        let long = json!({"errcode": "M_X", "error": "x".repeat(1000)});
+        let response = read(400, None, long.as_object());
+        assert_eq!(response.errcode.as_deref(), Some("M_X"));
+        assert_eq!(response.error.map(|words| words.len()), Some(MAX_WORDS));
+    }
+}
