@@ -2,6 +2,7 @@
 //! place that holds SQL, so that another database can later stand behind the same functions.
 
 mod finish;
+pub mod gate;
 pub mod go_proxy;
 pub mod import;
 pub mod listing;
