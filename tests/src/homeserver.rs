@@ -58,6 +58,12 @@ pub enum Fault {
     WrongToken,
     /// Answers well, after this many milliseconds.
     Delay(u64),
+    /// A proxy's page with this status, after the homeserver has done what it was asked.
+    DoneBut(u16),
+    /// A gateway's answer in JSON that is not Matrix'.
+    Gateway(u16, &'static str),
+    /// A proxy's 429 page with an HTTP date this many seconds ahead in Retry-After.
+    LimitedUntil(u64),
 }
 
 /// A request that arrived, and what was answered.
@@ -242,6 +248,18 @@ impl Homeserver {
         inner.pushers.retain(|pusher| pusher.pushkey != pushkey);
     }
 
+    /// Holds a pusher that somebody else has set.
+    pub fn hold(&self, user_id: &str, body: &Value) {
+        let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+        let pusher = Pusher {
+            user_id: user_id.to_owned(),
+            app_id: text("app_id"),
+            pushkey: text("pushkey"),
+            body: body.clone(),
+        };
+        self.state.inner.lock().unwrap().pushers.push(pusher);
+    }
+
     /// The pushers that it holds, in the order in which they were set.
     pub fn pushers(&self) -> Vec<Pusher> {
         self.state.inner.lock().unwrap().pushers.clone()
@@ -337,6 +355,16 @@ impl State {
                 error,
             }) if pusher_call => {
                 return Some(matrix_error(status, errcode, error));
+            }
+            Some(Fault::DoneBut(status)) if pusher_call => {
+                self.well(request);
+                return Some(server::html(status));
+            }
+            Some(Fault::Gateway(status, body)) if pusher_call => {
+                return Some(server::answer_of(status, "application/json", body));
+            }
+            Some(Fault::LimitedUntil(seconds)) if pusher_call => {
+                return Some(limited_until(seconds));
             }
             // Synapse looks at a token even where it needs none.
             Some(Fault::WrongToken) if request.bearer.is_some() => return Some(unknown_token()),
@@ -487,6 +515,16 @@ fn rate_limited(retry_after_ms: u64) -> Response {
     answer
         .headers_mut()
         .insert("retry-after", seconds.to_string().parse().unwrap());
+    answer
+}
+
+fn limited_until(seconds: u64) -> Response {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let date = std::time::UNIX_EPOCH + now + Duration::from_secs(seconds);
+    let date = httpdate::fmt_http_date(date);
+    let mut answer = server::html(429);
+    let headers = answer.headers_mut();
+    headers.insert("retry-after", date.parse().unwrap());
     answer
 }
 

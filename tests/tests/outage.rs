@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, MALLORY, Phone};
-use matrix2acrobits_tests::homeserver::Fault;
+use matrix2acrobits_tests::homeserver::{Call, Fault};
+use matrix2acrobits_tests::process::{Process, Program};
 use matrix2acrobits_tests::{SOON, eventually};
 use serde_json::json;
 
@@ -92,6 +93,198 @@ async fn a_429_is_waited_for() {
     let waited = sets[1].at - sets[0].at;
     assert!(waited >= Duration::from_millis(3500), "{waited:?}");
     assert_eq!(sets.len(), 2);
+}
+
+#[tokio::test]
+async fn a_date_in_retry_after_is_waited_for() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.homeserver.break_for(BOB, Fault::LimitedUntil(5));
+    app.enroll(&[&phone]).await;
+    eventually(SOON, "the first call", async || {
+        !app.homeserver.sets().is_empty()
+    })
+    .await;
+    app.homeserver.repair().await;
+    app.pusher_set(&phone).await;
+    let sets = app.homeserver.sets();
+    let waited = sets[1].at - sets[0].at;
+    // The date has whole seconds.
+    assert!(waited >= Duration::from_secs(4), "{waited:?}");
+}
+
+#[tokio::test]
+async fn a_429_that_asks_for_no_wait_is_no_licence_to_hammer() {
+    let app = App::start().await;
+    let now = Fault::RateLimited { retry_after_ms: 0 };
+    app.homeserver.break_with(now).await;
+    let phones: Vec<_> = (0..40).map(|n| Phone::new(&format!("p{n}"))).collect();
+    let all: Vec<_> = phones.iter().collect();
+    app.enroll(&all).await;
+    let since = Instant::now();
+    eventually(SOON, "five seconds", async || {
+        since.elapsed() > Duration::from_secs(5)
+    })
+    .await;
+    let (calls, busiest) = (
+        app.homeserver.calls().len(),
+        app.homeserver.busiest_second(),
+    );
+    assert!(calls <= 20, "{calls} requests in five seconds");
+    assert!(busiest <= 10, "{busiest} requests in a second");
+    app.homeserver.repair().await;
+    app.pushers_are(BOB, &all).await;
+    assert_eq!(app.database.dead_jobs().await, 0);
+}
+
+#[tokio::test]
+async fn an_answer_from_before_a_429_does_not_lift_it() {
+    let app = App::start().await;
+    let hers = Phone::new("hers").of(ALICE);
+    app.homeserver.break_for(ALICE, Fault::Delay(1500));
+    app.enroll(&[&hers]).await;
+    eventually(SOON, "her call is on its way", async || {
+        !app.homeserver.sets().is_empty()
+    })
+    .await;
+    let limited = Fault::RateLimited {
+        retry_after_ms: 5000,
+    };
+    app.homeserver.break_for(BOB, limited);
+    let phones: Vec<_> = (0..30).map(|n| Phone::new(&format!("p{n}"))).collect();
+    let all: Vec<_> = phones.iter().collect();
+    app.enroll(&all).await;
+    app.pusher_set(&hers).await;
+    let first = |calls: &[Call]| {
+        let limited = calls.iter().find(|call| call.status == Some(429));
+        limited.map(|call| call.at)
+    };
+    let since = Instant::now();
+    eventually(SOON, "most of the wait is over", async || {
+        since.elapsed() > Duration::from_secs(3)
+    })
+    .await;
+    let calls = app.homeserver.calls();
+    let limited = first(&calls).unwrap_or(since);
+    let late = calls
+        .iter()
+        .filter(|call| call.at > limited + Duration::from_millis(300));
+    assert_eq!(late.count(), 0, "{calls:#?}");
+    app.homeserver.repair().await;
+    app.pushers_are(BOB, &all).await;
+}
+
+#[tokio::test]
+async fn what_stands_in_front_of_the_homeserver_makes_no_dead_letters() {
+    for fault in [
+        Fault::Gateway(404, r#"{"message":"no Route matched with those values"}"#),
+        Fault::Gateway(403, r#"{"message":"Forbidden"}"#),
+        Fault::Gateway(400, r#"{"message":"bad gateway configuration"}"#),
+        Fault::Status(407),
+        Fault::Status(302),
+        Fault::Answer {
+            status: 405,
+            errcode: "M_UNRECOGNIZED",
+            error: "Unrecognized request",
+        },
+    ] {
+        let app = App::start().await;
+        app.homeserver.break_with(fault).await;
+        let phones: Vec<_> = (0..60).map(|n| Phone::new(&format!("p{n}"))).collect();
+        let all: Vec<_> = phones.iter().collect();
+        app.enroll(&all).await;
+        let since = Instant::now();
+        eventually(SOON, "two seconds of it", async || {
+            since.elapsed() > Duration::from_secs(2) && !app.homeserver.sets().is_empty()
+        })
+        .await;
+        let busiest = app.homeserver.busiest_second();
+        assert!(busiest <= 10, "{busiest} requests in a second: {fault:?}");
+        app.homeserver.repair().await;
+        app.pushers_are(BOB, &all).await;
+        app.settled().await;
+        assert_eq!(app.database.dead_jobs().await, 0, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_locked_user_is_no_wrong_token() {
+    let app = App::start().await;
+    let locked = Fault::Answer {
+        status: 401,
+        errcode: "M_USER_LOCKED",
+        error: "This account has been locked",
+    };
+    app.homeserver.break_for(BOB, locked);
+    let (his, hers) = (Phone::new("his"), Phone::new("hers").of(ALICE));
+    app.enroll(&[&his]).await;
+    app.dead_letters(1).await;
+    app.enroll(&[&hers]).await;
+    app.pusher_set(&hers).await;
+    assert!(app.worker().log_lines("ERROR").is_empty());
+    assert!(app.worker().log_lines("MATRIX_AS_TOKEN is").is_empty());
+}
+
+/// The homeserver did it, and the answer got lost in front of it: one look, and no second set, which would
+/// drop what it still has to send.
+#[tokio::test]
+async fn what_may_be_done_is_looked_at_before_it_is_done_again() {
+    for status in [502, 504, 200] {
+        let app = App::start().await;
+        // Somebody else's, as Dendrite lists it.
+        let foreign =
+            json!({"app_id": "im.vector.app", "pushkey": "k", "kind": "http", "data": null});
+        app.homeserver.hold(BOB, &foreign);
+        app.homeserver.break_for(BOB, Fault::DoneBut(status));
+        let phone = Phone::seed();
+        app.enroll(&[&phone]).await;
+        eventually(SOON, "a failed attempt", async || {
+            let row = app.database.pusher(&phone.token).await;
+            row.is_some_and(|row| row.attempts > 0)
+        })
+        .await;
+        app.homeserver.repair().await;
+        app.settled().await;
+        let calls = app.homeserver.calls();
+        assert!(calls.iter().any(Call::is_list), "{calls:#?}");
+        assert_eq!(app.homeserver.sets().len(), 1, "{status}: {calls:#?}");
+    }
+}
+
+#[tokio::test]
+async fn several_workers_share_what_they_know_of_the_homeserver() {
+    let app = App::start().await;
+    let before = Phone::new("before");
+    app.enroll(&[&before]).await;
+    app.pusher_set(&before).await;
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        let mut worker = Process::start(Program::Worker, &[], &app.worker_env);
+        worker.listening().await;
+        others.push(worker);
+    }
+    app.homeserver.break_with(Fault::Status(503)).await;
+    app.homeserver.clear_calls();
+    let phones: Vec<_> = (0..200).map(|n| Phone::new(&format!("p{n}"))).collect();
+    let mut all: Vec<_> = phones.iter().collect();
+    app.enroll(&all).await;
+    let since = Instant::now();
+    eventually(SOON, "some seconds of outage", async || {
+        since.elapsed() > Duration::from_secs(4)
+    })
+    .await;
+    let busiest = app.homeserver.busiest_second();
+    assert!(
+        (1..=10).contains(&busiest),
+        "{busiest} requests in a second from four workers"
+    );
+    let workers = others.iter().chain([app.worker()]);
+    let errors: usize = workers.map(|worker| worker.log_lines("ERROR").len()).sum();
+    assert_eq!(errors, 1, "one loud error for all");
+    app.homeserver.repair().await;
+    all.push(&before);
+    app.pushers_are(BOB, &all).await;
+    app.settled().await;
 }
 
 #[tokio::test]

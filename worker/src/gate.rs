@@ -1,338 +1,323 @@
-//! The outage gate: lets jobs through while the homeserver is well, one at a time to find out whether it
-//! is, and none while it is down. [`State`] decides and is pure; [`Gate`] has the jobs wait.
+//! Has jobs wait at the outage gate, and brings what they learn into the row that all workers share. What is
+//! decided stands in `rules::gate`.
 
 use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use matrix2acrobits_sqlite::queue::{GateReport, GateState};
+use matrix2acrobits_shared::rules::gate::{
+    Admission, Event, Gate as Rules, News, Sign, Step, Ticket,
+};
+use matrix2acrobits_sqlite::{
+    queue::{GateReport, GateState},
+    store::{Store, StoreError},
+};
 use tokio::sync::watch;
 
-/// Failures in a row, not about one user, that shut the gate.
-const FAILURES_TO_SHUT: u32 = 5;
-/// From the first failure on, and while nothing has worked lately, no more than this many requests are under
-/// way: together with the probes that keeps a homeserver that goes down below 10 requests a second.
-const CAUTIOUS: usize = 7;
-/// A success is evidence for this long.
-const LATELY: Duration = Duration::from_millis(50);
-/// While the homeserver answers probes and nothing else, a job in backoff is tried no sooner than this long
-/// after the last request, so that backoff means something and its return is noticed all the same.
-const QUIET: Duration = Duration::from_secs(10);
-
-/// What a finished request says about the homeserver.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Sign {
-    /// It works, whatever it said of this one user.
-    Well,
-    /// It does not.
-    Unwell(String),
-    /// It asks everybody to wait.
-    Limited(Duration),
-    /// Our configuration is wrong.
-    Misconfigured(String),
-}
-
-/// Whether and how many jobs may run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// As many as are configured.
-    Open { failures: u32 },
-    /// One at a time, until one shows that the homeserver works.
-    Trial,
-    /// None.
-    Shut {
-        since: Instant,
-        next_try: Instant,
-        probe: bool,
-    },
-}
-
-/// What is wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trouble {
-    Down,
-    Misconfigured,
-}
-
-/// What the prober has to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Ask the homeserver whether it is there, and let one job try if it is.
-    Probe,
-    /// The wait is over: let one job try.
-    Try,
-    /// One job may try and none is due: bring one forward.
-    BringForward,
-}
-
-/// What has changed, for the log and the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Change {
-    /// The homeserver is down.
-    Down(String),
-    /// Our configuration is wrong.
-    Misconfigured(String),
-    /// It works (again): after this long.
-    Up(Option<Duration>),
-}
-
-/// The pure part.
-#[derive(Debug)]
-pub(crate) struct State {
-    mode: Mode,
-    concurrency: usize,
-    /// How long everything waits when the configuration is wrong.
-    long_interval: Duration,
-    /// When the trouble began, and what was said of it last; kept through trials.
-    trouble: Option<(Instant, Trouble)>,
-    /// Why it last went wrong, for people.
-    reason: Option<String>,
-    /// When the last request succeeded.
-    last_well: Option<Instant>,
-    /// When the last request ended, whatever became of it.
-    last_end: Option<Instant>,
-}
-
-impl State {
-    /// Begins with a trial: a homeserver that is down at start must not meet a crowd.
-    pub(crate) fn new(concurrency: usize, long_interval: Duration) -> Self {
-        Self {
-            mode: Mode::Trial,
-            concurrency,
-            long_interval,
-            trouble: None,
-            reason: None,
-            last_well: None,
-            last_end: None,
-        }
-    }
-
-    /// How many jobs may run at this moment.
-    pub(crate) fn permits(&self, now: Instant) -> usize {
-        match self.mode {
-            Mode::Open { failures: 0 }
-                if self.last_well.is_some_and(|well| now < well + LATELY) =>
-            {
-                self.concurrency
-            }
-            Mode::Open { failures } => {
-                let left = CAUTIOUS.saturating_sub(failures as usize).max(1);
-                left.min(self.concurrency)
-            }
-            Mode::Trial => 1,
-            Mode::Shut { .. } => 0,
-        }
-    }
-
-    /// Whether the homeserver is known to work.
-    pub(crate) fn is_open(&self) -> bool {
-        matches!(self.mode, Mode::Open { .. })
-    }
-
-    /// What the operator is told. A trial in the midst of an outage is still the outage.
-    pub(crate) fn report(&self) -> GateReport {
-        let (state, reason) = match (self.trouble, self.mode) {
-            (Some(_), _) => (GateState::Shut, self.reason.clone()),
-            (None, Mode::Shut { .. }) => {
-                let reason = "HTTP 429: the homeserver asks everybody to wait";
-                (GateState::Shut, Some(reason.into()))
-            }
-            (None, Mode::Trial) => (GateState::Untried, None),
-            (None, Mode::Open { .. }) => (GateState::Open, None),
-        };
-        GateReport { state, reason }
-    }
-
-    /// Takes note of a finished request.
-    pub(crate) fn record(&mut self, sign: &Sign, now: Instant) -> Option<Change> {
-        self.last_end = Some(now);
-        match sign {
-            Sign::Well => self.last_well = Some(now),
-            Sign::Unwell(reason) | Sign::Misconfigured(reason) => {
-                self.reason = Some(reason.clone());
-            }
-            Sign::Limited(_) => {}
-        }
-        match (sign, self.mode) {
-            (Sign::Well, Mode::Open { .. }) => {
-                self.mode = Mode::Open { failures: 0 };
-                None
-            }
-            (Sign::Well, _) => {
-                self.mode = Mode::Open { failures: 0 };
-                Some(Change::Up(
-                    self.trouble.take().map(|(since, _)| now - since),
-                ))
-            }
-            (Sign::Unwell(_), Mode::Open { failures }) if failures + 1 < FAILURES_TO_SHUT => {
-                self.mode = Mode::Open {
-                    failures: failures + 1,
-                };
-                None
-            }
-            // A late answer to what was sent before the gate shut.
-            (Sign::Unwell(_) | Sign::Limited(_), Mode::Shut { .. }) => None,
-            (Sign::Unwell(reason), _) => {
-                self.shut(now, Duration::ZERO, true);
-                self.news(now, Trouble::Down)
-                    .then(|| Change::Down(reason.clone()))
-            }
-            (Sign::Limited(wait), _) => {
-                self.shut(now, *wait, false);
-                None
-            }
-            (Sign::Misconfigured(reason), _) => {
-                self.shut(now, self.long_interval, false);
-                self.news(now, Trouble::Misconfigured)
-                    .then(|| Change::Misconfigured(reason.clone()))
-            }
-        }
-    }
-
-    /// What the prober has to do next, and when; nothing while the gate is open.
-    pub(crate) fn next_step(&self, now: Instant) -> Option<(Instant, Step)> {
-        match self.mode {
-            Mode::Shut {
-                next_try, probe, ..
-            } => Some((next_try, if probe { Step::Probe } else { Step::Try })),
-            Mode::Trial => Some((
-                self.last_end.map_or(now, |end| end + QUIET),
-                Step::BringForward,
-            )),
-            Mode::Open { .. } => None,
-        }
-    }
-
-    /// A job was brought forward; the next one not at once.
-    pub(crate) fn brought_forward(&mut self, now: Instant) {
-        self.last_end = Some(now);
-    }
-
-    /// The homeserver answered a probe, or the wait is over: one job may try.
-    pub(crate) fn try_one(&mut self) {
-        if matches!(self.mode, Mode::Shut { .. }) {
-            self.mode = Mode::Trial;
-        }
-    }
-
-    fn shut(&mut self, now: Instant, wait: Duration, probe: bool) {
-        let since = match self.mode {
-            Mode::Shut { since, .. } => since,
-            _ => now,
-        };
-        self.mode = Mode::Shut {
-            since,
-            next_try: now + wait,
-            probe,
-        };
-    }
-
-    /// Notes the trouble; true if nothing was said of it yet.
-    fn news(&mut self, now: Instant, trouble: Trouble) -> bool {
-        let (since, known) = self.trouble.unzip();
-        self.trouble = Some((since.unwrap_or(now), trouble));
-        known != Some(trouble)
-    }
-}
+/// Pause after the database has failed.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The gate that jobs pass.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    state: Mutex<State>,
-    inside: Mutex<usize>,
+    store: Store,
+    /// For the log: how long everything waits when the configuration is wrong.
+    long: Duration,
+    rules: Mutex<Rules>,
     changed: watch::Sender<u64>,
+    /// One claim of this worker at a time, or they would only get in each other's way.
+    claims: tokio::sync::Mutex<()>,
 }
 
 /// Held by a job while its requests run.
 #[derive(Debug)]
-pub(crate) struct Pass<'a>(&'a Gate);
+pub(crate) struct Pass<'a> {
+    gate: &'a Gate,
+    ticket: Ticket,
+}
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.inside) -= 1;
-        self.0.changed.send_modify(|version| *version += 1);
+        let now = self.gate.now();
+        self.gate.rules().leave(self.ticket, now);
+        self.gate.tell();
     }
 }
 
-/// A panic elsewhere does not make a counter wrong.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Takes back that the gate is shutting, whether or not the row says so in the end.
+struct Shutting<'a>(&'a Gate, &'a Event);
+
+impl Drop for Shutting<'_> {
+    fn drop(&mut self) {
+        self.0.rules().recorded(self.1);
+        self.0.tell();
+    }
 }
 
 impl Gate {
-    pub(crate) fn new(state: State) -> Self {
+    pub(crate) fn new(store: Store, name: &str, concurrency: usize, long: Duration) -> Self {
         Self {
-            state: Mutex::new(state),
-            inside: Mutex::new(0),
+            store,
+            long,
+            rules: Mutex::new(Rules::new(name, concurrency, long)),
             changed: watch::Sender::new(0),
+            claims: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// Reads the row for the first time; what was wrong may have been mended.
+    pub(crate) async fn start(&self) -> Result<(), StoreError> {
+        self.apply(&Event::Started).await?;
+        self.follow().await
+    }
+
+    /// Follows what other workers found.
+    pub(crate) async fn follow(&self) -> Result<(), StoreError> {
+        let view = self.store.read_gate().await?;
+        let now = self.now();
+        let news = self.rules().follow(view.row, view.workers, now);
+        if let Some(news) = news {
+            self.log(&news, false);
+            self.tell();
+        }
+        // What is no news can open or shut the gate, too; waking for nothing costs little.
+        if !self.is_open() {
+            self.tell();
+        }
+        Ok(())
     }
 
     /// Waits until one more job may run.
     pub(crate) async fn enter(&self) -> Pass<'_> {
         let mut changes = self.changed.subscribe();
         loop {
-            if let Some(pass) = self.try_enter() {
-                return pass;
-            }
-            // The sender lives in self, so this only ever waits.
-            let _ = changes.changed().await;
+            changes.mark_unchanged();
+            let now = self.now();
+            let admission = self.rules().admit(now);
+            let until = match admission {
+                Admission::Enter(ticket) => return Pass { gate: self, ticket },
+                Admission::Slot if self.claim_slot().await => {
+                    let ticket = self.rules().enter_with_slot();
+                    if let Some(ticket) = ticket {
+                        return Pass { gate: self, ticket };
+                    }
+                    continue;
+                }
+                Admission::Slot => Some(SLOT_PAUSE),
+                Admission::Until(at) => Some(span(at - now)),
+                Admission::Wait => None,
+            };
+            wait(&mut changes, until).await;
         }
     }
 
-    fn try_enter(&self) -> Option<Pass<'_>> {
-        let permits = lock(&self.state).permits(Instant::now());
-        let mut inside = lock(&self.inside);
-        (*inside < permits).then(|| {
-            *inside += 1;
-            Pass(self)
-        })
+    /// Waits until a job that is inside may send one more request; false when the gate has shut meanwhile.
+    pub(crate) async fn again(&self, pass: &Pass<'_>) -> bool {
+        let mut changes = self.changed.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let now = self.now();
+            let admission = self.rules().again(pass.ticket, now);
+            let until = match admission {
+                None => return false,
+                Some(Admission::Enter(_)) => return true,
+                Some(Admission::Slot) if self.claim_slot().await => {
+                    return self.rules().is_current(pass.ticket);
+                }
+                Some(Admission::Slot) => Some(SLOT_PAUSE),
+                Some(Admission::Until(at)) => Some(span(at - now)),
+                Some(Admission::Wait) => None,
+            };
+            wait(&mut changes, until).await;
+        }
     }
 
-    /// See [`State::permits`].
-    pub(crate) fn permits(&self) -> usize {
-        lock(&self.state).permits(Instant::now())
+    /// Takes note of what a job's requests said, and tells the other workers.
+    pub(crate) async fn record(&self, pass: &Pass<'_>, sign: &Sign) {
+        let now = self.now();
+        let event = self.rules().record(pass.ticket, sign, now);
+        self.tell();
+        let Some(event) = event else {
+            return;
+        };
+        let _shutting = Shutting(self, &event);
+        while let Err(error) = self.apply(&event).await {
+            tracing::debug!(%error, "the outage gate cannot be told");
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
-    /// See [`State::is_open`].
-    pub(crate) fn is_open(&self) -> bool {
-        lock(&self.state).is_open()
+    /// Asks to be the one who finds out whether the homeserver is back.
+    pub(crate) async fn claim(&self) -> Result<bool, StoreError> {
+        let me = self.rules().me().to_owned();
+        self.apply(&Event::Claim(me)).await
     }
 
-    /// See [`State::report`].
-    pub(crate) fn report(&self) -> GateReport {
-        lock(&self.state).report()
+    /// See [`Rules::must_probe`].
+    pub(crate) fn must_probe(&self) -> bool {
+        self.rules().must_probe()
     }
 
-    /// See [`State::record`].
-    pub(crate) fn record(&self, sign: &Sign) -> Option<Change> {
-        let change = lock(&self.state).record(sign, Instant::now());
-        self.changed.send_modify(|version| *version += 1);
-        change
+    /// What the probe found.
+    pub(crate) async fn probed(&self, answered: bool) -> Result<(), StoreError> {
+        let me = self.rules().me().to_owned();
+        if !answered {
+            self.apply(&Event::NotAnswered(me)).await?;
+            return Ok(());
+        }
+        let back = self.rules().is_gone();
+        self.apply(&Event::Answered(me)).await?;
+        self.try_one(back);
+        Ok(())
     }
 
-    /// See [`State::next_step`].
-    pub(crate) fn next_step(&self) -> Option<(Instant, Step)> {
-        lock(&self.state).next_step(Instant::now())
+    /// See [`Rules::try_one`].
+    pub(crate) fn try_one(&self, back: bool) {
+        let now = self.now();
+        self.rules().try_one(back, now);
+        self.tell();
     }
 
-    /// See [`State::brought_forward`].
+    /// Tells the others that this worker is still about it.
+    pub(crate) async fn renew(&self) -> Result<(), StoreError> {
+        let me = self.rules().me().to_owned();
+        self.apply(&Event::Renew(me)).await.map(drop)
+    }
+
+    /// Lets another worker try.
+    pub(crate) async fn pass_on(&self) -> Result<(), StoreError> {
+        let now = self.now();
+        self.rules().passed_on(now);
+        let me = self.rules().me().to_owned();
+        self.apply(&Event::PassOn(me)).await.map(drop)
+    }
+
+    /// See [`Rules::next_step`]; how long until then.
+    pub(crate) fn next_step(&self) -> Option<(Duration, Step)> {
+        let now = self.now();
+        let (at, step) = self.rules().next_step(now)?;
+        Some((span(at - now), step))
+    }
+
+    /// See [`Rules::brought_forward`].
     pub(crate) fn brought_forward(&self) {
-        lock(&self.state).brought_forward(Instant::now());
+        let now = self.now();
+        self.rules().brought_forward(now);
     }
 
-    /// See [`State::try_one`].
-    pub(crate) fn try_one(&self) {
-        lock(&self.state).try_one();
-        self.changed.send_modify(|version| *version += 1);
+    /// See [`Rules::is_open`].
+    pub(crate) fn is_open(&self) -> bool {
+        self.rules().is_open()
+    }
+
+    /// See [`Rules::is_trying`].
+    pub(crate) fn is_trying(&self) -> bool {
+        self.rules().is_trying()
+    }
+
+    /// See [`Rules::is_shut`].
+    pub(crate) fn is_shut(&self) -> bool {
+        self.rules().is_shut()
+    }
+
+    /// What the operator is told. Trying in the midst of an outage is still the outage.
+    pub(crate) fn report(&self) -> GateReport {
+        let rules = self.rules();
+        let reason = rules.reason().map(str::to_owned);
+        let state = match reason {
+            Some(_) => GateState::Shut,
+            None if rules.is_tried() => GateState::Open,
+            None => GateState::Untried,
+        };
+        GateReport { state, reason }
     }
 
     /// Wakes whenever the gate may have changed.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
+
+    /// Brings an event into the row; false if it changes nothing there.
+    async fn apply(&self, event: &Event) -> Result<bool, StoreError> {
+        loop {
+            let view = self.store.read_gate().await?;
+            let now = self.now();
+            let version = view.row.version;
+            let new = view.row.after(event, now);
+            // What another worker did in between is its news.
+            let news = self.rules().follow(view.row, view.workers, now);
+            news.inspect(|news| self.log(news, false));
+            let Some(new) = new else {
+                self.tell();
+                return Ok(false);
+            };
+            if let Some(row) = self.store.swap_gate(version, new).await? {
+                let news = self.rules().follow(row, view.workers, now);
+                news.inspect(|news| self.log(news, true));
+                self.tell();
+                return Ok(true);
+            }
+        }
+    }
+
+    async fn claim_slot(&self) -> bool {
+        let _alone = self.claims.lock().await;
+        self.apply(&Event::Slot).await.unwrap_or(false)
+    }
+
+    /// One loud error for all: the worker that wrote it into the row says it.
+    fn log(&self, news: &News, ours: bool) {
+        let wait = humantime::format_duration(self.long);
+        match news {
+            News::Down(reason) if ours => tracing::error!(
+                reason,
+                "the homeserver does not answer as it should: jobs wait, it is probed every second"
+            ),
+            News::Misconfigured(reason) if ours => tracing::error!(
+                reason,
+                retry_in = %wait,
+                "the homeserver refuses us: jobs wait until the configuration is right"
+            ),
+            News::Down(reason) | News::Misconfigured(reason) => {
+                tracing::info!(
+                    reason,
+                    "another worker found the homeserver unwell: jobs wait"
+                );
+            }
+            News::Up(down) => tracing::info!(
+                after = %humantime::format_duration(Duration::from_secs(down.as_secs())),
+                "the homeserver works again: taking up what waits"
+            ),
+        }
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn now(&self) -> i64 {
+        i64::try_from(self.store.clock.unix_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// A panic elsewhere does not make a counter wrong.
+    fn rules(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-#[cfg(test)]
-mod tests;
+/// How long who finds no slot in the row waits before asking again.
+const SLOT_PAUSE: Duration = Duration::from_millis(100);
+
+fn span(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}
+
+/// Until something changes, or that long.
+async fn wait(changes: &mut watch::Receiver<u64>, longest: Option<Duration>) {
+    // The sender outlives whoever waits.
+    match longest {
+        Some(longest) => drop(tokio::time::timeout(longest, changes.changed()).await),
+        None => drop(changes.changed().await),
+    }
+}

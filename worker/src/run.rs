@@ -13,7 +13,7 @@ use apalis_core::{
     worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
 };
 use futures::FutureExt;
-use matrix2acrobits_shared::matrix::client::Homeserver;
+use matrix2acrobits_shared::{matrix::client::Homeserver, rules::gate::Step};
 use matrix2acrobits_sqlite::{
     queue::{self, Held},
     store::{Store, StoreError},
@@ -21,13 +21,7 @@ use matrix2acrobits_sqlite::{
 use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    beat::Beat,
-    feed::Feed,
-    gate::{Gate, Step},
-    metrics,
-    sync_pusher::Jobs,
-};
+use crate::{beat::Beat, feed::Feed, gate::Gate, metrics, sync_pusher::Jobs};
 
 /// Jobs taken from the queue ahead of those that run, so that fetching shares transactions with finishing.
 const AHEAD: usize = 4;
@@ -37,8 +31,8 @@ const WATCH: Duration = Duration::from_millis(20);
 const POLL_WAITING: Duration = Duration::from_millis(500);
 /// How often it is looked at whatever the watcher says.
 const POLL_IDLE: Duration = Duration::from_secs(15);
-/// How often a homeserver that is down is probed.
-const PROBE: Duration = Duration::from_secs(1);
+/// How often the gate is read even if nothing seems to have changed: workers die without a word.
+const FOLLOW: Duration = Duration::from_secs(1);
 /// How often pushers without a job are looked for.
 const UPKEEP: Duration = Duration::from_mins(2);
 /// Pause after the database has failed.
@@ -78,6 +72,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), StoreE
         beat,
     });
     shared.store.register_worker(shared.name.clone()).await?;
+    shared.gate.start().await?;
     let tasks = TaskTracker::new();
     tasks.spawn(until(jobs.stop.clone(), heartbeat(shared.clone())));
     tasks.spawn(until(jobs.stop.clone(), watch(shared.clone())));
@@ -158,8 +153,8 @@ async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
         let wanted = if shared.gate.is_open() {
             room
         } else {
-            // One for the trial, if none is at hand.
-            shared.gate.permits().min(usize::from(room == shared.most))
+            // One to try with, if none is at hand.
+            usize::from(shared.gate.is_trying() && room == shared.most)
         };
         let pause = match take(&shared, wanted).await {
             Ok(taken) => {
@@ -215,17 +210,23 @@ async fn waiting_pause(shared: &Shared) -> Duration {
     }
 }
 
-/// Wakes the feeder when any process has written to the database.
+/// Wakes the feeder and has the gate follow when any process has written to the database.
 async fn watch(shared: Arc<Shared>) {
     loop {
         let result = async {
             let mut watcher = shared.store.watcher().await?;
             let mut ticks = tokio::time::interval(WATCH);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut followed = Instant::now();
             loop {
                 ticks.tick().await;
-                if watcher.changed().await? {
+                let changed = watcher.changed().await?;
+                if changed {
                     shared.wake.notify_one();
+                }
+                if changed || followed.elapsed() >= FOLLOW {
+                    shared.gate.follow().await?;
+                    followed = Instant::now();
                 }
             }
         };
@@ -240,52 +241,49 @@ async fn watch(shared: Arc<Shared>) {
 /// Finds out when the homeserver works again, and takes up the backlog when it does.
 async fn probe(shared: Arc<Shared>, homeserver: Homeserver) {
     let mut changes = shared.gate.watch();
-    let mut last_probe: Option<Instant> = None;
-    let (mut open, mut gone) = (false, false);
+    let mut open = false;
     loop {
         changes.mark_unchanged();
-        metrics::gate_shut(shared.gate.permits() == 0);
+        metrics::gate_shut(shared.gate.is_shut());
         let now_open = shared.gate.is_open();
         if now_open && !open {
             take_up(&shared).await;
         }
         open = now_open;
-        let Some((at, step)) = shared.gate.next_step() else {
+        let Some((wait, step)) = shared.gate.next_step() else {
             let _ = changes.changed().await;
             continue;
         };
-        let at = match step {
-            Step::BringForward => at,
-            Step::Probe | Step::Try => at.max(last_probe.map_or(at, |last| last + PROBE)),
-        };
-        let sleep = tokio::time::sleep_until(at.into());
+        let sleep = tokio::time::sleep(wait);
         if tokio::select! { () = sleep => false, _ = changes.changed() => true } {
             continue;
         }
-        let bring_forward = match step {
-            Step::BringForward => true,
-            Step::Try => {
-                shared.gate.try_one();
-                true
-            }
-            Step::Probe => {
-                last_probe = Some(Instant::now());
-                if !homeserver.probe().await {
-                    gone = true;
-                    continue;
-                }
-                shared.gate.try_one();
-                // It is back. One that has answered probes all the time is not: backoff stands.
-                std::mem::take(&mut gone)
-            }
-        };
-        if bring_forward {
-            // All may be in backoff; one must be there to try.
-            let _ = shared.store.make_due(1).await;
-            shared.gate.brought_forward();
+        if let Err(error) = take_step(&shared, &homeserver, step).await {
+            tracing::debug!(%error, "the outage gate cannot be asked");
+            tokio::time::sleep(PAUSE).await;
         }
-        shared.wake.notify_one();
     }
+}
+
+async fn take_step(shared: &Shared, homeserver: &Homeserver, step: Step) -> Result<(), StoreError> {
+    let gate = &shared.gate;
+    match step {
+        Step::Claim if !gate.claim().await? => {
+            // Another was first, or no slot is free.
+            tokio::time::sleep(WATCH).await;
+        }
+        Step::Claim if gate.must_probe() => gate.probed(homeserver.probe().await).await?,
+        Step::Claim => gate.try_one(true),
+        Step::BringForward => {
+            // All may be in backoff; one must be there to try.
+            shared.store.make_due(1).await?;
+            gate.brought_forward();
+            shared.wake.notify_one();
+        }
+        Step::Renew => gate.renew().await?,
+        Step::PassOn => gate.pass_on().await?,
+    }
+    Ok(())
 }
 
 /// Has everything that waits run now.

@@ -15,7 +15,7 @@ use crate::{
     admin,
     beat::Beat,
     cli::{Cli, Failure},
-    gate::{Gate, State},
+    gate::Gate,
     metrics, run,
     sync_pusher::Jobs,
 };
@@ -73,10 +73,12 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         metrics::request,
     )
     .map_err(Failure::other)?;
-    let gate = Arc::new(Gate::new(State::new(
+    let gate = Arc::new(Gate::new(
+        store.clone(),
+        &name,
         settings.concurrency,
         settings.retry.max,
-    )));
+    ));
     let jobs = Jobs {
         store,
         homeserver,

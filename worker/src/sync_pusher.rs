@@ -14,7 +14,10 @@ use matrix2acrobits_shared::{
         client::Homeserver,
         pushers::{DeletePusher, PusherSettings, SetPusher},
     },
-    rules::outcome::{Meaning, Request, meaning},
+    rules::{
+        gate::Sign,
+        outcome::{Meaning, Request, meaning},
+    },
 };
 use matrix2acrobits_sqlite::{
     queue::{Held, SyncPusher},
@@ -27,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use crate::{
-    gate::{Change, Gate, Sign},
+    gate::{Gate, Pass},
     metrics,
     settings::Settings,
 };
@@ -83,7 +86,7 @@ impl Jobs {
         };
         let outcome = match idle_outcome(row.goal) {
             Some(outcome) => outcome,
-            None => self.act_guarded(&held, &row).await,
+            None => self.act_guarded(&held, &row, &pass).await,
         };
         drop(pass);
         self.finish(&held, &row, outcome).await;
@@ -104,38 +107,40 @@ impl Jobs {
     }
 
     /// [`Jobs::act`], but a panic is a dead letter, and nothing runs for ever.
-    async fn act_guarded(&self, held: &Held, row: &PusherRow) -> Outcome {
+    async fn act_guarded(&self, held: &Held, row: &PusherRow, pass: &Pass<'_>) -> Outcome {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
-        let act = AssertUnwindSafe(self.act(held, row)).catch_unwind();
-        match tokio::time::timeout(longest, act).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Outcome::Dead {
-                error: PANICKED.into(),
+        let act = AssertUnwindSafe(self.act(row, pass)).catch_unwind();
+        let meaning = match tokio::time::timeout(longest, act).await {
+            Ok(Ok(Some(meaning))) => meaning,
+            Ok(Ok(None)) => return self.put_off(held),
+            Ok(Err(_)) => {
+                return Outcome::Dead {
+                    error: PANICKED.into(),
+                };
+            }
+            Err(_) => Meaning::Outage {
+                reason: "the job took too long".into(),
+                maybe_done: true,
+                asked: None,
             },
-            Err(_) => self.outcome(
-                held,
-                row,
-                Meaning::Outage {
-                    reason: "the job took too long".into(),
-                    maybe_done: true,
-                    asked: None,
-                },
-            ),
-        }
+        };
+        let (sign, outcome) = self.outcome(held, row, meaning);
+        self.gate.record(pass, &sign).await;
+        outcome
     }
 
-    async fn act(&self, held: &Held, row: &PusherRow) -> Outcome {
+    /// Makes the homeserver's pusher what the row says. None when the gate shut between two requests.
+    async fn act(&self, row: &PusherRow, pass: &Pass<'_>) -> Option<Meaning> {
         let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher);
-        let meaning = match row.goal {
+        Some(match row.goal {
             Goal::Delete => {
                 let pusher = DeletePusher::new(&row.app_id, &row.pushkey);
                 let reply = self.homeserver.delete(&row.user_id, &pusher).await;
                 meaning(&reply, Request::Delete)
             }
-            Goal::Check => self.check(row, set).await,
+            Goal::Check => return self.check(row, set, pass).await,
             Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => self.set(row, &set).await,
-        };
-        self.outcome(held, row, meaning)
+        })
     }
 
     async fn set(&self, row: &PusherRow, pusher: &SetPusher<'_>) -> Meaning {
@@ -144,12 +149,18 @@ impl Jobs {
     }
 
     /// Sets the pusher unless the homeserver holds it as it should be.
-    async fn check(&self, row: &PusherRow, wanted: SetPusher<'_>) -> Meaning {
+    async fn check(
+        &self,
+        row: &PusherRow,
+        wanted: SetPusher<'_>,
+        pass: &Pass<'_>,
+    ) -> Option<Meaning> {
         let (reply, held) = self.homeserver.pushers(&row.user_id).await;
-        match (meaning(&reply, Request::Look), held) {
+        Some(match (meaning(&reply, Request::Look), held) {
             (Meaning::Done, Some(held)) if held.iter().any(|held| wanted.matches(held)) => {
                 Meaning::Done
             }
+            (Meaning::Done, Some(_)) if !self.gate.again(pass).await => return None,
             (Meaning::Done, Some(held)) => self.set(row, &wanted.keeping(&held)).await,
             (Meaning::Done, None) => Meaning::Outage {
                 reason: "the list of pushers cannot be read".into(),
@@ -157,11 +168,22 @@ impl Jobs {
                 asked: None,
             },
             (meaning, _) => meaning,
+        })
+    }
+
+    /// The gate shut while the job ran, and nothing is known of its own work.
+    fn put_off(&self, held: &Held) -> Outcome {
+        let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
+        Outcome::Retry {
+            run_at: self.store.clock.after(self.settings.retry.delay(failures)),
+            error: "the homeserver was taken for unwell before the pusher was set".into(),
+            maybe_done: false,
+            strict: false,
         }
     }
 
-    /// Tells the gate what the meaning says of the homeserver, and the queue what it says of the job.
-    fn outcome(&self, held: &Held, row: &PusherRow, meaning: Meaning) -> Outcome {
+    /// What the meaning says of the homeserver, and what of the job.
+    fn outcome(&self, held: &Held, row: &PusherRow, meaning: Meaning) -> (Sign, Outcome) {
         let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
         // Never sooner than our own backoff, and if the homeserver asks for a time nothing brings it forward.
         let retry = |own: Duration, error: String, maybe_done, asked: Option<Duration>| {
@@ -174,7 +196,7 @@ impl Jobs {
             }
         };
         let backoff = self.settings.retry.delay(failures);
-        let (sign, outcome) = match meaning {
+        match meaning {
             Meaning::Done if row.goal == Goal::Delete => (Sign::Well, Outcome::Removed),
             Meaning::Done => (Sign::Well, Outcome::Registered),
             Meaning::Refused { reason } => (Sign::Well, Outcome::Dead { error: reason }),
@@ -204,24 +226,7 @@ impl Jobs {
                 let outcome = retry(self.settings.retry.max, reason.clone(), false, asked);
                 (Sign::Misconfigured(reason), outcome)
             }
-        };
-        match self.gate.record(&sign) {
-            Some(Change::Down(reason)) => tracing::error!(
-                reason,
-                "the homeserver does not answer as it should: jobs wait, it is probed every second"
-            ),
-            Some(Change::Misconfigured(reason)) => tracing::error!(
-                reason,
-                retry_in = %humantime::format_duration(self.settings.retry.max),
-                "the homeserver refuses us: jobs wait until the configuration is right"
-            ),
-            Some(Change::Up(Some(down))) => tracing::info!(
-                after = %humantime::format_duration(Duration::from_secs(down.as_secs())),
-                "the homeserver works again: taking up what waits"
-            ),
-            Some(Change::Up(None)) | None => {}
         }
-        outcome
     }
 
     async fn finish(&self, held: &Held, row: &PusherRow, outcome: Outcome) {
