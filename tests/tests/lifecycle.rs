@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use matrix2acrobits_tests::app::{ADMIN_TOKEN, AS_TOKEN, App};
 use matrix2acrobits_tests::fixtures::{BOB, MALLORY, Phone, message};
-use matrix2acrobits_tests::homeserver::Fault;
+use matrix2acrobits_tests::homeserver::{Call, Fault};
 use matrix2acrobits_tests::http::{send, try_send};
 use matrix2acrobits_tests::pnm::Answer;
+use matrix2acrobits_tests::process::{Process, Program};
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
 use serde_json::json;
@@ -109,7 +110,7 @@ async fn a_worker_finishes_the_call_that_runs() {
 }
 
 #[tokio::test]
-async fn a_worker_with_a_hanging_call_ends_in_time_and_loses_nothing() {
+async fn a_worker_with_a_hanging_call_ends_in_time_and_the_next_one_asks_first() {
     let mut app = App::builder()
         .worker("HOMESERVER_TIMEOUT", "60s")
         .start()
@@ -122,13 +123,101 @@ async fn a_worker_with_a_hanging_call_ends_in_time_and_loses_nothing() {
     })
     .await;
     app.worker().signal("TERM").await;
-    let _ = app.worker_mut().ended(Duration::from_secs(20)).await;
+    let code = app.worker_mut().ended(Duration::from_secs(15)).await;
+    assert_eq!(code, Some(0));
+    assert!(
+        app.database
+            .jobs()
+            .await
+            .iter()
+            .all(|job| job.lock_by.is_none())
+    );
+    app.homeserver.repair().await;
+    app.homeserver.clear_calls();
+    app.start_worker().await;
+    app.pusher_set(&phone).await;
+    let calls = app.homeserver.calls();
+    let asked = calls.iter().position(Call::is_list);
+    let set = calls.iter().position(Call::is_set);
+    assert!(asked.is_some() && asked < set, "{calls:#?}");
+}
+
+#[tokio::test]
+async fn a_job_whose_workers_are_stopped_again_and_again_is_never_given_up() {
+    let mut app = App::builder()
+        .worker("HOMESERVER_TIMEOUT", "60s")
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.homeserver.break_with(Fault::Hang).await;
+    app.enroll(&[&phone]).await;
+    for round in 0..7 {
+        if round > 0 {
+            app.start_worker().await;
+        }
+        eventually(SOON, "the call is on the way", async || {
+            let calls = app.homeserver.calls();
+            calls.iter().any(|call| call.is_set() || call.is_list())
+        })
+        .await;
+        app.worker().signal("TERM").await;
+        eventually(SOON, "it is stopping", async || {
+            !app.worker().log_lines("finishing what runs").is_empty()
+        })
+        .await;
+        // Somebody is in a hurry.
+        app.worker().signal("TERM").await;
+        let code = app.worker_mut().ended(Duration::from_secs(5)).await;
+        assert_eq!(code, Some(1), "{}", app.worker().log());
+        let jobs = app.database.jobs().await;
+        let free = jobs
+            .iter()
+            .all(|job| job.lock_by.is_none() && job.status != "Killed");
+        assert!(free, "{jobs:#?}");
+        app.homeserver.clear_calls();
+    }
     app.homeserver.repair().await;
     app.start_worker().await;
-    eventually(Duration::from_secs(30), "the pusher", async || {
-        app.homeserver.pushkeys_of(BOB) == [phone.token.clone()]
+    app.pusher_set(&phone).await;
+    app.settled().await;
+    assert_eq!(app.database.dead_jobs().await, 0);
+}
+
+#[tokio::test]
+async fn nobody_takes_over_what_a_stopping_worker_still_does() {
+    let mut app = App::builder()
+        .worker("HOMESERVER_TIMEOUT", "60s")
+        .start()
+        .await;
+    let phone = Phone::seed();
+    // Longer than a worker is silent before it counts as dead, and shorter than it may take to stop.
+    app.homeserver.break_with(Fault::Delay(12_000)).await;
+    app.enroll(&[&phone]).await;
+    eventually(SOON, "the call is on the way", async || {
+        !app.homeserver.sets().is_empty()
     })
     .await;
+    app.worker().signal("TERM").await;
+    let mut second = Process::start(Program::Worker, &[], &app.worker_env);
+    second.listening().await;
+    assert_eq!(
+        app.worker_mut().ended(Duration::from_secs(15)).await,
+        Some(0)
+    );
+    assert_eq!(app.homeserver.pushkeys_of(BOB), [phone.token]);
+    assert_eq!(app.homeserver.sets().len(), 1);
+    assert!(second.log_lines("took over").is_empty());
+}
+
+#[tokio::test]
+async fn a_hangup_stops_both_cleanly() {
+    let mut app = App::start().await;
+    for process in [app.api(), app.worker()] {
+        process.signal("HUP").await;
+    }
+    let deadline = Duration::from_secs(20);
+    assert_eq!(app.api_mut().ended(deadline).await, Some(0));
+    assert_eq!(app.worker_mut().ended(deadline).await, Some(0));
 }
 
 #[tokio::test]

@@ -7,20 +7,25 @@ use futures::{StreamExt, stream};
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{BOB, Phone};
 use matrix2acrobits_tests::homeserver::Fault;
-use matrix2acrobits_tests::{SOON, eventually};
+use matrix2acrobits_tests::{SOON, eventually, http};
+use reqwest::Method;
 
 const SET: &str = "/_matrix/client/v3/pushers/set";
-/// How long an outage is watched.
-const WATCHED: Duration = Duration::from_secs(5);
+/// How many requests of an outage are watched.
+const WATCHED: u64 = 8;
 
 fn phones(count: usize) -> Vec<Phone> {
     let phone = |number| Phone::new(&format!("phone-{number}"));
     (0..count).map(phone).collect()
 }
 
-async fn passes(time: Duration) {
-    let since = Instant::now();
-    eventually(SOON, "some time", async || since.elapsed() > time).await;
+/// How many requests the worker has sent, also those that nobody took.
+async fn requests(app: &App) -> u64 {
+    let reply = http::send(app.worker_admin(Method::GET, "/metrics")).await;
+    let of_requests = |line: &&str| line.starts_with("matrix2acrobits_homeserver_requests_total{");
+    let lines = reply.text.lines().filter(of_requests);
+    let counts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    counts.sum()
 }
 
 /// The homeserver was well and idle; then this happens, and 100 phones report.
@@ -30,15 +35,26 @@ async fn is_left_in_peace(fault: Fault, path: Option<&str>) {
     app.enroll(&[&before]).await;
     app.pusher_set(&before).await;
     app.settled().await;
-    passes(Duration::from_millis(200)).await;
+    // Its last answer no longer vouches for the homeserver.
+    let last = app.homeserver.calls().last().map(|call| call.at);
+    eventually(SOON, "a moment of silence", async || {
+        last.is_some_and(|last| last.elapsed() > Duration::from_millis(200))
+    })
+    .await;
     app.homeserver.clear_calls();
+    let already = requests(&app).await;
     match path {
         Some(path) => app.homeserver.break_path(path, fault),
         None => app.homeserver.break_with(fault).await,
     }
     let mut all = phones(100);
     app.enroll(&all.iter().collect::<Vec<_>>()).await;
-    passes(WATCHED).await;
+    let began = Instant::now();
+    eventually(Duration::from_secs(30), "some requests", async || {
+        requests(&app).await >= already + WATCHED
+    })
+    .await;
+    let watched = began.elapsed();
     let (busiest, calls) = (
         app.homeserver.busiest_second(),
         app.homeserver.calls().len(),
@@ -49,7 +65,7 @@ async fn is_left_in_peace(fault: Fault, path: Option<&str>) {
     app.pushers_are(BOB, &all.iter().collect::<Vec<_>>()).await;
     let took = back.elapsed();
     println!(
-        "{fault:?}: {calls} requests in {WATCHED:?}, at most {busiest} in a second; all set {took:.1?} after"
+        "{fault:?}: {calls} requests in {watched:.1?}, at most {busiest} in a second; all set {took:.1?} after"
     );
     assert!(busiest <= 10, "{busiest} requests in a second");
     app.settled().await;

@@ -3,7 +3,6 @@
 mod admin;
 mod beat;
 mod cli;
-mod feed;
 mod gate;
 mod metrics;
 mod run;

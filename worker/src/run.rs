@@ -1,6 +1,7 @@
 //! The worker's tasks: the feeder, the watcher that wakes it, the prober, the heartbeat and the upkeep.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -8,20 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use apalis_core::{
-    error::BoxDynError,
-    worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
+use apalis::prelude::{BoxDynError, ParallelizeExt, WorkerBuilder};
+use futures::{FutureExt, StreamExt, stream};
+use matrix2acrobits_shared::{
+    matrix::client::Homeserver, process::shutdown::Stopping, rules::gate::Step,
 };
-use futures::FutureExt;
-use matrix2acrobits_shared::{matrix::client::Homeserver, rules::gate::Step};
 use matrix2acrobits_sqlite::{
     queue::{self, Held},
     store::{Store, StoreError},
 };
-use tokio::sync::{Notify, mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 
-use crate::{beat::Beat, feed::Feed, gate::Gate, metrics, sync_pusher::Jobs};
+use crate::{beat::Beat, gate::Gate, metrics, sync_pusher::Jobs};
 
 /// Jobs taken from the queue ahead of those that run, so that fetching shares transactions with finishing.
 const AHEAD: usize = 4;
@@ -56,8 +59,24 @@ struct Shared {
     beat: Beat,
 }
 
-/// Works until `jobs.stop`, then finishes what runs and gives the rest back.
-pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), StoreError> {
+/// Why the worker ended without having been asked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The database does not take what must be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// One of the tasks that go on for ever has ended or panicked.
+    #[error("a task of the worker ended: {0}")]
+    Task(String),
+    /// apalis.
+    #[error("the job runner ended: {0}")]
+    Runner(String),
+}
+
+/// Works until `jobs.stopping`, then finishes what runs and gives the rest back.
+pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunError> {
+    let stopping = jobs.stopping.clone();
+    let stop = stopping.stop.clone();
     let shared = Arc::new(Shared {
         store: jobs.store.clone(),
         name: name.into(),
@@ -68,29 +87,34 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), StoreE
         most: jobs.settings.concurrency * AHEAD,
         longest_wait: i64::try_from(jobs.settings.retry.longest().as_secs() + 1)
             .unwrap_or(i64::MAX),
-        stop: jobs.stop.clone(),
+        stop: stop.clone(),
         beat,
     });
     shared.store.register_worker(shared.name.clone()).await?;
     shared.gate.start().await?;
-    let tasks = TaskTracker::new();
-    tasks.spawn(until(jobs.stop.clone(), heartbeat(shared.clone())));
-    tasks.spawn(until(jobs.stop.clone(), watch(shared.clone())));
+    let (sender, receiver) = mpsc::channel(shared.most);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(until(stop.clone(), watch(shared.clone())));
     tasks.spawn(until(
-        jobs.stop.clone(),
+        stop.clone(),
         probe(shared.clone(), jobs.homeserver.clone()),
     ));
     tasks.spawn(until(
-        jobs.stop.clone(),
+        stop.clone(),
         upkeep(shared.clone(), jobs.pusher.fingerprint()),
     ));
-    let (sender, receiver) = mpsc::channel(shared.most);
     tasks.spawn(feed(shared.clone(), sender));
-    tasks.close();
+    // Beats until the last job has ended: others must not take over what still runs here.
+    let ended = CancellationToken::new();
+    tasks.spawn(until(ended.clone(), heartbeat(shared.clone())));
 
     let (jobs, counter) = (Arc::new(jobs), shared.clone());
+    let source = stream::unfold(receiver, async |mut jobs| {
+        let held = jobs.recv().await?;
+        Some((Ok::<Held, Infallible>(held), jobs))
+    });
     let worker = WorkerBuilder::new(name)
-        .backend(Feed::new(receiver))
+        .backend(source.boxed())
         .parallelize(tokio::spawn)
         .build(move |held: Held| {
             let (jobs, slot) = (jobs.clone(), Slot::new(counter.clone(), &held));
@@ -100,14 +124,54 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), StoreE
                 Ok::<(), BoxDynError>(())
             }
         });
-    if let Err(error) = worker.run().await {
-        tracing::error!(%error, "the job runner ended");
-    }
-    shared.stop.cancel();
-    tasks.wait().await;
+    let asked = stop.clone();
+    let signal = async move {
+        asked.cancelled().await;
+        Ok::<(), std::io::Error>(())
+    };
+    let worker = async {
+        let ended = worker.run_until(signal).await;
+        ended.map_err(|error| RunError::Runner(error.to_string()))
+    };
+    let result = supervise(&mut tasks, &stopping, worker).await;
+    stop.cancel();
+    ended.cancel();
+    while tasks.join_next().await.is_some() {}
     let released = shared.store.release_worker(shared.name.clone()).await?;
-    tracing::info!(released, "jobs that had not begun went back to the queue");
-    Ok(())
+    tracing::info!(released, "jobs that had not ended went back to the queue");
+    result
+}
+
+/// Waits for `work` to end as it was asked to. A task that ends before that is an error, whatever it says:
+/// a supervisor restarts the process, and half a worker would look like a whole one.
+async fn supervise(
+    tasks: &mut JoinSet<()>,
+    stopping: &Stopping,
+    work: impl Future<Output = Result<(), RunError>>,
+) -> Result<(), RunError> {
+    let stop = &stopping.stop;
+    let mut result = Ok(());
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            worked = &mut work => {
+                let asked = stop.is_cancelled() || worked.is_err();
+                let worked = if asked { worked } else { Err(RunError::Runner("by itself".into())) };
+                return result.and(worked);
+            }
+            Some(task) = tasks.join_next() => {
+                let error = match task {
+                    Err(error) => error.to_string(),
+                    Ok(()) if stop.is_cancelled() => continue,
+                    Ok(()) => "it should go on for ever".into(),
+                };
+                tracing::error!(error, "a task of the worker ended: stopping");
+                result = Err(RunError::Task(error));
+                stop.cancel();
+                stopping.abandon.cancel();
+            }
+        }
+    }
 }
 
 /// Counts a job that this worker holds, and wakes the feeder when it ends, however it ends.
@@ -162,7 +226,7 @@ async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
                 for held in taken {
                     // The channel has room for all that may be held, and apalis listens until we stop.
                     if jobs.send(held).await.is_err() {
-                        return;
+                        break;
                     }
                 }
                 if enough {
@@ -326,6 +390,8 @@ async fn heartbeat(shared: Arc<Shared>) {
                     tracing::warn!(recovered, "took over jobs of a worker that died");
                 }
             }
+            // The writer is gone for good.
+            Err(StoreError::Stopped) => return,
             Err(error) => tracing::debug!(%error, "no heartbeat"),
         }
     }
@@ -374,5 +440,39 @@ where
             Ok(done) => sum += done,
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn supervised(task: impl Future<Output = ()> + Send + 'static) -> Result<(), RunError> {
+        let (stopping, mut tasks) = (Stopping::default(), JoinSet::new());
+        tasks.spawn(task);
+        let asked = stopping.stop.clone();
+        let work = async move {
+            asked.cancelled().await;
+            Ok(())
+        };
+        supervise(&mut tasks, &stopping, work).await
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_or_ends_stops_the_worker_with_an_error() {
+        let panicked = supervised(async { panic!("on purpose") }).await;
+        assert!(matches!(panicked, Err(RunError::Task(_))), "{panicked:?}");
+        let ended = supervised(async {}).await;
+        assert!(matches!(ended, Err(RunError::Task(_))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_runner_that_ends_by_itself_is_an_error_and_one_that_was_asked_is_none() {
+        let (stopping, mut tasks) = (Stopping::default(), JoinSet::new());
+        let ended = supervise(&mut tasks, &stopping, async { Ok(()) }).await;
+        assert!(matches!(ended, Err(RunError::Runner(_))), "{ended:?}");
+        stopping.stop.cancel();
+        let ended = supervise(&mut tasks, &stopping, async { Ok(()) }).await;
+        assert!(ended.is_ok(), "{ended:?}");
     }
 }

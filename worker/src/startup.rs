@@ -39,7 +39,8 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         )
     })?;
     let store = Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?;
-    let stop = shutdown::on_signals().map_err(Failure::other)?;
+    let stopping = shutdown::on_signals_with_work().map_err(Failure::other)?;
+    let stop = stopping.stop.clone();
     let name = format!("worker-{}", ulid::Ulid::generate());
     let beat = Beat::default();
     // Starting is a sign of life; the loop has to give the next.
@@ -85,11 +86,18 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         settings,
         pusher,
         gate,
-        stop: stop.clone(),
+        stopping: stopping.clone(),
     };
-    run::run(jobs, &name, beat).await.map_err(Failure::other)?;
+    let ended = run::run(jobs, &name, beat).await;
     stop.cancel();
     let _ = admin.await;
+    ended.map_err(|error| {
+        tracing::error!(%error, "ending with an error");
+        Failure::other(error)
+    })?;
+    if stopping.is_hurried() {
+        return Err(Failure::other("ended by a second signal"));
+    }
     tracing::info!("stopped");
     Ok(())
 }

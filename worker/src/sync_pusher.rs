@@ -14,6 +14,7 @@ use matrix2acrobits_shared::{
         client::Homeserver,
         pushers::{DeletePusher, PusherSettings, SetPusher},
     },
+    process::shutdown::Stopping,
     rules::{
         gate::Sign,
         outcome::{Meaning, Request, meaning},
@@ -26,7 +27,6 @@ use matrix2acrobits_sqlite::{
         pushers::{FinishSettings, Goal, Outcome, PusherRow},
     },
 };
-use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use crate::{
@@ -48,7 +48,7 @@ pub(crate) struct Jobs {
     pub(crate) settings: Settings,
     pub(crate) pusher: PusherSettings,
     pub(crate) gate: Arc<Gate>,
-    pub(crate) stop: CancellationToken,
+    pub(crate) stopping: Stopping,
 }
 
 impl Jobs {
@@ -77,7 +77,7 @@ impl Jobs {
         }
         let pass = tokio::select! {
             pass = self.gate.enter() => pass,
-            () = self.stop.cancelled() => return,
+            () = self.stopping.stop.cancelled() => return,
         };
         let started = Instant::now();
         // It may have changed while we waited.
@@ -110,7 +110,11 @@ impl Jobs {
     async fn act_guarded(&self, held: &Held, row: &PusherRow, pass: &Pass<'_>) -> Outcome {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
         let act = AssertUnwindSafe(self.act(row, pass)).catch_unwind();
-        let meaning = match tokio::time::timeout(longest, act).await {
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(longest, act) => ended,
+            () = self.stopping.abandon.cancelled() => return self.abandoned(),
+        };
+        let meaning = match ended {
             Ok(Ok(Some(meaning))) => meaning,
             Ok(Ok(None)) => return self.put_off(held),
             Ok(Err(_)) => {
@@ -125,7 +129,10 @@ impl Jobs {
             },
         };
         let (sign, outcome) = self.outcome(held, row, meaning);
-        self.gate.record(pass, &sign).await;
+        tokio::select! {
+            () = self.gate.record(pass, &sign) => {}
+            () = self.stopping.abandon.cancelled() => {}
+        }
         outcome
     }
 
@@ -169,6 +176,16 @@ impl Jobs {
             },
             (meaning, _) => meaning,
         })
+    }
+
+    /// The worker has to end before the homeserver answers.
+    fn abandoned(&self) -> Outcome {
+        Outcome::Retry {
+            run_at: self.store.clock.unix(),
+            error: "the worker stopped before the homeserver answered".into(),
+            maybe_done: true,
+            strict: false,
+        }
     }
 
     /// The gate shut while the job ran, and nothing is known of its own work.
@@ -264,7 +281,7 @@ impl Jobs {
             }
             tokio::select! {
                 () = tokio::time::sleep(DATABASE_PAUSE) => {}
-                () = self.stop.cancelled() => return None,
+                () = self.stopping.stop.cancelled() => return None,
             }
         }
     }

@@ -1,32 +1,104 @@
 //! Stopping: the first signal asks every part to finish, the second ends the process at once.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// How long a process may take to finish what runs.
 pub const GRACE: Duration = Duration::from_secs(15);
+/// Then what still runs is abandoned, so that the rest of [`GRACE`] suffices to give it back.
+const FINISH: Duration = Duration::from_secs(13);
+/// How long a process that ends at once may take to give back what it holds.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Exit code when the grace period ran out or a second signal came.
 pub const HARD_EXIT: i32 = 1;
 
-/// A token that is cancelled by SIGTERM or SIGINT. A second signal, or [`GRACE`] running out, exits.
+/// How far a stop has come. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Stopping {
+    /// Take nothing new, and finish what runs.
+    pub stop: CancellationToken,
+    /// Give back what still runs.
+    pub abandon: CancellationToken,
+    hurried: Arc<AtomicBool>,
+}
+
+impl Stopping {
+    /// Whether a second signal came, so that the process must not call its end a good one.
+    pub fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::SeqCst)
+    }
+}
+
+/// A token that is cancelled by SIGTERM, SIGINT or SIGHUP. A second signal, or [`GRACE`] running out, exits.
 pub fn on_signals() -> std::io::Result<CancellationToken> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
-    let stop = token.clone();
+    let (stop, mut signals) = (token.clone(), Signals::new()?);
     tokio::spawn(async move {
-        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("stopping: finishing what runs");
-        stop.cancel();
-        tokio::select! {
-            _ = term.recv() => tracing::warn!("second signal: ending at once"),
-            _ = interrupt.recv() => tracing::warn!("second signal: ending at once"),
-            () = tokio::time::sleep(GRACE) => tracing::error!("could not finish in time: ending at once"),
-        }
+        signals.first(&stop).await;
+        signals.second(GRACE).await;
         std::process::exit(HARD_EXIT);
     });
     Ok(token)
+}
+
+/// The same for a process that holds work of others: it may give that back before it exits.
+pub fn on_signals_with_work() -> std::io::Result<Stopping> {
+    let stopping = Stopping::default();
+    let (told, mut signals) = (stopping.clone(), Signals::new()?);
+    tokio::spawn(async move {
+        signals.first(&told.stop).await;
+        if signals.second(FINISH).await {
+            told.hurried.store(true, Ordering::SeqCst);
+            told.abandon.cancel();
+            tokio::time::sleep(LAST_WORDS).await;
+        } else {
+            told.abandon.cancel();
+            signals.second(GRACE.saturating_sub(FINISH)).await;
+        }
+        std::process::exit(HARD_EXIT);
+    });
+    Ok(stopping)
+}
+
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [term, interrupt, hangup] = &mut self.0;
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {}, _ = hangup.recv() => {} }
+    }
+
+    async fn first(&mut self, stop: &CancellationToken) {
+        self.next().await;
+        tracing::info!("stopping: finishing what runs");
+        stop.cancel();
+    }
+
+    /// Whether another signal comes in this time.
+    async fn second(&mut self, time: Duration) -> bool {
+        let came = tokio::time::timeout(time, self.next()).await.is_ok();
+        if came {
+            tracing::warn!("second signal: ending at once");
+        } else {
+            tracing::error!("could not finish in time");
+        }
+        came
+    }
 }
