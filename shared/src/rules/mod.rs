@@ -1,5 +1,9 @@
 //! What is decided, without I/O: each module is pure and has its own tables of cases.
 
 pub mod gate;
+pub mod import;
+pub mod jobs;
 pub mod outcome;
+pub mod pushers;
+pub mod report;
 pub mod retry;

@@ -1,0 +1,934 @@
+//! Who holds a pushkey, and what the homeserver should hold. [`Change`] is the one vocabulary of what
+//! transactions do to pushers.
+
+use serde::{Deserialize, Serialize};
+
+use super::jobs::Job;
+use crate::ids::{AppId, Pushkey, Selector, UserId};
+
+/// A clock that was ahead by more than this when a row was written is noticed, in seconds.
+const CLOCK_SLACK: i64 = 60;
+
+/// Whether the homeserver should hold a pusher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wanted {
+    /// It should.
+    Present,
+    /// It should not.
+    Absent,
+}
+
+/// What is known of a pusher at the homeserver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It is not as wanted, or nobody knows; a job sees to it.
+    Pending,
+    /// The homeserver holds it.
+    Registered,
+    /// The homeserver refused; a dead letter keeps the reason.
+    Failed,
+    /// The homeserver does not hold it.
+    Removed,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Registered, Self::Failed, Self::Removed];
+
+    /// The word in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Registered => "registered",
+            Self::Failed => "failed",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// A live row that holds a pushkey, with the user whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Holder {
+    /// The phone's row.
+    pub row: i64,
+    /// Whose it is.
+    pub user_id: String,
+    /// The account on the phone.
+    pub selector: String,
+    /// When it was last reported, in seconds since 1970.
+    pub updated_at: i64,
+}
+
+/// A pusher's row, and the job that it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pusher {
+    /// Its id; 0 before it is stored.
+    pub id: i64,
+    /// The user whose notifications it carries.
+    pub user_id: String,
+    /// The app.
+    pub app_id: String,
+    /// The token.
+    pub pushkey: String,
+    /// The account on the phone.
+    pub selector: String,
+    /// Whether the homeserver should hold it.
+    pub wanted: Wanted,
+    /// Whether it does.
+    pub state: State,
+    /// Counts the changes of what is wanted.
+    pub generation: i64,
+    /// The order in which users reported the pushkey.
+    pub claim: i64,
+    /// The homeserver may hold it already: look before setting.
+    pub ask_first: bool,
+    /// Failed attempts since the last success.
+    pub attempts: i64,
+    /// Why the last one failed.
+    pub last_error: Option<String>,
+    /// The worker's settings that the registered pusher carries.
+    pub registered_as: Option<String>,
+    /// From then on a report has the worker check it, in seconds since 1970.
+    pub refresh_at: Option<i64>,
+    /// When it last changed, in seconds since 1970.
+    pub updated_at: i64,
+    /// The job that it has.
+    #[serde(skip_serializing)]
+    pub job: Option<Job>,
+}
+
+/// What a transaction does to a pusher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It is wanted from now on, under this selector.
+    Present {
+        /// The account on the phone.
+        selector: String,
+        /// The order among the users of the pushkey.
+        claim: i64,
+    },
+    /// It is not wanted any more.
+    Absent,
+    /// It is not wanted any more, and the homeserver has dropped it by itself.
+    Dropped,
+    /// Its user reported the pushkey after the others.
+    Claim(i64),
+    /// It was refused, and is reported again.
+    Revive,
+    /// It has to be compared with what the homeserver holds.
+    Check,
+    /// It carries settings of before and has to be set anew where it differs.
+    Renew,
+    /// The homeserver holds it.
+    Registered {
+        /// The worker's settings that it carries.
+        settings: String,
+        /// From then on a report has the worker check it.
+        refresh_at: i64,
+    },
+    /// The homeserver does not hold it.
+    Removed,
+    /// An attempt failed.
+    Retried {
+        /// Why, for people.
+        error: String,
+        /// The homeserver may have done it nevertheless.
+        maybe_done: bool,
+    },
+    /// The homeserver refuses it.
+    Refused {
+        /// Why, for people.
+        error: String,
+    },
+}
+
+impl Change {
+    /// Whether the pusher's job has to run for it.
+    pub fn runs_job(&self) -> bool {
+        match self {
+            Self::Present { .. } | Self::Absent | Self::Revive | Self::Check | Self::Renew => true,
+            Self::Dropped
+            | Self::Claim(_)
+            | Self::Registered { .. }
+            | Self::Removed
+            | Self::Retried { .. }
+            | Self::Refused { .. } => false,
+        }
+    }
+}
+
+impl Pusher {
+    /// A pusher that is not there yet.
+    pub fn new(holder: &Holder, app_id: &str, pushkey: &str, claim: i64, now: i64) -> Self {
+        Self {
+            id: 0,
+            user_id: holder.user_id.clone(),
+            app_id: app_id.to_owned(),
+            pushkey: pushkey.to_owned(),
+            selector: holder.selector.clone(),
+            wanted: Wanted::Present,
+            state: State::Pending,
+            generation: 1,
+            claim,
+            ask_first: false,
+            attempts: 0,
+            last_error: None,
+            registered_as: None,
+            refresh_at: None,
+            updated_at: now,
+            job: None,
+        }
+    }
+
+    /// Whether the homeserver should hold it.
+    pub fn is_present(&self) -> bool {
+        self.wanted == Wanted::Present
+    }
+
+    /// Whether a report has it checked. One that was registered in the future was registered by a wrong clock.
+    pub fn is_due(&self, now: i64) -> bool {
+        self.refresh_at.is_none_or(|at| now >= at) || self.updated_at > now + CLOCK_SLACK
+    }
+
+    fn has_live_job(&self) -> bool {
+        self.job.as_ref().is_some_and(Job::is_live)
+    }
+
+    /// Takes a change; the job is the caller's.
+    pub fn apply(&mut self, change: &Change, now: i64) {
+        match change {
+            Change::Present { selector, claim } => {
+                self.wanted = Wanted::Present;
+                self.selector.clone_from(selector);
+                self.claim = *claim;
+                self.start_over(State::Pending);
+            }
+            Change::Absent => {
+                self.wanted = Wanted::Absent;
+                self.start_over(State::Pending);
+            }
+            Change::Dropped => {
+                self.wanted = Wanted::Absent;
+                // A job may be about to set it at this moment: then it has to be deleted all the same.
+                let busy = self.has_live_job();
+                self.start_over(if busy { State::Pending } else { State::Removed });
+            }
+            Change::Claim(claim) => {
+                self.claim = *claim;
+                // A job that runs at this moment may have found that it has been outdone.
+                self.generation += 1;
+                return;
+            }
+            Change::Revive => {
+                self.state = State::Pending;
+                self.attempts = 0;
+            }
+            Change::Check => {
+                self.ask_first = true;
+                // A job that runs at this moment looked too early.
+                self.generation += 1;
+                self.attempts = 0;
+                if self.state == State::Failed || !self.is_present() {
+                    self.state = State::Pending;
+                }
+                // The time stays, so that a replay by time can be repeated.
+                return;
+            }
+            Change::Renew => {
+                self.state = State::Pending;
+                self.ask_first = true;
+            }
+            Change::Registered {
+                settings,
+                refresh_at,
+            } => {
+                self.registered_as = Some(settings.clone());
+                self.refresh_at = Some(*refresh_at);
+                self.succeed(State::Registered);
+            }
+            Change::Removed => self.succeed(State::Removed),
+            Change::Retried { error, maybe_done } => {
+                self.attempts += 1;
+                self.last_error = Some(error.clone());
+                self.ask_first |= maybe_done;
+            }
+            Change::Refused { error } => {
+                self.state = State::Failed;
+                self.attempts += 1;
+                self.last_error = Some(error.clone());
+            }
+        }
+        self.updated_at = now;
+    }
+
+    fn start_over(&mut self, state: State) {
+        self.state = state;
+        self.generation += 1;
+        self.attempts = 0;
+        self.last_error = None;
+    }
+
+    fn succeed(&mut self, state: State) {
+        self.state = state;
+        self.attempts = 0;
+        self.last_error = None;
+        self.ask_first = false;
+    }
+}
+
+/// What [`plan`] has happen to the pushers of a pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Planned {
+    /// A new one for this holder.
+    Insert {
+        /// The holder's place in the list.
+        holder: usize,
+        /// The order among the users of the pushkey.
+        claim: i64,
+    },
+    /// A change of the pusher at this place in the list.
+    Change(usize, Change),
+    /// The pusher at this place was reported again as it is; its job runs if there is something to do.
+    Again(usize),
+}
+
+/// Decides which pushers an app id and pushkey should have, from the rows that hold them. The touched row's user
+/// is wanted from now on. A user who was displaced by another (PUSHER_APPEND=false) does not come back just
+/// because a row is still there, or the two would fight. `holders` come with the latest report last.
+pub fn plan(
+    holders: &[Holder],
+    pushers: &[Pusher],
+    touched: Option<i64>,
+    now: i64,
+) -> Vec<Planned> {
+    let present = || pushers.iter().enumerate().filter(|(_, p)| p.is_present());
+    let holds = |pusher: &Pusher| {
+        let user_id = pusher.user_id.clone();
+        holders.iter().filter(move |h| h.user_id == user_id)
+    };
+    let top = present().map(|(_, p)| p.claim).max().unwrap_or(0);
+    let mut planned = Vec::new();
+
+    for (at, pusher) in present() {
+        if holds(pusher).next().is_none() {
+            planned.push(Planned::Change(at, Change::Absent));
+        }
+    }
+
+    let mut wanted = holders.iter().position(|h| Some(h.row) == touched);
+    if wanted.is_none() && present().count() == planned.len() {
+        // Whoever held the pushkey has left it: it falls back to who reported it before.
+        wanted = holders.len().checked_sub(1);
+    }
+    for (at, pusher) in present() {
+        // The account was renamed on the phone: data.selector has to follow.
+        let renamed = holds(pusher).all(|h| h.selector != pusher.selector);
+        if let Some(holder) = holds(pusher).next_back().filter(|_| renamed) {
+            let reports = wanted.is_some_and(|at| holders[at].user_id == pusher.user_id);
+            let selector = holder.selector.clone();
+            // A rename alone takes nothing from another user.
+            let claim = if reports { top + 1 } else { pusher.claim };
+            planned.push(Planned::Change(at, Change::Present { selector, claim }));
+            wanted = wanted.filter(|_| !reports);
+        }
+    }
+    let Some(wanted) = wanted else {
+        return planned;
+    };
+    let holder = &holders[wanted];
+    let theirs = pushers
+        .iter()
+        .enumerate()
+        .find(|(_, p)| p.user_id == holder.user_id);
+    match theirs {
+        None => planned.push(Planned::Insert {
+            holder: wanted,
+            claim: top + 1,
+        }),
+        Some((at, pusher)) if !pusher.is_present() => {
+            let (selector, claim) = (holder.selector.clone(), top + 1);
+            planned.push(Planned::Change(at, Change::Present { selector, claim }));
+        }
+        Some((at, pusher)) => {
+            if pusher.claim < top {
+                // Another user's pusher is about to be set; the newest report wins. Its job finds that it has
+                // been outdone and has ours checked, so ours needs no job for that.
+                planned.push(Planned::Change(at, Change::Claim(top + 1)));
+            }
+            match pusher.state {
+                State::Registered if !pusher.is_due(now) => {}
+                State::Registered | State::Pending => planned.push(Planned::Again(at)),
+                State::Failed | State::Removed => {
+                    planned.push(Planned::Change(at, Change::Revive));
+                }
+            }
+        }
+    }
+    planned
+}
+
+/// What becomes of the pushers of a pair when a row of `user_id` is marked dead; `holders` are those that are
+/// left. The homeserver drops the pusher that it pushed to by itself when it reads our rejection (should the
+/// answer not reach it, it asks again); others are deleted. Which one that was is known by the selector that
+/// it carries, unless more than one does.
+pub fn reject(
+    holders: &[Holder],
+    pushers: &[Pusher],
+    user_id: Option<&str>,
+    pushed_to: Option<&str>,
+) -> Vec<(usize, Change)> {
+    let carries = |p: &Pusher| p.state != State::Removed && Some(p.selector.as_str()) == pushed_to;
+    let alone = pushers.iter().filter(|p| carries(p)).count() == 1;
+    let left = |p: &Pusher| {
+        let theirs = Some(p.user_id.as_str()) == user_id;
+        theirs && !holders.iter().any(|h| h.user_id == p.user_id)
+    };
+    let pushers = pushers.iter().enumerate();
+    pushers
+        .filter(|(_, p)| p.is_present() && (carries(p) || left(p)))
+        .map(|(at, p)| {
+            let dropped = alone && carries(p);
+            (
+                at,
+                if dropped {
+                    Change::Dropped
+                } else {
+                    Change::Absent
+                },
+            )
+        })
+        .collect()
+}
+
+/// What a job has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// Set it.
+    Set,
+    /// It may be there already: look, and set it only if it is missing or differs. Setting a pusher again
+    /// makes Synapse drop what it still had to send.
+    Check,
+    /// Delete it.
+    Delete,
+    /// Nothing: it is as it should be.
+    Nothing,
+    /// Another user reported the same app id and pushkey later and has the pusher; only one may.
+    Outdone,
+    /// Another user reported the same later, and it is not known yet whether the homeserver takes theirs:
+    /// ours stays as it is until then.
+    Yield,
+}
+
+/// Decides what the job of the pusher with this id has to do, from all pushers of its pair. `append`: whether
+/// users share a pushkey.
+pub fn goal(
+    pushers: &[Pusher],
+    id: i64,
+    job_attempts: i64,
+    append: bool,
+    now: i64,
+) -> Option<Goal> {
+    let mine = pushers.iter().find(|p| p.id == id)?;
+    let newer = |state: Option<State>| {
+        pushers.iter().any(|p| {
+            p.user_id != mine.user_id
+                && p.is_present()
+                && p.claim > mine.claim
+                && state.map_or(p.state != State::Failed, |state| p.state == state)
+        })
+    };
+    Some(match (mine.is_present(), mine.state) {
+        (true, _) if !append && newer(Some(State::Registered)) => Goal::Outdone,
+        (true, _) if !append && newer(None) => Goal::Yield,
+        (true, State::Registered) if mine.ask_first || mine.is_due(now) => Goal::Check,
+        (true, State::Registered) | (false, State::Removed) => Goal::Nothing,
+        // More attempts than were recorded: a worker died in one, perhaps after the homeserver did it.
+        (true, _) if mine.ask_first || job_attempts > mine.attempts => Goal::Check,
+        (true, _) => Goal::Set,
+        (false, _) => Goal::Delete,
+    })
+}
+
+/// A pusher as its job finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PusherTask {
+    /// Its id.
+    pub id: i64,
+    /// The user whose notifications it carries.
+    pub user_id: UserId,
+    /// The app.
+    pub app_id: AppId,
+    /// The token.
+    pub pushkey: Pushkey,
+    /// The account on the phone.
+    pub selector: Selector,
+    /// What should be, and how sure we are of what is.
+    pub goal: Goal,
+    /// What is wanted has changed this often; compared when the job finishes.
+    pub generation: i64,
+    /// Failed attempts that were recorded.
+    pub attempts: i64,
+}
+
+/// What a job finds when it asks for its pusher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Loaded {
+    /// The pusher and what to do.
+    Task(PusherTask),
+    /// There is none.
+    Gone,
+    /// Its row cannot be read.
+    Unreadable,
+}
+
+impl Loaded {
+    /// From all pushers of the pair.
+    pub fn read(pushers: &[Pusher], id: i64, job_attempts: i64, append: bool, now: i64) -> Self {
+        let Some(goal) = goal(pushers, id, job_attempts, append, now) else {
+            return Self::Gone;
+        };
+        let Some(pusher) = pushers.iter().find(|p| p.id == id) else {
+            return Self::Gone;
+        };
+        let task = || {
+            Some(PusherTask {
+                id,
+                user_id: UserId::parse(&pusher.user_id).ok()?,
+                app_id: AppId::parse(&pusher.app_id).ok()?,
+                pushkey: Pushkey::parse(&pusher.pushkey).ok()?,
+                selector: Selector::parse(&pusher.selector).ok()?,
+                goal,
+                generation: pusher.generation,
+                attempts: pusher.attempts,
+            })
+        };
+        task().map_or(Self::Unreadable, Self::Task)
+    }
+}
+
+/// What became of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The homeserver holds the pusher.
+    Registered,
+    /// The homeserver does not hold it.
+    Removed,
+    /// There was nothing to do.
+    Nothing,
+    /// Another user's later report stands.
+    Outdone,
+    /// Try again.
+    Retry {
+        /// When, in seconds since 1970.
+        run_at: i64,
+        /// Why, for people.
+        error: String,
+        /// The homeserver may have done it nevertheless.
+        maybe_done: bool,
+        /// Nothing brings the time forward: the homeserver asked for it.
+        strict: bool,
+    },
+    /// The homeserver refuses, and will again.
+    Dead {
+        /// Why, for people.
+        error: String,
+    },
+}
+
+/// What the worker's settings have to do with a finished job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FinishSettings {
+    /// See `PusherSettings::fingerprint`.
+    pub fingerprint: String,
+    /// Whether users share an app id and pushkey.
+    pub append: bool,
+    /// After this many seconds a report has the pusher checked.
+    pub refresh_after: i64,
+}
+
+/// What an outcome does to the pusher itself; nothing where there was nothing to do.
+pub fn record(outcome: &Outcome, settings: &FinishSettings, now: i64) -> Option<Change> {
+    match outcome {
+        Outcome::Registered => Some(Change::Registered {
+            settings: settings.fingerprint.clone(),
+            refresh_at: now.saturating_add(settings.refresh_after),
+        }),
+        Outcome::Removed => Some(Change::Removed),
+        Outcome::Nothing => None,
+        Outcome::Outdone => Some(Change::Absent),
+        Outcome::Retry {
+            error, maybe_done, ..
+        } => Some(Change::Retried {
+            error: error.clone(),
+            maybe_done: *maybe_done,
+        }),
+        Outcome::Dead { error } => Some(Change::Refused {
+            error: error.clone(),
+        }),
+    }
+}
+
+/// What the outcome of the pusher at `at` means for other users' pushers of the same app id and pushkey, where only
+/// one user may have one (PUSHER_APPEND=false).
+pub fn rivals(pushers: &[Pusher], at: usize, outcome: &Outcome) -> Vec<(usize, Change)> {
+    let mine = &pushers[at];
+    let others = || {
+        let others = pushers.iter().enumerate();
+        others.filter(|(_, p)| p.user_id != mine.user_id && p.is_present())
+    };
+    let mut changes: Vec<(usize, Change)> = Vec::new();
+    if *outcome == Outcome::Registered && mine.is_present() {
+        // Whoever reported before is not wanted any more. A set has displaced them at most homeservers; a
+        // check that found ours has not, and some keep both. So each is deleted by name.
+        let older = others().filter(|(_, p)| p.claim < mine.claim);
+        changes.extend(older.map(|(at, _)| (at, Change::Absent)));
+    }
+    if matches!(outcome, Outcome::Dead { .. } | Outcome::Removed) {
+        // The homeserver does not hold ours, so whoever yielded to it may have theirs. Their job may be about
+        // to yield at this moment; this has it run again.
+        let yielded = others().filter(|(_, p)| p.state == State::Pending);
+        changes.extend(yielded.map(|(at, _)| (at, Change::Check)));
+    }
+    // Whatever the job did last, an earlier attempt of it may have set ours, even after the death of the worker
+    // that made it, and displaced theirs.
+    let touched_homeserver = match outcome {
+        Outcome::Retry { maybe_done, .. } => *maybe_done,
+        _ => true,
+    };
+    if touched_homeserver {
+        let newer = others().filter(|(_, p)| {
+            matches!(p.state, State::Registered | State::Pending)
+                && (p.claim > mine.claim || !mine.is_present())
+        });
+        for (at, _) in newer {
+            if !changes.iter().any(|(other, _)| *other == at) {
+                changes.push((at, Change::Check));
+            }
+        }
+    }
+    changes
+}
+
+/// Which pushers a replay is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replay {
+    /// Dead letters.
+    Dead,
+    /// All.
+    All,
+    /// Those of one user.
+    User(UserId),
+    /// Those that changed at or after this time, in seconds since 1970.
+    Since(i64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::jobs::Status;
+
+    fn holder(row: i64, user: &str, selector: &str) -> Holder {
+        Holder {
+            row,
+            user_id: user.into(),
+            selector: selector.into(),
+            updated_at: 0,
+        }
+    }
+
+    fn pusher(
+        id: i64,
+        user: &str,
+        selector: &str,
+        wanted: Wanted,
+        state: State,
+        claim: i64,
+    ) -> Pusher {
+        Pusher {
+            id,
+            wanted,
+            state,
+            refresh_at: Some(1000),
+            ..Pusher::new(&holder(1, user, selector), "app", "key", claim, 0)
+        }
+    }
+
+    use State::{Failed, Pending, Registered, Removed};
+    use Wanted::{Absent, Present};
+
+    fn present(at: usize, selector: &str, claim: i64) -> Planned {
+        let selector = selector.into();
+        Planned::Change(at, Change::Present { selector, claim })
+    }
+
+    #[test]
+    fn one_user() {
+        let rows = [holder(1, "a", "s")];
+        let insert = Planned::Insert {
+            holder: 0,
+            claim: 1,
+        };
+        assert_eq!(plan(&rows, &[], Some(1), 0), [insert]);
+        let again = vec![Planned::Again(0)];
+        for (state, updated_at, now, expected) in [
+            (Registered, 0, 0, vec![]),
+            (Registered, 0, 1000, again.clone()),
+            (Registered, 500, 100, again.clone()),
+            (Pending, 0, 0, again.clone()),
+            (Failed, 0, 0, vec![Planned::Change(0, Change::Revive)]),
+        ] {
+            let mut pusher = pusher(7, "a", "s", Present, state, 1);
+            pusher.updated_at = updated_at;
+            let planned = plan(&rows, &[pusher], Some(1), now);
+            assert_eq!(planned, expected, "{state:?} {updated_at} {now}");
+        }
+        let removed = [pusher(7, "a", "s", Absent, Removed, 1)];
+        assert_eq!(plan(&rows, &removed, Some(1), 0), [present(0, "s", 1)]);
+        let left = [pusher(7, "a", "s", Present, Registered, 1)];
+        let absent = Planned::Change(0, Change::Absent);
+        assert_eq!(plan(&[], &left, None, 0), [absent]);
+    }
+
+    #[test]
+    fn a_renamed_account_takes_its_pusher_along_and_a_second_one_does_not() {
+        let pushers = [pusher(7, "a", "old", Present, Registered, 1)];
+        assert_eq!(
+            plan(&[holder(1, "a", "new")], &pushers, Some(1), 0),
+            [present(0, "new", 2)]
+        );
+        let both = [holder(1, "a", "old"), holder(2, "a", "new")];
+        assert_eq!(plan(&both, &pushers, Some(2), 0), []);
+    }
+
+    #[test]
+    fn two_users_of_one_phone_do_not_fight() {
+        let rows = [holder(1, "a", "sa"), holder(2, "b", "sb")];
+        let pushers = [pusher(7, "a", "sa", Present, Registered, 1)];
+        let insert = Planned::Insert {
+            holder: 1,
+            claim: 2,
+        };
+        assert_eq!(plan(&rows, &pushers, Some(2), 0), [insert]);
+        // b has displaced a; what is not a's own report leaves it so.
+        let after = [
+            pusher(7, "a", "sa", Absent, Removed, 1),
+            pusher(8, "b", "sb", Present, Registered, 2),
+        ];
+        assert_eq!(plan(&rows, &after, None, 0), []);
+        assert_eq!(plan(&rows, &after, Some(1), 0), [present(0, "sa", 3)]);
+        // b leaves the phone: a gets it back.
+        assert_eq!(
+            plan(&rows[..1], &after, None, 0),
+            [Planned::Change(1, Change::Absent), present(0, "sa", 3)]
+        );
+        // a reports while b's pusher waits to be set: a's report is the newer one.
+        let race = [
+            pusher(7, "a", "sa", Present, Registered, 1),
+            pusher(8, "b", "sb", Present, Pending, 2),
+        ];
+        assert_eq!(
+            plan(&rows, &race, Some(1), 0),
+            [Planned::Change(0, Change::Claim(3))]
+        );
+    }
+
+    #[test]
+    fn a_dead_token_takes_the_pusher_that_was_pushed_to() {
+        let pushers = [
+            pusher(7, "a", "sa", Present, Registered, 1),
+            pusher(8, "b", "sb", Present, Registered, 2),
+        ];
+        let theirs = [holder(2, "b", "sb")];
+        let rejected = reject(&theirs, &pushers, Some("a"), Some("sa"));
+        assert_eq!(rejected, [(0, Change::Dropped)]);
+        // The pusher carries another selector than the row that was pushed to: deleted by name.
+        let rejected = reject(&theirs, &pushers, Some("a"), Some("old"));
+        assert_eq!(rejected, [(0, Change::Absent)]);
+        // Two carry the same selector.
+        let same = [
+            pusher(7, "a", "s", Present, Registered, 1),
+            pusher(8, "b", "s", Present, Registered, 2),
+        ];
+        let rejected = reject(&[], &same, Some("a"), Some("s"));
+        assert_eq!(rejected, [(0, Change::Absent), (1, Change::Absent)]);
+    }
+
+    #[test]
+    fn what_the_homeserver_dropped_is_deleted_all_the_same_if_a_job_may_set_it() {
+        for (status, state) in [
+            (None, Removed),
+            (Some(Status::Killed), Removed),
+            (Some(Status::Queued), Pending),
+        ] {
+            let mut dropped = pusher(7, "a", "s", Present, Registered, 1);
+            dropped.job = status.map(|status| Job {
+                key: 1,
+                status,
+                attempts: 0,
+                run_at: 0,
+                not_before: None,
+                lost: None,
+                recalled: false,
+                lock_by: None,
+                error: None,
+                done_at: None,
+            });
+            dropped.apply(&Change::Dropped, 5);
+            assert_eq!(
+                (dropped.wanted, dropped.state),
+                (Absent, state),
+                "{status:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn goals() {
+        let mine = |state, ask_first| Pusher {
+            ask_first,
+            attempts: 1,
+            ..pusher(7, "a", "s", Present, state, 1)
+        };
+        let rival = |state| pusher(8, "b", "s", Present, state, 2);
+        for (what, pushers, attempts, append, expected) in [
+            ("new", vec![mine(Pending, false)], 1, false, Goal::Set),
+            (
+                "died in it",
+                vec![mine(Pending, false)],
+                2,
+                false,
+                Goal::Check,
+            ),
+            (
+                "maybe done",
+                vec![mine(Pending, true)],
+                1,
+                false,
+                Goal::Check,
+            ),
+            (
+                "as wanted",
+                vec![mine(Registered, false)],
+                1,
+                false,
+                Goal::Nothing,
+            ),
+            (
+                "doubtful",
+                vec![mine(Registered, true)],
+                1,
+                false,
+                Goal::Check,
+            ),
+            (
+                "outdone",
+                vec![mine(Pending, false), rival(Registered)],
+                1,
+                false,
+                Goal::Outdone,
+            ),
+            (
+                "yields",
+                vec![mine(Pending, false), rival(Pending)],
+                1,
+                false,
+                Goal::Yield,
+            ),
+            (
+                "refused rival",
+                vec![mine(Pending, false), rival(Failed)],
+                1,
+                false,
+                Goal::Set,
+            ),
+            (
+                "shared",
+                vec![mine(Pending, false), rival(Registered)],
+                1,
+                true,
+                Goal::Set,
+            ),
+        ] {
+            assert_eq!(
+                goal(&pushers, 7, attempts, append, 0),
+                Some(expected),
+                "{what}"
+            );
+        }
+        for (state, expected) in [(Pending, Goal::Delete), (Removed, Goal::Nothing)] {
+            let absent = [pusher(7, "a", "s", Absent, state, 1)];
+            assert_eq!(goal(&absent, 7, 0, false, 0), Some(expected));
+        }
+        let unreadable = [pusher(7, "no user", "s", Present, Pending, 1)];
+        assert_eq!(
+            Loaded::read(&unreadable, 7, 0, false, 0),
+            Loaded::Unreadable
+        );
+        assert_eq!(Loaded::read(&unreadable, 9, 0, false, 0), Loaded::Gone);
+    }
+
+    #[test]
+    fn outcomes_and_other_users() {
+        let two = |a: (Wanted, State), b: (Wanted, State)| {
+            [
+                pusher(7, "a", "s", a.0, a.1, 1),
+                pusher(8, "b", "s", b.0, b.1, 2),
+            ]
+        };
+        let retry = |maybe_done| Outcome::Retry {
+            run_at: 0,
+            error: "no".into(),
+            maybe_done,
+            strict: false,
+        };
+        let dead = Outcome::Dead { error: "no".into() };
+        for (what, pushers, at, outcome, expected) in [
+            (
+                "the newer one is set: the older one is deleted by name",
+                two((Present, Registered), (Present, Registered)),
+                1,
+                Outcome::Registered,
+                vec![(0, Change::Absent)],
+            ),
+            (
+                "the older one is set: it may have displaced the newer one",
+                two((Present, Registered), (Present, Pending)),
+                0,
+                Outcome::Registered,
+                vec![(1, Change::Check)],
+            ),
+            (
+                "the newer one is refused: the older one yielded",
+                two((Present, Pending), (Present, Failed)),
+                1,
+                dead,
+                vec![(0, Change::Check)],
+            ),
+            (
+                "an attempt that reached nobody",
+                two((Present, Pending), (Present, Registered)),
+                0,
+                retry(false),
+                vec![],
+            ),
+            (
+                "an attempt that may have reached the homeserver",
+                two((Present, Pending), (Present, Registered)),
+                0,
+                retry(true),
+                vec![(1, Change::Check)],
+            ),
+            (
+                "an absent one may have been set by an attempt before",
+                two((Present, Registered), (Absent, Removed)),
+                1,
+                Outcome::Removed,
+                vec![(0, Change::Check)],
+            ),
+        ] {
+            assert_eq!(rivals(&pushers, at, &outcome), expected, "{what}");
+        }
+    }
+}
