@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{Router, routing::get};
 use matrix2acrobits_shared::secret::Secret;
-use matrix2acrobits_sqlite::store::Store;
+use matrix2acrobits_store::Store;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +16,7 @@ use crate::{
         observe::ObserveLayer,
     },
     metrics,
-    notify::{self, cache::Tokens, delivery::Deliverer, pnm::answers::Answers},
+    notify::{self, delivery::Deliverer, pnm::answers::Answers},
     operator,
     reports::{self, Reports, tokenless::Tokenless},
 };
@@ -40,7 +40,6 @@ pub(crate) fn public(reports: Reports, deliverer: Deliverer, hs_token: Option<Se
 /// The endpoints for the operator.
 pub(crate) fn admin(
     store: Store,
-    tokens: Tokens,
     token: Option<Secret>,
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
@@ -58,7 +57,7 @@ pub(crate) fn admin(
             "/metrics",
             get(metrics::render).with_state((store.clone(), handle)),
         )
-        .merge(operator::router(store, tokens, answers, tokenless, token))
+        .merge(operator::router(store, answers, tokenless, token))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(ObserveLayer::new())

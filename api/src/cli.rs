@@ -1,6 +1,6 @@
 //! The api's command line.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
@@ -10,11 +10,7 @@ use matrix2acrobits_shared::{
         settings::{SettingError, SharedArgs},
     },
 };
-use matrix2acrobits_sqlite::{
-    DatabaseUrl,
-    store::{Store, import::Import},
-    writer::Sharing,
-};
+use matrix2acrobits_store::{DatabaseUrl, Import, LookError, Role, Store};
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
@@ -63,17 +59,13 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
         .map_err(Failure::other)
 }
 
-/// Commands that write share the file with an api and a worker, and nobody waits for them.
-const BUSY: Duration = Duration::from_secs(30);
-
-/// Opens a database that must be there: what a new, empty one says would mislead.
+/// Opens a database that must be there and of this release: what a new, empty one says would mislead, and a
+/// command must not change what the running processes work on.
 pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database: DatabaseUrl = cli.shared.database()?;
-    if !database.path().exists() {
-        let problem = format!("there is no file {database}");
-        return Err(SettingError::new("DATABASE_URL", problem).into());
-    }
-    Ok(Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?)
+    let wrong = |problem: LookError| SettingError::new("DATABASE_URL", problem.to_string());
+    Store::look(&database).await.map_err(wrong)?;
+    Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
 }
 
 /// Opens the database to import into, made if it is not there; for a dry run only to look.
@@ -83,8 +75,8 @@ pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Fail
     if dry_run {
         return Import::dry_run(&database).await.map_err(Failure::of);
     }
-    let store = Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?;
-    Ok(Import::into_store(store))
+    let store = Store::open(&database, Role::Behind, Clock::system()).await?;
+    Ok(Import::Into(store))
 }
 
 /// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.

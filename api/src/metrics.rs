@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use matrix2acrobits_shared::process;
-use matrix2acrobits_sqlite::store::Store;
+use matrix2acrobits_store::Store;
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,

@@ -1,12 +1,12 @@
 //! Starts `serve`: settings, logs, database, the two listeners; and stops them in order.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use matrix2acrobits_shared::{
     clock::Clock,
     process::{go_proxy, logs, settings::SettingError, shutdown},
 };
-use matrix2acrobits_sqlite::{store::Store, writer::Sharing};
+use matrix2acrobits_store::{Role, Store};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,9 +20,6 @@ use crate::{
     reports::{Reports, tokenless::Tokenless},
 };
 
-/// Phones and the homeserver wait for our answer: rather 503 than longer.
-const BUSY: Duration = Duration::from_secs(5);
-
 pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let settings = cli.serve.parse(&cli.shared)?;
     let admin_addr = cli.admin.addr()?;
@@ -35,7 +32,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
 
     let listener = bind("LISTEN_ADDR", settings.listen_addr).await?;
     let admin_listener = bind("ADMIN_LISTEN_ADDR", admin_addr).await?;
-    let store = Store::open(&database, Sharing::ahead(BUSY), Clock::system()).await?;
+    let store = Store::open(&database, Role::Ahead, Clock::system()).await?;
     let stop = shutdown::on_signals().map_err(Failure::other)?;
     let tokens = Tokens::new(store.clone());
     let pnm = PnmClient::new(
@@ -53,7 +50,6 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         deliveries.clone(),
         stop.clone(),
     );
-    tokio::spawn(tokens.clone().follow_others());
     tokio::spawn(tokens.clone().warm_up());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -72,7 +68,6 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let tokenless = Arc::new(Tokenless::new(Clock::system()));
     let admin = app::admin(
         store.clone(),
-        tokens.clone(),
         admin_token,
         answers,
         tokenless.clone(),
@@ -82,7 +77,6 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let public = app::public(
         Reports {
             store,
-            tokens,
             auth: auth.clone(),
             tokenless,
         },

@@ -18,12 +18,12 @@ pub struct Job {
     /// The worker that has it.
     pub lock_by: Option<String>,
     /// What keeps a pusher from having two.
-    pub idempotency_key: Option<String>,
+    pub pusher_id: Option<i64>,
 }
 
 /// A row of our table of pushers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PusherRow {
+pub struct PusherTask {
     /// Whose.
     pub user_id: String,
     /// Push token.
@@ -60,14 +60,14 @@ impl Database {
 
     /// All jobs.
     pub async fn jobs(&self) -> Vec<Job> {
-        let sql = "SELECT status, attempts, run_at, lock_by, idempotency_key FROM Jobs";
+        let sql = "SELECT status, attempts, run_at, lock_by, pusher_id FROM Jobs";
         let rows = sqlx::query(sql).fetch_all(&self.pool).await.unwrap();
         let job = |row: &sqlx::sqlite::SqliteRow| Job {
             status: row.get(0),
             attempts: row.get(1),
             run_at: row.get(2),
             lock_by: row.get(3),
-            idempotency_key: row.get(4),
+            pusher_id: row.get(4),
         };
         rows.iter().map(job).collect()
     }
@@ -86,10 +86,10 @@ impl Database {
     }
 
     /// All pushers.
-    pub async fn pushers(&self) -> Vec<PusherRow> {
+    pub async fn pushers(&self) -> Vec<PusherTask> {
         let sql = "SELECT user_id, pushkey, wanted, state, attempts, last_error FROM pushers";
         let rows = sqlx::query(sql).fetch_all(&self.pool).await.unwrap();
-        let pusher = |row: &sqlx::sqlite::SqliteRow| PusherRow {
+        let pusher = |row: &sqlx::sqlite::SqliteRow| PusherTask {
             user_id: row.get(0),
             pushkey: row.get(1),
             wanted: row.get(2),
@@ -101,7 +101,7 @@ impl Database {
     }
 
     /// The pusher of this token; none, or the first of several users' that is wanted.
-    pub async fn pusher(&self, pushkey: &str) -> Option<PusherRow> {
+    pub async fn pusher(&self, pushkey: &str) -> Option<PusherTask> {
         let mut pushers = self.pushers().await;
         pushers.retain(|pusher| pusher.pushkey == pushkey);
         pushers.sort_by_key(|pusher| pusher.wanted != "present");

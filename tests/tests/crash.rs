@@ -340,7 +340,7 @@ impl Scene {
             .jobs()
             .await
             .into_iter()
-            .map(|job| job.idempotency_key)
+            .map(|job| job.pusher_id)
             .collect();
         let count = keys.len();
         keys.sort_unstable();

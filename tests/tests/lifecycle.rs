@@ -251,6 +251,7 @@ async fn what_is_removed_as_the_api_starts_is_not_pushed_to() {
     let mut phones: Vec<_> = names.iter().map(|name| Phone::new(name)).collect();
     // Two accounts on one phone.
     phones[1] = Phone::new("phone-1").with_token(&phones[3].token);
+    phones[1].user = MALLORY.into();
     app.enroll(&phones.iter().collect::<Vec<_>>()).await;
     app.api_mut().kill().await;
     app.start_api().await;

@@ -6,13 +6,11 @@ use std::{
     time::Duration,
 };
 
-use matrix2acrobits_shared::rules::gate::{
-    Admission, Event, Gate as Rules, News, Sign, Step, Ticket,
+use matrix2acrobits_shared::{
+    flow::{GateReport, GateState},
+    rules::gate::{Admission, Event, Gate as Rules, News, Sign, Step, Ticket},
 };
-use matrix2acrobits_sqlite::{
-    queue::{GateReport, GateState},
-    store::{Store, StoreError},
-};
+use matrix2acrobits_store::{Store, StoreError};
 use tokio::sync::watch;
 
 /// Pause after the database has failed.
@@ -297,7 +295,7 @@ impl Gate {
     }
 
     fn now(&self) -> i64 {
-        i64::try_from(self.store.clock.unix_millis()).unwrap_or(i64::MAX)
+        i64::try_from(self.store.clock().unix_millis()).unwrap_or(i64::MAX)
     }
 
     /// A panic elsewhere does not make a counter wrong.

@@ -7,11 +7,12 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use matrix2acrobits_shared::{process, rules::outcome::Reply};
-use matrix2acrobits_sqlite::{
-    queue::QueueState,
-    store::{Store, pushers::Outcome},
+use matrix2acrobits_shared::{
+    flow::QueueState,
+    process,
+    rules::{outcome::Reply, pushers::Outcome},
 };
+use matrix2acrobits_store::Store;
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
@@ -139,7 +140,7 @@ pub(crate) async fn render(State(source): State<Source>) -> Response {
     let (file, log) = store.file_sizes().await;
     process::metrics::database_size(file, log);
     if let Some(age) = source.beat.age() {
-        gauge!(HEARTBEAT).set(to_f64(store.clock.unix()) - age.as_secs_f64());
+        gauge!(HEARTBEAT).set(to_f64(store.clock().unix()) - age.as_secs_f64());
     }
     (
         [("content-type", "text/plain; version=0.0.4")],
@@ -191,9 +192,9 @@ fn known_status(status: u16) -> &'static str {
     known.unwrap_or("other")
 }
 
-/// Counts a job that cannot be read.
-pub(crate) fn unreadable_job() {
-    counter!(JOBS, "result" => "dead").increment(1);
+/// Counts jobs that cannot be read.
+pub(crate) fn unreadable_jobs(count: u64) {
+    counter!(JOBS, "result" => "dead").increment(count);
 }
 
 /// Counts an attempt of a job: its end, how many attempts were made so far, and how long ago the job was made.

@@ -4,20 +4,20 @@ use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use apalis::prelude::{BoxDynError, ParallelizeExt, WorkerBuilder};
-use futures::{FutureExt, StreamExt, stream};
+use futures::{StreamExt, stream};
 use matrix2acrobits_shared::{
-    matrix::client::Homeserver, process::shutdown::Stopping, rules::gate::Step,
+    flow::{Claim, Claimed, Heartbeat, Held},
+    matrix::client::Homeserver,
+    process::shutdown::Stopping,
+    rules::{gate::Step, jobs},
 };
-use matrix2acrobits_sqlite::{
-    queue::{self, Held},
-    store::{Store, StoreError},
-};
+use matrix2acrobits_store::{Store, StoreError};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -48,6 +48,11 @@ const JUMP: i64 = 30;
 struct Shared {
     store: Store,
     name: Arc<str>,
+    /// Its place in the order in which workers started.
+    started: i64,
+    settings: String,
+    /// Whether a worker with newer settings lives.
+    outdated: AtomicBool,
     gate: Arc<Gate>,
     wake: Notify,
     held: AtomicUsize,
@@ -77,9 +82,17 @@ pub(crate) enum RunError {
 pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunError> {
     let stopping = jobs.stopping.clone();
     let stop = stopping.stop.clone();
+    let (name, settings): (Arc<str>, _) = (name.into(), jobs.pusher.fingerprint());
+    let started = jobs
+        .store
+        .register_worker(name.clone(), settings.clone())
+        .await?;
     let shared = Arc::new(Shared {
         store: jobs.store.clone(),
-        name: name.into(),
+        name,
+        started,
+        settings,
+        outdated: AtomicBool::new(false),
         gate: jobs.gate.clone(),
         wake: Notify::new(),
         held: AtomicUsize::new(0),
@@ -90,7 +103,6 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         stop: stop.clone(),
         beat,
     });
-    shared.store.register_worker(shared.name.clone()).await?;
     shared.gate.start().await?;
     let (sender, receiver) = mpsc::channel(shared.most);
     let mut tasks = JoinSet::new();
@@ -99,10 +111,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         stop.clone(),
         probe(shared.clone(), jobs.homeserver.clone()),
     ));
-    tasks.spawn(until(
-        stop.clone(),
-        upkeep(shared.clone(), jobs.pusher.fingerprint()),
-    ));
+    tasks.spawn(until(stop.clone(), upkeep(shared.clone())));
     tasks.spawn(feed(shared.clone(), sender));
     // Beats until the last job has ended: others must not take over what still runs here.
     let ended = CancellationToken::new();
@@ -113,7 +122,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         let held = jobs.recv().await?;
         Some((Ok::<Held, Infallible>(held), jobs))
     });
-    let worker = WorkerBuilder::new(name)
+    let worker = WorkerBuilder::new(shared.name.as_ref())
         .backend(source.boxed())
         .parallelize(tokio::spawn)
         .build(move |held: Held| {
@@ -184,7 +193,7 @@ impl Slot {
     fn new(shared: Arc<Shared>, held: &Held) -> Self {
         Self {
             shared,
-            suspect: held.lost > 0,
+            suspect: held.suspect,
         }
     }
 }
@@ -254,20 +263,40 @@ async fn take(shared: &Shared, wanted: usize) -> Result<Vec<Held>, StoreError> {
     }
     let limit = i64::try_from(wanted).unwrap_or(i64::MAX);
     let suspect = shared.suspects.load(Ordering::SeqCst) == 0;
-    let taken = shared
-        .store
-        .fetch_jobs(shared.name.clone(), limit, suspect)
-        .await?;
-    shared.held.fetch_add(taken.len(), Ordering::SeqCst);
-    shared.suspects.fetch_add(
-        taken.iter().filter(|held| held.lost > 0).count(),
-        Ordering::SeqCst,
-    );
-    Ok(taken)
+    let claim = Claim {
+        worker: shared.name.clone(),
+        settings: shared.settings.clone(),
+        limit,
+        suspect,
+    };
+    let Claimed {
+        jobs,
+        unreadable,
+        outdated,
+    } = shared.store.claim(claim).await?;
+    if unreadable > 0 {
+        tracing::error!(
+            unreadable,
+            reason = "unreadable",
+            "dead letters: these jobs cannot be read"
+        );
+        metrics::unreadable_jobs(u64::try_from(unreadable).unwrap_or(u64::MAX));
+    }
+    if outdated != shared.outdated.swap(outdated, Ordering::SeqCst) && outdated {
+        tracing::warn!(
+            "a worker that started later has another PROXY_URL, PUSH_FORMAT or key: this one takes no jobs while that one lives"
+        );
+    }
+    shared.held.fetch_add(jobs.len(), Ordering::SeqCst);
+    let suspects = jobs.iter().filter(|held| held.suspect).count();
+    shared.suspects.fetch_add(suspects, Ordering::SeqCst);
+    Ok(jobs)
 }
 
 async fn waiting_pause(shared: &Shared) -> Duration {
     match shared.store.next_due().await {
+        // Whether that other worker still lives has to be looked up.
+        _ if shared.outdated.load(Ordering::SeqCst) => jobs::HEARTBEAT,
         Ok(None) => POLL_IDLE,
         Ok(Some(_)) => POLL_WAITING,
         Err(_) => PAUSE,
@@ -353,7 +382,7 @@ async fn take_step(shared: &Shared, homeserver: &Homeserver, step: Step) -> Resu
 /// Has everything that waits run now.
 async fn take_up(shared: &Shared) {
     loop {
-        match shared.store.make_due(queue::CHUNK).await {
+        match shared.store.make_due(jobs::CHUNK).await {
             Ok(0) => return,
             Ok(_) => shared.wake.notify_one(),
             Err(error) => {
@@ -366,12 +395,12 @@ async fn take_up(shared: &Shared) {
 
 /// Says that this worker lives, recovers the jobs of those that don't, and notices jumps of the clock.
 async fn heartbeat(shared: Arc<Shared>) {
-    let (mut wall, mut steady) = (shared.store.clock.unix(), Instant::now());
-    let mut ticks = tokio::time::interval(queue::HEARTBEAT);
+    let (mut wall, mut steady) = (shared.store.clock().unix(), Instant::now());
+    let mut ticks = tokio::time::interval(jobs::HEARTBEAT);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let now = shared.store.clock.unix();
+        let now = shared.store.clock().unix();
         let passed = i64::try_from(steady.elapsed().as_secs()).unwrap_or(i64::MAX);
         let jump = now - wall - passed;
         (wall, steady) = (now, Instant::now());
@@ -381,13 +410,25 @@ async fn heartbeat(shared: Arc<Shared>) {
         }
         match shared
             .store
-            .heartbeat(shared.name.clone(), shared.gate.report())
+            .heartbeat(Heartbeat {
+                worker: shared.name.clone(),
+                started: shared.started,
+                settings: shared.settings.clone(),
+                gate: shared.gate.report(),
+            })
             .await
         {
-            Ok(recovered) => {
+            Ok((recovered, killed)) => {
                 shared.beat.now();
                 if recovered > 0 {
                     tracing::warn!(recovered, "took over jobs of a worker that died");
+                }
+                if killed > 0 {
+                    tracing::warn!(
+                        reason = "worker_died",
+                        killed,
+                        "dead letters: these jobs killed their worker again and again"
+                    );
                 }
             }
             // The writer is gone for good.
@@ -406,40 +447,46 @@ async fn correct_waits(shared: &Shared) {
 }
 
 /// Makes sure that every pusher which is not as wanted has a job, and throws away what nobody needs.
-async fn upkeep(shared: Arc<Shared>, fingerprint: String) {
-    let renewed = drain(|| shared.store.renew_outdated(fingerprint.clone())).await;
+async fn upkeep(shared: Arc<Shared>) {
+    renew(&shared).await;
+    loop {
+        correct_waits(&shared).await;
+        match shared.store.reconcile().await {
+            Ok(0) => {}
+            Ok(reconciled) => {
+                tracing::warn!(reconciled, "pushers that were not as wanted had no job");
+            }
+            Err(error) => tracing::debug!(%error, "pushers without a job were not looked for"),
+        }
+        if let Err(error) = shared.store.housekeep().await {
+            tracing::debug!(%error, "old rows were not deleted");
+        }
+        tokio::time::sleep(UPKEEP).await;
+    }
+}
+
+/// Has pushers set anew that carry other settings than ours. A worker with those settings may still run at this
+/// moment: what it finishes from now on is renewed as it is recorded.
+async fn renew(shared: &Shared) {
+    let (mut after, mut renewed) = (0, 0);
+    loop {
+        match shared.store.renew_outdated(&shared.settings, after).await {
+            Ok(None) => break,
+            Ok(Some((last, chunk))) => {
+                after = last;
+                renewed += chunk;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "outdated pushers were not looked for");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
     if renewed > 0 {
         tracing::info!(
             renewed,
             "PROXY_URL or PUSH_FORMAT has changed: setting pushers anew"
         );
-    }
-    loop {
-        correct_waits(&shared).await;
-        let reconciled = drain(|| shared.store.reconcile()).await;
-        if reconciled > 0 {
-            tracing::warn!(reconciled, "pushers that were not as wanted had no job");
-        }
-        drain(|| shared.store.housekeep()).await;
-        tokio::time::sleep(UPKEEP).await;
-    }
-}
-
-/// Repeats a chunked operation until nothing is left to do. Returns how much it did.
-async fn drain<F>(operation: impl Fn() -> F) -> u64
-where
-    F: Future<Output = Result<u64, StoreError>>,
-{
-    let mut sum = 0;
-    loop {
-        match operation()
-            .map(|result| result.inspect_err(|error| tracing::debug!(%error, "upkeep failed")))
-            .await
-        {
-            Ok(0) => return sum,
-            Ok(done) => sum += done,
-            Err(_) => tokio::time::sleep(PAUSE).await,
-        }
     }
 }
 

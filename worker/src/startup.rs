@@ -1,6 +1,6 @@
 //! Starts `run`: settings, logs, database, admin listener, then the loop.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -8,7 +8,7 @@ use matrix2acrobits_shared::{
     matrix::client::Homeserver,
     process::{go_proxy, logs, settings::SettingError, shutdown},
 };
-use matrix2acrobits_sqlite::{store::Store, writer::Sharing};
+use matrix2acrobits_store::{Role, Store};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -19,9 +19,6 @@ use crate::{
     metrics, run,
     sync_pusher::Jobs,
 };
-
-/// The worker shares the file with an api under load, and nobody waits for its answer.
-pub(crate) const BUSY: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let settings = cli.run.parse(&cli.shared)?;
@@ -38,7 +35,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
             format!("cannot listen on {admin_addr}: {e}"),
         )
     })?;
-    let store = Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?;
+    let store = Store::open(&database, Role::Behind, Clock::system()).await?;
     let stopping = shutdown::on_signals_with_work().map_err(Failure::other)?;
     let stop = stopping.stop.clone();
     let name = format!("worker-{}", ulid::Ulid::generate());

@@ -1,5 +1,5 @@
 //! The job: makes the homeserver's pusher what its row says, and records what became of it. Nothing of
-//! apalis decides about a job's end; see `shared::queue` for why.
+//! apalis decides about a job's end; see docs/architecture.md for why.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -10,6 +10,7 @@ use std::{
 use futures::FutureExt;
 use matrix2acrobits_shared::{
     clock::Clock,
+    flow::{Finished, Held},
     matrix::{
         client::Homeserver,
         pushers::{DeletePusher, PusherSettings, SetPusher},
@@ -18,15 +19,10 @@ use matrix2acrobits_shared::{
     rules::{
         gate::Sign,
         outcome::{Meaning, Request, meaning},
+        pushers::{FinishSettings, Goal, Loaded, Outcome, PusherTask},
     },
 };
-use matrix2acrobits_sqlite::{
-    queue::{Held, SyncPusher},
-    store::{
-        Store, StoreError,
-        pushers::{FinishSettings, Goal, Outcome, PusherRow},
-    },
-};
+use matrix2acrobits_store::{Store, StoreError};
 use ulid::Ulid;
 
 use crate::{
@@ -54,21 +50,7 @@ pub(crate) struct Jobs {
 impl Jobs {
     /// Runs one job to its recorded end. Only stopping leaves it as it is, for the next worker.
     pub(crate) async fn run(&self, held: Held) {
-        let Ok(SyncPusher { pusher_id }) = serde_json::from_slice(&held.payload) else {
-            tracing::error!(
-                job = held.job_id,
-                reason = "unreadable",
-                "dead letter: the job cannot be read"
-            );
-            metrics::unreadable_job();
-            self.insist(|| {
-                self.store
-                    .kill_job(held.clone(), "the job cannot be read".into())
-            })
-            .await;
-            return;
-        };
-        let Some(row) = self.load(&held, pusher_id).await else {
+        let Some(row) = self.load(&held).await else {
             return;
         };
         if let Some(outcome) = idle_outcome(row.goal) {
@@ -80,8 +62,12 @@ impl Jobs {
             () = self.stopping.stop.cancelled() => return,
         };
         let started = Instant::now();
+        if held.suspect {
+            // Should it kill this worker, too, it is known which job it was.
+            self.insist(|| self.store.begin(held.clone())).await;
+        }
         // It may have changed while we waited.
-        let Some(row) = self.load(&held, pusher_id).await else {
+        let Some(row) = self.load(&held).await else {
             return;
         };
         let outcome = match idle_outcome(row.goal) {
@@ -93,21 +79,32 @@ impl Jobs {
         metrics::job_took(started.elapsed());
     }
 
-    async fn load(&self, held: &Held, pusher_id: i64) -> Option<PusherRow> {
-        let row = self
-            .insist(|| {
-                self.store
-                    .pusher(pusher_id, held.attempts, self.pusher.append)
-            })
+    async fn load(&self, held: &Held) -> Option<PusherTask> {
+        let loaded = self
+            .insist(|| self.store.task(held, self.pusher.append))
             .await?;
-        if row.is_none() {
-            self.insist(|| self.store.drop_job(held.clone())).await;
+        match loaded {
+            Loaded::Task(task) => return Some(task),
+            Loaded::Gone => {
+                self.insist(|| self.store.drop_job(held.clone())).await;
+            }
+            Loaded::Unreadable => {
+                let error = "the pusher cannot be read";
+                tracing::error!(
+                    job = held.job_id,
+                    reason = "unreadable",
+                    "dead letter: {error}"
+                );
+                metrics::unreadable_jobs(1);
+                self.insist(|| self.store.kill_job(held.clone(), error.into()))
+                    .await;
+            }
         }
-        row
+        None
     }
 
     /// [`Jobs::act`], but a panic is a dead letter, and nothing runs for ever.
-    async fn act_guarded(&self, held: &Held, row: &PusherRow, pass: &Pass<'_>) -> Outcome {
+    async fn act_guarded(&self, held: &Held, row: &PusherTask, pass: &Pass<'_>) -> Outcome {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
         let act = AssertUnwindSafe(self.act(row, pass)).catch_unwind();
         let ended = tokio::select! {
@@ -137,7 +134,7 @@ impl Jobs {
     }
 
     /// Makes the homeserver's pusher what the row says. None when the gate shut between two requests.
-    async fn act(&self, row: &PusherRow, pass: &Pass<'_>) -> Option<Meaning> {
+    async fn act(&self, row: &PusherTask, pass: &Pass<'_>) -> Option<Meaning> {
         let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher);
         Some(match row.goal {
             Goal::Delete => {
@@ -150,7 +147,7 @@ impl Jobs {
         })
     }
 
-    async fn set(&self, row: &PusherRow, pusher: &SetPusher<'_>) -> Meaning {
+    async fn set(&self, row: &PusherTask, pusher: &SetPusher<'_>) -> Meaning {
         let reply = self.homeserver.set(&row.user_id, pusher).await;
         meaning(&reply, Request::Set)
     }
@@ -158,7 +155,7 @@ impl Jobs {
     /// Sets the pusher unless the homeserver holds it as it should be.
     async fn check(
         &self,
-        row: &PusherRow,
+        row: &PusherTask,
         wanted: SetPusher<'_>,
         pass: &Pass<'_>,
     ) -> Option<Meaning> {
@@ -181,7 +178,7 @@ impl Jobs {
     /// The worker has to end before the homeserver answers.
     fn abandoned(&self) -> Outcome {
         Outcome::Retry {
-            run_at: self.store.clock.unix(),
+            run_at: self.store.clock().unix(),
             error: "the worker stopped before the homeserver answered".into(),
             maybe_done: true,
             strict: false,
@@ -192,7 +189,10 @@ impl Jobs {
     fn put_off(&self, held: &Held) -> Outcome {
         let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
         Outcome::Retry {
-            run_at: self.store.clock.after(self.settings.retry.delay(failures)),
+            run_at: self
+                .store
+                .clock()
+                .after(self.settings.retry.delay(failures)),
             error: "the homeserver was taken for unwell before the pusher was set".into(),
             maybe_done: false,
             strict: false,
@@ -200,13 +200,13 @@ impl Jobs {
     }
 
     /// What the meaning says of the homeserver, and what of the job.
-    fn outcome(&self, held: &Held, row: &PusherRow, meaning: Meaning) -> (Sign, Outcome) {
+    fn outcome(&self, held: &Held, row: &PusherTask, meaning: Meaning) -> (Sign, Outcome) {
         let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
         // Never sooner than our own backoff, and if the homeserver asks for a time nothing brings it forward.
         let retry = |own: Duration, error: String, maybe_done, asked: Option<Duration>| {
             let wait = asked.map_or(own, |asked| asked.max(own));
             Outcome::Retry {
-                run_at: self.store.clock.after(wait),
+                run_at: self.store.clock().after(wait),
                 error,
                 maybe_done,
                 strict: asked.is_some(),
@@ -246,22 +246,21 @@ impl Jobs {
         }
     }
 
-    async fn finish(&self, held: &Held, row: &PusherRow, outcome: Outcome) {
+    async fn finish(&self, held: &Held, row: &PusherTask, outcome: Outcome) {
         log(held, row, &outcome);
-        metrics::job(&outcome, held.attempts + 1, age(&self.store.clock, held));
+        metrics::job(&outcome, held.attempts + 1, age(&self.store.clock(), held));
         let settings = FinishSettings {
             fingerprint: self.pusher.fingerprint(),
             append: self.pusher.append,
             refresh_after: i64::try_from(self.settings.refresh_after.as_secs()).unwrap_or(i64::MAX),
         };
         let finish = || {
-            self.store.finish(
-                held.clone(),
-                row.id,
-                row.generation,
-                outcome.clone(),
-                settings.clone(),
-            )
+            self.store.finish(Finished {
+                held: held.clone(),
+                task: row.clone(),
+                outcome: outcome.clone(),
+                settings: settings.clone(),
+            })
         };
         if self.insist(finish).await == Some(false) {
             tracing::warn!(user = %row.user_id, "another worker took this job over; the pusher will be checked");
@@ -305,7 +304,7 @@ fn age(clock: &Clock, held: &Held) -> Option<Duration> {
 }
 
 /// One line for each end that matters. `reason` is a word to search and count by, `error` is for people.
-fn log(held: &Held, row: &PusherRow, outcome: &Outcome) {
+fn log(held: &Held, row: &PusherTask, outcome: &Outcome) {
     let (user, app_id, pushkey, job, attempt) = (
         &row.user_id,
         &row.app_id,

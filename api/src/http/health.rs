@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
-use matrix2acrobits_sqlite::store::Store;
+use matrix2acrobits_store::Store;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use utoipa::{OpenApi, ToSchema};

@@ -3,16 +3,16 @@
 //! A request says nearly all that is known of a token: its pushkey, app id and, by `data.selector`, its account.
 //! So the cache does not hold rows but that a row answers a request *as it stands*, in 80 bytes a token.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use matrix2acrobits_shared::ids::{AppId, Pushkey, Selector};
-use matrix2acrobits_sqlite::store::{PushTarget, Store, StoreError};
+use matrix2acrobits_shared::{
+    flow::{PushTarget, TargetRow, feed::Changed},
+    ids::{AppId, Pushkey, Selector},
+};
+use matrix2acrobits_store::{Store, StoreError};
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
@@ -28,8 +28,6 @@ const ENTRY_BYTES: u64 = 80;
 const ROW_BYTES: usize = 200;
 /// How many tokens are read at a time at start.
 const PAGE: u32 = 500;
-/// How soon a change that another process made is noticed.
-const WATCH: Duration = Duration::from_millis(200);
 
 /// What a pushkey stands for.
 #[derive(Debug, Clone)]
@@ -64,7 +62,11 @@ struct Found {
 #[derive(Debug, Clone)]
 enum Target {
     /// A row with that pushkey, app id and selector.
-    AsAsked { row_id: i64, report: i64 },
+    AsAsked {
+        row_id: i64,
+        report: i64,
+        owned: bool,
+    },
     /// Another one: the request had no selector, or stale data.
     Other(Arc<PushTarget>),
 }
@@ -119,13 +121,21 @@ struct Inner {
 
 impl Tokens {
     pub(crate) fn new(store: Store) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             store,
             found: cache(CACHE_BYTES),
             hash: KeyedHash::random(),
             generation: AtomicU64::new(0),
             held_any: AtomicBool::new(false),
-        }))
+        });
+        // The store holds the listener, and the cache the store.
+        let told = Arc::downgrade(&inner);
+        inner.store.listen(move |changed| {
+            if let Some(inner) = told.upgrade() {
+                inner.forget(changed);
+            }
+        });
+        Self(inner)
     }
 
     /// Looks a pushkey up. `selector`, which the pusher's data carry, tells two accounts of one phone apart.
@@ -166,7 +176,7 @@ impl Tokens {
     }
 
     fn key(&self, pushkey: &str) -> Hashed {
-        self.0.hash.of([pushkey.as_bytes()])
+        self.0.key(pushkey)
     }
 
     fn asked(&self, app_id: &str, selector: Option<&str>) -> u64 {
@@ -184,21 +194,12 @@ impl Tokens {
         target: &PushTarget,
         pushed_to: Option<&str>,
     ) -> Result<MarkedDead, StoreError> {
-        let marked = self.0.store.mark_dead(target, pushed_to).await;
-        self.forget(&[target.pushkey.as_str()]);
-        Ok(if marked? {
+        let marked = self.0.store.mark_dead(target, pushed_to).await?;
+        Ok(if marked {
             MarkedDead::Marked
         } else {
             MarkedDead::ReportedSince
         })
-    }
-
-    /// Forgets what was found for these pushkeys: their rows have changed.
-    pub(crate) fn forget<S: AsRef<str>>(&self, pushkeys: &[S]) {
-        self.0.generation.fetch_add(1, Ordering::SeqCst);
-        for pushkey in pushkeys {
-            self.0.found.remove(&self.key(pushkey.as_ref()));
-        }
     }
 
     /// Fills the cache with the tokens of the latest phones, at start: what waited for us meanwhile comes now.
@@ -227,23 +228,22 @@ impl Tokens {
             }
         }
     }
+}
 
-    /// Empties the cache whenever another process has changed tokens. Runs for ever.
-    pub(crate) async fn follow_others(self) {
-        let mut ticks = tokio::time::interval(WATCH);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            // A database that does not answer may hide a change.
-            if self
-                .0
-                .store
-                .tokens_changed_elsewhere()
-                .await
-                .unwrap_or(true)
-            {
-                self.0.generation.fetch_add(1, Ordering::SeqCst);
-                self.0.found.clear();
+impl Inner {
+    fn key(&self, pushkey: &str) -> Hashed {
+        self.hash.of([pushkey.as_bytes()])
+    }
+
+    /// Forgets what a commit made untrue.
+    fn forget(&self, changed: Changed<'_>) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        match changed {
+            Changed::Everything => self.found.clear(),
+            Changed::Pushkeys(pushkeys) => {
+                for pushkey in pushkeys {
+                    self.found.remove(&self.key(pushkey));
+                }
             }
         }
     }
@@ -255,6 +255,7 @@ impl Target {
             Self::AsAsked {
                 row_id: row.row_id,
                 report: row.report,
+                owned: row.owned,
             }
         } else {
             Self::Other(Arc::new(row.clone()))
@@ -263,9 +264,14 @@ impl Target {
 
     fn unpack(&self, app_id: &str, pushkey: &str, selector: Option<&str>) -> Option<PushTarget> {
         match self {
-            Self::AsAsked { row_id, report } => Some(PushTarget {
+            Self::AsAsked {
+                row_id,
+                report,
+                owned,
+            } => Some(PushTarget {
                 row_id: *row_id,
                 report: *report,
+                owned: *owned,
                 selector: Selector::parse(selector?).ok()?,
                 app_id: AppId::parse(app_id).ok()?,
                 pushkey: Pushkey::parse(pushkey).ok()?,
@@ -283,42 +289,54 @@ fn weight(row: &PushTarget) -> u64 {
 }
 
 /// The row that a push is for. The homeserver can deliver with stale data, so what it says narrows the
-/// choice as far as it fits; among equals a live row goes first, then the latest report.
+/// choice as far as it fits; among equals a live row goes first, then the latest report. Where the phone was
+/// provisioned anew, its user has a later row with that token, whatever the pusher says.
 fn choose<'a>(
-    rows: &'a [PushTarget],
+    rows: &'a [TargetRow],
     app_id: &str,
     selector: Option<&str>,
 ) -> Option<&'a PushTarget> {
-    let same_app = |row: &PushTarget| row.app_id.as_str() == app_id;
-    let exact = |row: &PushTarget| same_app(row) && selector == Some(row.selector.as_str());
-    let best = |fits: &dyn Fn(&PushTarget) -> bool| {
+    let best = |fits: &dyn Fn(&TargetRow) -> bool| {
         rows.iter()
             .filter(|row| fits(row))
-            .min_by_key(|row| row.dead)
+            .min_by_key(|row| row.target.dead)
     };
-    best(&exact)
+    let same_app = |row: &TargetRow| row.target.app_id.as_str() == app_id;
+    let exact = best(&|row| same_app(row) && selector == Some(row.target.selector.as_str()));
+    let theirs = exact.filter(|row| row.user.is_some()).and_then(|exact| {
+        best(&|row| same_app(row) && row.user == exact.user).filter(|row| !row.target.dead)
+    });
+    theirs
+        .or(exact)
         .or_else(|| best(&same_app))
         .or_else(|| best(&|_| true))
+        .map(|row| &row.target)
 }
 
 #[cfg(test)]
 mod tests {
+    use matrix2acrobits_shared::ids::UserId;
+
     use super::*;
 
-    fn row(row_id: i64, app: &str, selector: &str, dead: bool) -> PushTarget {
-        PushTarget {
-            row_id,
-            report: 1,
-            selector: Selector::parse(selector).unwrap(),
-            app_id: AppId::parse(app).unwrap(),
-            pushkey: Pushkey::parse("k").unwrap(),
-            dead,
+    fn row(row_id: i64, app: &str, selector: &str, dead: bool) -> TargetRow {
+        TargetRow {
+            target: PushTarget {
+                row_id,
+                report: 1,
+                selector: Selector::parse(selector).unwrap(),
+                app_id: AppId::parse(app).unwrap(),
+                pushkey: Pushkey::parse("k").unwrap(),
+                owned: true,
+                dead,
+            },
+            user: None,
         }
     }
 
     #[test]
     fn what_is_packed_is_what_was_found() {
-        let row = row(1, "app", "a", false);
+        let row = row(1, "app", "a", false).target;
         for (app, selector, as_asked) in [
             ("app", Some("a"), true),
             ("app", Some("old"), false),
@@ -337,7 +355,11 @@ mod tests {
         let (cache, hash) = (cache(MAY), KeyedHash::random());
         for number in 0..200_000_u64 {
             let (row_id, report) = (number.cast_signed(), 1);
-            let target = Target::AsAsked { row_id, report };
+            let target = Target::AsAsked {
+                row_id,
+                report,
+                owned: true,
+            };
             cache.insert(hash.of([&number.to_ne_bytes()]), Found { asked: 0, target });
         }
         let takes = u64::try_from(cache.memory_used().total()).unwrap();
@@ -371,5 +393,26 @@ mod tests {
         assert!(choose(&[], "app", None).is_none());
         let dead_first = [row(1, "app", "a", true), row(2, "app", "b", false)];
         assert_eq!(choose(&dead_first, "app", None).unwrap().row_id, 2);
+    }
+
+    #[test]
+    fn a_phone_that_was_provisioned_anew_is_pushed_to_by_its_later_row() {
+        let of = |row_id, selector, user: &str, dead| TargetRow {
+            user: Some(UserId::parse(user).unwrap()),
+            ..row(row_id, "app", selector, dead)
+        };
+        // The latest report comes first.
+        let (old, new) = (of(1, "old", "@bob:x", false), of(2, "new", "@bob:x", false));
+        let other = of(3, "other", "@ann:x", false);
+        for (rows, selector, expected) in [
+            (vec![new.clone(), old.clone()], "old", 2),
+            (vec![old.clone(), new.clone()], "new", 1),
+            (vec![other.clone(), new.clone(), old.clone()], "old", 2),
+            (vec![other, old.clone()], "old", 1),
+            (vec![of(2, "new", "@bob:x", true), old], "new", 1),
+        ] {
+            let chosen = choose(&rows, "app", Some(selector)).unwrap();
+            assert_eq!(chosen.row_id, expected, "{selector} {rows:?}");
+        }
     }
 }

@@ -8,8 +8,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
-use matrix2acrobits_shared::{ids, process::logs::Chain};
-use matrix2acrobits_sqlite::store::{PushTarget, StoreError};
+use matrix2acrobits_shared::{flow::PushTarget, ids, process::logs::Chain};
+use matrix2acrobits_store::StoreError;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},

@@ -18,9 +18,10 @@ use bytes::Bytes;
 use matrix2acrobits_shared::{
     ids::{Selector, UserId, log_id},
     process::{logs::Chain, settings},
+    rules::pushers::Replay,
     secret::Secret,
 };
-use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
+use matrix2acrobits_store::{Store, StoreError};
 use serde::Deserialize;
 use utoipa::{
     IntoResponses, OpenApi, ToSchema,
@@ -31,10 +32,7 @@ use super::views::{
     Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, Replayed,
     TokenRow, Tokens,
 };
-use crate::{
-    http::errors::{self, Matter, Problem, method_not_allowed},
-    notify::cache,
-};
+use crate::http::errors::{self, Matter, Problem, method_not_allowed};
 
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
@@ -58,7 +56,6 @@ pub(crate) struct Description;
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     pub(crate) store: Store,
-    pub(crate) tokens: cache::Tokens,
 }
 
 /// The endpoints, behind `token`; without one they all answer 403.
@@ -285,9 +282,7 @@ async fn delete_tokens(
     Path(selector): Path<String>,
 ) -> Result<Json<Removed<usize>>, AdminError> {
     let selector = selector_of(&selector)?;
-    let stale = admin.store.remove_tokens(Some(selector.clone())).await?;
-    admin.tokens.forget(&stale);
-    let removed = stale.len();
+    let removed = admin.store.remove_tokens(Some(selector.clone())).await?;
     tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: push tokens deleted");
     Ok(Json(Removed { removed }))
 }
@@ -315,10 +310,14 @@ async fn delete_all_tokens(
             "Deleting all push tokens needs confirm=all.",
         ));
     }
-    let stale = admin.store.remove_tokens(None).await?;
-    admin.tokens.forget(&stale);
-    let removed = stale.len();
-    tracing::warn!(removed, "admin: all push tokens deleted");
+    // In many small transactions, and to the end, even if the operator hangs up.
+    let store = admin.store.clone();
+    let removing = tokio::spawn(async move {
+        let removed = store.remove_tokens(None).await?;
+        tracing::warn!(removed, "admin: all push tokens deleted");
+        Ok(removed)
+    });
+    let removed = removing.await.unwrap_or(Err(StoreError::Stopped))?;
     Ok(Json(Removed { removed }))
 }
 
@@ -545,15 +544,15 @@ async fn replay(
             refused(Matter::BadJson, words)
         })?
     };
-    let replay = request.selection(admin.store.clock.unix())?;
+    let replay = request.selection(admin.store.clock().unix())?;
     let replayed = replay_all(&admin.store, replay).await?;
     Ok(Json(Replayed { replayed }))
 }
 
 /// Replays chunk by chunk. Returns how many pushers it was about.
-pub(crate) async fn replay_all(store: &Store, replay: Replay) -> Result<u64, StoreError> {
+pub(crate) async fn replay_all(store: &Store, replay: Replay) -> Result<usize, StoreError> {
     let (mut after, mut count) = (0, 0);
-    while let Some((last, chunk)) = store.replay_chunk(replay.clone(), after).await? {
+    while let Some((last, chunk)) = store.replay_chunk(&replay, after).await? {
         after = last;
         count += chunk;
     }

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use matrix2acrobits_shared::{
     ids::{AppId, IdError, Pushkey, Selector},
     process::settings::SettingError,
+    rules::{
+        import::{IMPORT_CHUNK, TokenRow},
+        report::{Field, Report, Reporter},
+    },
 };
-use matrix2acrobits_sqlite::store::{
-    go_proxy::{GoProxyDatabase, GoProxyRow},
-    import::{IMPORT_CHUNK, TokenRow},
-    tokens::{Field, Report, Reporter},
-};
+use matrix2acrobits_store::go_proxy::{GoProxyDatabase, GoProxyRow};
 
 use super::{mappings, tally::Tally};
 use crate::{

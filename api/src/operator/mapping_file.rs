@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 
 use csv::{ReaderBuilder, StringRecord, Trim};
-use matrix2acrobits_shared::ids::{Selector, UserId};
-use matrix2acrobits_sqlite::store::import::MappingRow;
+use matrix2acrobits_shared::{
+    ids::{Selector, UserId},
+    rules::import::MappingRow,
+};
 use serde::Deserialize;
 
 const USER: [&str; 4] = ["user_id", "user", "matrix_id", "mxid"];

@@ -4,8 +4,8 @@
 use std::{io::Read as _, path::Path, path::PathBuf};
 
 use clap::{Subcommand, ValueEnum};
-use matrix2acrobits_shared::process::settings::SettingError;
-use matrix2acrobits_sqlite::store::import::{IMPORT_CHUNK, Import};
+use matrix2acrobits_shared::{process::settings::SettingError, rules::import::IMPORT_CHUNK};
+use matrix2acrobits_store::Import;
 
 use super::{
     mapping_file::{self, Placed},

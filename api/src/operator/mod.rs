@@ -13,19 +13,15 @@ use std::sync::Arc;
 
 use axum::Router;
 use matrix2acrobits_shared::secret::Secret;
-use matrix2acrobits_sqlite::store::Store;
+use matrix2acrobits_store::Store;
 
 use self::admin::Admin;
 pub(crate) use self::admin::Description;
-use crate::{
-    notify::{cache::Tokens, pnm::answers::Answers},
-    reports::tokenless::Tokenless,
-};
+use crate::{notify::pnm::answers::Answers, reports::tokenless::Tokenless};
 
 /// The endpoints and the page, behind `token`.
 pub(crate) fn router(
     store: Store,
-    tokens: Tokens,
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
     token: Option<Secret>,
@@ -37,5 +33,5 @@ pub(crate) fn router(
             tokenless,
             token.clone(),
         ))
-        .merge(admin::router(Admin { store, tokens }, token))
+        .merge(admin::router(Admin { store }, token))
 }

@@ -18,8 +18,10 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use matrix2acrobits_shared::{ids::UserId, process::logs::Chain, secret::Secret};
-use matrix2acrobits_sqlite::store::{Store, StoreError, pushers::Replay};
+use matrix2acrobits_shared::{
+    ids::UserId, process::logs::Chain, rules::pushers::Replay, secret::Secret,
+};
+use matrix2acrobits_store::{Store, StoreError};
 
 use self::page::{Facts, View, html, note};
 use super::admin;
@@ -113,7 +115,7 @@ async fn show(State(status): State<Status>) -> Response {
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     let view = View {
-        now: status.store.clock.unix(),
+        now: status.store.clock().unix(),
         facts: facts.ok(),
         pnm: status.answers.summary(),
         tokenless: status.tokenless.last(),

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt, io::IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use matrix2acrobits_sqlite::store::import::Imported;
+use matrix2acrobits_shared::rules::import::Imported;
 
 use crate::cli::print;
 

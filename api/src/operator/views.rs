@@ -1,7 +1,10 @@
 //! The JSON of the admin endpoints. Tokens are redacted unless the operator asks for them in full.
 
-use matrix2acrobits_shared::ids::{Selector, UserId, log_id};
-use matrix2acrobits_sqlite::store::{listing, mappings};
+use matrix2acrobits_shared::{
+    flow,
+    ids::{Selector, UserId, log_id},
+    rules::import,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -38,7 +41,7 @@ pub(super) struct TokenRow {
 }
 
 impl TokenRow {
-    pub(super) fn new(row: listing::TokenRow, reveal: bool) -> Self {
+    pub(super) fn new(row: flow::TokenListing, reveal: bool) -> Self {
         let shown =
             |token: Option<String>| token.map(|token| if reveal { token } else { redact(&token) });
         Self {
@@ -75,8 +78,8 @@ pub(super) struct Mapping {
     updated_at: i64,
 }
 
-impl From<mappings::Mapping> for Mapping {
-    fn from(mapping: mappings::Mapping) -> Self {
+impl From<import::Mapping> for Mapping {
+    fn from(mapping: import::Mapping) -> Self {
         Self {
             selector: mapping.selector,
             user_id: mapping.user_id,
@@ -158,7 +161,7 @@ pub(super) struct Pusher {
 }
 
 impl Pusher {
-    pub(super) fn new(row: listing::PusherListing, reveal: bool) -> Self {
+    pub(super) fn new(row: flow::PusherListing, reveal: bool) -> Self {
         Self {
             id: row.id,
             user_id: row.user_id,
@@ -185,5 +188,5 @@ pub(super) struct Removed<T> {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Replayed {
-    pub(super) replayed: u64,
+    pub(super) replayed: usize,
 }

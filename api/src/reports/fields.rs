@@ -5,9 +5,9 @@ use std::{borrow::Cow, collections::HashMap};
 
 use matrix2acrobits_shared::{
     ids::{AppId, Device, IdError, Pushkey, Selector},
+    rules::report::Field,
     secret::Secret,
 };
-use matrix2acrobits_sqlite::store::tokens::Field;
 
 /// Longest user name and password, in bytes.
 const MAX_LOGIN_BYTES: usize = 512;

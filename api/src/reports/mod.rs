@@ -17,11 +17,9 @@ use bytes::Bytes;
 use matrix2acrobits_shared::{
     ids::{Selector, UserId, log_id},
     process::logs::Chain,
+    rules::report::{Field, Report, Reporter, Saved},
 };
-use matrix2acrobits_sqlite::store::{
-    Store, StoreError,
-    tokens::{Field, Report, Reporter, Saved},
-};
+use matrix2acrobits_store::{Store, StoreError};
 use serde::Serialize;
 use utoipa::{
     IntoResponses, OpenApi, ToSchema,
@@ -35,7 +33,6 @@ use self::{
 use crate::{
     http::errors::{self, Matter, Problem, method_not_allowed},
     identity::{Auth, AuthError, Caller},
-    notify::cache::Tokens,
 };
 
 /// Largest body of a report or removal, in bytes.
@@ -50,8 +47,6 @@ pub(crate) struct Description;
 #[derive(Debug, Clone)]
 pub(crate) struct Reports {
     pub(crate) store: Store,
-    /// Told of what a report changes.
-    pub(crate) tokens: Tokens,
     pub(crate) auth: Auth,
     /// Told of reports that hold no token.
     pub(crate) tokenless: Arc<Tokenless>,
@@ -229,21 +224,20 @@ async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Report
             Err(ReportError::TooManyStrangers { retry_after })
         }
         Saved::Done {
-            stale,
+            changed,
             user,
             stranger,
         } => {
-            app.tokens.forget(&stale);
             if stranger {
                 app.auth.stranger_added(caller);
             }
             let user = user.as_ref().map_or("nobody yet", |user| user.as_str());
-            if stale.is_empty() {
-                count("unchanged");
-                tracing::debug!(%selector, user, "report as before");
-            } else {
+            if changed {
                 count("changed");
                 tracing::info!(%selector, user, "report saved");
+            } else {
+                count("unchanged");
+                tracing::debug!(%selector, user, "report as before");
             }
             Ok(Json(Empty {}))
         }
@@ -265,8 +259,7 @@ async fn removal(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Repor
         .map_err(ReportError::Store)?
     {
         Saved::NotYours => return Err(ReportError::NotYours),
-        Saved::Done { stale, .. } => app.tokens.forget(&stale),
-        Saved::NeedsAppId | Saved::Strange => {}
+        Saved::Done { .. } | Saved::NeedsAppId | Saved::Strange => {}
     }
     count("removed");
     tracing::info!(
@@ -305,10 +298,7 @@ async fn forget(app: &Reports, selector: &Selector, users: &[UserId]) -> Result<
             strangers: false,
         };
         let removed = app.store.remove_account(from, None).await;
-        if let Saved::Done { stale, .. } = removed.map_err(ReportError::Store)?
-            && !stale.is_empty()
-        {
-            app.tokens.forget(&stale);
+        if let Saved::Done { changed: true, .. } = removed.map_err(ReportError::Store)? {
             let selector = log_id(selector.as_str());
             tracing::info!(%selector, %user, "the user has no chat any more: tokens removed");
         }

@@ -1,9 +1,340 @@
-//! The store of matrix2acrobits in an SQLite file: opening it, its one writer, its readers and its queue.
+//! The store of matrix2acrobits in an SQLite file: opening it, its one writer, its readers, and all of its SQL in
+//! [`statements`].
 
-mod batch;
-pub mod queue;
-pub mod store;
+mod connection;
+mod errors;
+mod feed;
+pub mod go_proxy;
+mod look;
+mod open;
+mod statements;
 mod url;
-pub mod writer;
 
+use std::{path::Path, sync::Arc};
+
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{
+        DeadLetter, GateView, JobListing, Pair, PushTarget, PusherListing, QueueState, Result,
+        TargetRow, TokenListing, WorkerStatus,
+        batch::Batch,
+        feed::{Feed, Vital},
+        writer::Writer,
+    },
+    ids::{Pushkey, Selector},
+    rules::{
+        import::Mapping,
+        jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
+        pushers::{Loaded, Replay},
+    },
+};
+use sqlx::{
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
+};
+
+pub use connection::Sharing;
+pub use feed::Watcher;
+pub use look::{Existing, LookError, look};
+pub use open::OpenError;
 pub use url::DatabaseUrl;
+
+use connection::WriteConnection;
+use statements::{gate, jobs, listing, mappings, meta, pushers, tokens, workers};
+
+/// Connections for lookups, which are short; each costs a thread.
+const READERS: u32 = 4;
+/// Connections for pages and counts, which can be long: they never make a notification wait.
+const OPERATORS: u32 = 2;
+
+/// The open database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sqlite {
+    /// Every write goes through here.
+    pub writer: Writer,
+    /// Tells what commits make untrue.
+    pub feed: Feed,
+    /// The tasks that must not die.
+    pub vital: Vital,
+    /// The time that rows are stamped with.
+    pub clock: Clock,
+    readers: SqlitePool,
+    operators: SqlitePool,
+    targets: Batch<Pushkey, Vec<TargetRow>>,
+    tasks: Batch<TaskOf, Loaded>,
+    epoch: feed::Epoch,
+    options: Arc<SqliteConnectOptions>,
+}
+
+/// What a job asks about its pusher.
+#[derive(Debug, Clone, Copy)]
+struct TaskOf {
+    id: i64,
+    job_attempts: i64,
+    append: bool,
+}
+
+impl Sqlite {
+    /// Opens the file, creates what is missing, brings the schema up to date and starts the writer.
+    /// `sharing` says how it gets along with other processes.
+    pub async fn open(
+        database: &DatabaseUrl,
+        sharing: Sharing,
+        clock: Clock,
+    ) -> std::result::Result<Self, OpenError> {
+        let busy = sharing.busy();
+        let (mut connection, options) = open::open(database, busy).await?;
+        let read_only = options.clone().pragma("query_only", "on");
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(busy)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                // A file does not hang up, and asking first would cost as much as the query.
+                .test_before_acquire(false)
+                .connect_lazy_with(read_only.clone())
+        };
+        let (readers, operators) = (pool(READERS), pool(OPERATORS));
+        let (feed, vital, epoch) = (Feed::default(), Vital::default(), feed::Epoch::default());
+        let unreadable = |e| OpenError::Unreadable(database.to_string(), e);
+        let known = meta::token_epoch(&mut connection)
+            .await
+            .map_err(unreadable)?;
+        epoch.committed(known, known);
+        connection::set_up(&mut connection)
+            .await
+            .map_err(unreadable)?;
+        let connection = WriteConnection::new(
+            connection,
+            options.clone(),
+            sharing,
+            clock.clone(),
+            feed.clone(),
+            epoch.clone(),
+        );
+        Ok(Self {
+            writer: Writer::start(&vital, Box::new(connection)),
+            targets: read_targets(&vital, readers.clone()),
+            tasks: read_tasks(&vital, readers.clone(), clock.clone()),
+            feed,
+            vital,
+            clock,
+            readers,
+            operators,
+            epoch,
+            options: Arc::new(options),
+        })
+    }
+
+    /// Connections that can only read.
+    pub fn readers(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    /// Has the feed tell what other processes change, too.
+    pub fn follow_others(&self) {
+        let options = SqliteConnectOptions::clone(&self.options);
+        let follow = feed::follow(options, self.epoch.clone(), self.feed.clone());
+        self.vital.spawn("change feed", follow);
+    }
+
+    /// Watches for writes of any connection, this process' included.
+    pub async fn watcher(&self) -> Result<Watcher> {
+        Watcher::start(&self.options).await
+    }
+
+    /// Bytes that the file and its write-ahead log take; 0 for one that is not there.
+    pub async fn file_sizes(&self) -> (u64, u64) {
+        let file = self.options.get_filename();
+        let mut log = file.as_os_str().to_owned();
+        log.push("-wal");
+        let size = async |path: &Path| tokio::fs::metadata(path).await.map_or(0, |m| m.len());
+        (size(file).await, size(Path::new(&log)).await)
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        meta::token_epoch(&self.operators).await.map(drop)
+    }
+
+    /// The rows that hold this pushkey, the latest report first.
+    pub async fn targets(&self, pushkey: &str) -> Result<Vec<TargetRow>> {
+        match Pushkey::parse(pushkey) {
+            Ok(pushkey) => self.targets.ask(pushkey).await,
+            // What is no pushkey is in no row.
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Up to `limit` rows that a push can go to, with ids below `before`, the latest phones first, and the last
+    /// id among them. None when there are no more.
+    pub async fn live_targets(
+        &self,
+        before: i64,
+        limit: u32,
+    ) -> Result<Option<(i64, Vec<PushTarget>)>> {
+        tokens::live(&self.operators, before, limit).await
+    }
+
+    /// Whether this database has ever held a token: an empty one may be a lost volume.
+    pub async fn has_held_a_token(&self) -> Result<bool> {
+        tokens::held_any(&self.readers).await
+    }
+
+    /// Reads a pusher for its job. `append`: whether users share a pushkey.
+    pub async fn task(&self, id: i64, job_attempts: i64, append: bool) -> Result<Loaded> {
+        let asked = TaskOf {
+            id,
+            job_attempts,
+            append,
+        };
+        self.tasks.ask(asked).await
+    }
+
+    /// What all workers know together of the homeserver.
+    pub async fn read_gate(&self) -> Result<GateView> {
+        gate::read(&self.readers, self.clock.unix() - DEAD_AFTER).await
+    }
+
+    /// When the next job that waits is due, in seconds since 1970; none when nothing waits.
+    pub async fn next_due(&self) -> Result<Option<i64>> {
+        jobs::next_due(&self.readers).await
+    }
+
+    /// Jobs that wait for a time which a wrong clock reckoned: longer than `longest` seconds in backoff, than an
+    /// hour where the homeserver asked for it, or at all. At most `limit`.
+    pub async fn wrong_waits(&self, longest: i64, limit: i64) -> Result<Vec<i64>> {
+        let now = self.clock.unix();
+        let (soon, longest, asked) = (now + SOON, now + longest, now + LONGEST_ASKED + SOON);
+        jobs::wait_too_long(&self.operators, soon, longest, asked, limit).await
+    }
+
+    /// The next pushers after an id, each with whether it is not as wanted and has no job.
+    pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
+        pushers::without_job(&self.operators, after, limit).await
+    }
+
+    /// The next pushers after an id, each with whether it is registered with other settings than these.
+    pub async fn outdated(
+        &self,
+        settings: &str,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<(i64, bool)>> {
+        pushers::outdated(&self.operators, settings, after, limit).await
+    }
+
+    /// How many pushers a replay is about.
+    pub async fn count_replay(&self, replay: &Replay) -> Result<i64> {
+        pushers::count_replay(&self.operators, replay).await
+    }
+
+    /// The next pushers that a replay is about.
+    pub async fn replay_page(&self, replay: &Replay, after: i64, limit: i64) -> Result<Vec<i64>> {
+        pushers::replay(&self.operators, replay, after, limit).await
+    }
+
+    /// Jobs by state, and the age of the oldest that could run.
+    pub async fn queue_state(&self) -> Result<QueueState> {
+        let counts = jobs::count(&self.operators).await?;
+        let next_due = jobs::next_due(&self.operators).await?;
+        Ok(QueueState::new(&counts, next_due, self.clock.unix()))
+    }
+
+    /// Pushers by state.
+    pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
+        pushers::count(&self.operators).await
+    }
+
+    /// How many tokens for messages belong to nobody yet, and so have no pusher.
+    pub async fn count_unmapped(&self) -> Result<i64> {
+        tokens::count_unmapped(&self.operators).await
+    }
+
+    /// Up to `limit` rows of tokens with ids above `after`.
+    pub async fn list_tokens(&self, after: i64, limit: u32) -> Result<Vec<TokenListing>> {
+        listing::tokens(&self.operators, after, limit).await
+    }
+
+    /// Up to `limit` pushers with ids above `after`, of one state or all.
+    pub async fn list_pushers(
+        &self,
+        state: Option<&str>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<PusherListing>> {
+        listing::pushers(&self.operators, state, after, limit).await
+    }
+
+    /// Up to `limit` jobs with names after `after`, of one state or all.
+    pub async fn list_jobs(
+        &self,
+        state: Option<&str>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<JobListing>> {
+        listing::jobs(&self.operators, state, after, limit).await
+    }
+
+    /// Up to `limit` dead letters, the latest first.
+    pub async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>> {
+        listing::dead_letters(&self.operators, self.clock.unix(), limit).await
+    }
+
+    /// Up to `limit` workers, those that live first.
+    pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
+        workers::list(&self.operators, self.clock.unix(), limit).await
+    }
+
+    /// One mapping.
+    pub async fn mapping(&self, selector: &Selector) -> Result<Option<Mapping>> {
+        mappings::one(&self.operators, selector.as_str()).await
+    }
+
+    /// Up to `limit` mappings in the order of their selectors, those after `after`.
+    pub async fn mappings(&self, after: &str, limit: u32) -> Result<Vec<Mapping>> {
+        mappings::page(&self.operators, after, limit).await
+    }
+}
+
+/// Starts what [`Sqlite::targets`] asks.
+fn read_targets(vital: &Vital, readers: SqlitePool) -> Batch<Pushkey, Vec<TargetRow>> {
+    Batch::start(vital, move |pushkeys: Arc<[Pushkey]>| {
+        let readers = readers.clone();
+        async move { tokens::of(&readers, &pushkeys).await }
+    })
+}
+
+/// Starts what [`Sqlite::task`] asks.
+fn read_tasks(vital: &Vital, readers: SqlitePool, clock: Clock) -> Batch<TaskOf, Loaded> {
+    Batch::start(vital, move |asked: Arc<[TaskOf]>| {
+        let (readers, now) = (readers.clone(), clock.unix());
+        async move {
+            let ids: Vec<_> = asked.iter().map(|it| it.id).collect();
+            let found = pushers::pairs_of(&readers, &ids).await?;
+            let pair = |(_, (app_id, pushkey)): &(i64, (String, String))| {
+                (app_id.clone(), pushkey.clone())
+            };
+            let keys: Vec<_> = found.iter().map(pair).collect();
+            let keys: Vec<_> = keys
+                .iter()
+                .map(|(a, p)| Pair::from((a.as_str(), p.as_str())))
+                .collect();
+            let facts = pushers::pairs(&readers, &keys).await?;
+            let loaded = asked.iter().map(|it| {
+                let place = found.iter().position(|(id, _)| *id == it.id);
+                place.map_or(Loaded::Gone, |place| {
+                    Loaded::read(
+                        &facts[place].pushers,
+                        it.id,
+                        it.job_attempts,
+                        it.append,
+                        now,
+                    )
+                })
+            });
+            Ok(loaded.collect())
+        }
+    })
+}

@@ -8,7 +8,7 @@ use std::{
 
 use apalis_sqlite::SqliteStorage;
 use matrix2acrobits_shared::clock::Clock;
-use matrix2acrobits_sqlite::{DatabaseUrl, store::Store, writer::Sharing};
+use matrix2acrobits_sqlite::{DatabaseUrl, Sharing, Sqlite};
 
 use sqlx::{Connection, SqliteConnection, migrate::Migrator};
 
@@ -38,7 +38,7 @@ async fn pushers_survive_the_change_of_their_table() {
     let url = url.trim_end_matches("?mode=rwc");
     let database = DatabaseUrl::from_str(url).unwrap();
     let sharing = Sharing::ahead(Duration::from_secs(10));
-    let store = Store::open(&database, sharing, Clock::system()).await;
+    let store = Sqlite::open(&database, sharing, Clock::system()).await;
     let store = store.unwrap();
     let kept = "SELECT json_array(id, user_id, app_id, pushkey, selector, wanted, state, generation, claim, ask_first,
                     attempts, last_error, registered_as, refresh_at, created_at, updated_at) FROM pushers";
@@ -72,7 +72,7 @@ fn two_open_a_new_file_at_once() {
                     .unwrap();
                 together.wait();
                 runtime.block_on(async {
-                    let store = Store::open(
+                    let store = Sqlite::open(
                         &url,
                         Sharing::ahead(Duration::from_secs(10)),
                         Clock::system(),

@@ -38,7 +38,7 @@ impl LogFilter {
         // nobody asked for and which could show what must not be shown.
         let others = if level == "error" { "error" } else { "warn" };
         Self(format!(
-            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level},matrix2acrobits_sqlite={level}"
+            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level},matrix2acrobits_sqlite={level},matrix2acrobits_store={level}"
         ))
     }
 

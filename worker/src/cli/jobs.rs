@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::ValueEnum;
-use matrix2acrobits_sqlite::store::listing::JobListing;
+use matrix2acrobits_shared::flow::JobListing;
 
 use super::{Cli, Failure, open_existing, print};
 

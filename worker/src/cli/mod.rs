@@ -14,14 +14,11 @@ use matrix2acrobits_shared::{
         settings::{SettingError, SharedArgs},
     },
 };
-use matrix2acrobits_sqlite::{DatabaseUrl, store::Store, writer::Sharing};
+use matrix2acrobits_store::{DatabaseUrl, LookError, Role, Store};
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
-use crate::{
-    settings::{AdminArgs, RunArgs},
-    startup::BUSY,
-};
+use crate::settings::{AdminArgs, RunArgs};
 
 /// Sets, renews and deletes pushers at the Matrix homeserver, from a durable queue.
 ///
@@ -60,15 +57,13 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
         .map_err(Failure::other)
 }
 
-/// Opens a database that must be there: a listing of a new, empty one would mislead.
+/// Opens a database that must be there and of this release: a listing of a new, empty one would mislead, and a
+/// command must not change what the running processes work on.
 async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database: DatabaseUrl = cli.shared.database()?;
-    if !database.path().exists() {
-        return Err(
-            SettingError::new("DATABASE_URL", format!("there is no file {database}")).into(),
-        );
-    }
-    Ok(Store::open(&database, Sharing::behind(BUSY), Clock::system()).await?)
+    let wrong = |problem: LookError| SettingError::new("DATABASE_URL", problem.to_string());
+    Store::look(&database).await.map_err(wrong)?;
+    Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
 }
 
 /// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.

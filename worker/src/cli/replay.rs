@@ -7,8 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use matrix2acrobits_shared::{
     ids::UserId,
     process::settings::{self, SettingError},
+    rules::pushers::Replay,
 };
-use matrix2acrobits_sqlite::store::{Store, pushers::Replay};
+use matrix2acrobits_store::Store;
 
 use super::{Cli, Failure, open_existing, print};
 
@@ -47,7 +48,7 @@ impl Args {
 
 pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let store = open_existing(cli).await?;
-    let replay = args.selection(store.clock.unix())?;
+    let replay = args.selection(store.clock().unix())?;
     let total = store.count_replay(&replay).await.map_err(Failure::other)?;
     let bar = progress_bar(u64::try_from(total).unwrap_or(0));
     let result = enqueue(&store, replay, &bar).await;
@@ -60,10 +61,11 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
 async fn enqueue(store: &Store, replay: Replay, bar: &ProgressBar) -> Result<u64, Failure> {
     let (mut after, mut count) = (0, 0);
     while let Some((last, chunk)) = store
-        .replay_chunk(replay.clone(), after)
+        .replay_chunk(&replay, after)
         .await
         .map_err(Failure::other)?
     {
+        let chunk = u64::try_from(chunk).unwrap_or(u64::MAX);
         after = last;
         count += chunk;
         bar.inc(chunk);

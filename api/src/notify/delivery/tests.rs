@@ -9,10 +9,11 @@ use std::{
 use axum::{Router, extract::State, http::StatusCode};
 use bytes::Bytes;
 use matrix2acrobits_shared::{
+    flow::PushTarget,
     ids::{AppId, Pushkey, Selector},
     process::net::{self, Outgoing},
 };
-use matrix2acrobits_sqlite::store::{PushTarget, StoreError};
+use matrix2acrobits_store::StoreError;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,6 +44,7 @@ impl TokenBook for Book {
                 selector: Selector::parse(selector.unwrap_or("s")).unwrap(),
                 app_id: AppId::parse(app).unwrap(),
                 pushkey: Pushkey::parse(key).unwrap(),
+                owned: true,
                 dead: false,
             }),
         })

@@ -185,8 +185,10 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
-    use matrix2acrobits_shared::ids::{AppId, Pushkey, Selector};
-    use matrix2acrobits_sqlite::store::PushTarget;
+    use matrix2acrobits_shared::{
+        flow::PushTarget,
+        ids::{AppId, Pushkey, Selector},
+    };
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
@@ -296,6 +298,7 @@ mod tests {
             app_id: AppId::parse("a").unwrap(),
             pushkey: Pushkey::parse("k").unwrap(),
             dead: false,
+            owned: true,
         };
         let body =
             br#"{"notification":{"event_id":"$e","devices":[{"app_id":"a","pushkey":"k"}]}}"#;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use matrix2acrobits_sqlite::store::PushTarget;
+use matrix2acrobits_shared::flow::PushTarget;
 
 use crate::notify::notification::{Device, Notification};
 
@@ -107,6 +107,7 @@ mod tests {
             app_id: AppId::parse("com.acrobits.softphone").unwrap(),
             pushkey: Pushkey::parse("APA91b").unwrap(),
             dead: false,
+            owned: true,
         }
     }
 

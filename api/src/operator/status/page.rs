@@ -13,10 +13,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use matrix2acrobits_shared::ids::log_id;
-use matrix2acrobits_sqlite::{
-    queue::{GateState, QueueState},
-    store::status::{DeadLetter, GateStatus, WorkerStatus},
+use matrix2acrobits_shared::{
+    flow::{DeadLetter, GateState, GateStatus, QueueState, WorkerStatus},
+    ids::log_id,
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html as template};
 

@@ -29,7 +29,7 @@ const SELECTOR: &str = "printf('%08X%032X:%08X', (i * 2654435761) & 4294967295, 
 const USER: &str = "printf('@user-%d:example.org', i)";
 
 /// Without it the worker takes them up as soon as the homeserver takes one.
-const NOT_BEFORE: &str = "json_object('not_before', unixepoch() + 3600)";
+const NOT_BEFORE: &str = "unixepoch() + 3600";
 
 /// What phones 0 to n have left in the database.
 #[derive(Debug, Clone, Copy)]
@@ -70,11 +70,11 @@ pub(crate) fn size(file: &Path) -> u64 {
 }
 
 fn statements(rows: Rows) -> Vec<String> {
-    let job = |status: &str, attempts: u8, wait: u16, metadata: &str| {
+    let job = |status: &str, attempts: u8, wait: u16, not_before: &str| {
         format!(
-            "INSERT INTO Jobs (job, id, job_type, status, attempts, max_attempts, run_at, priority, metadata, idempotency_key)
+            "INSERT INTO Jobs (job, id, job_type, status, attempts, max_attempts, run_at, priority, metadata, pusher_id, not_before)
              SELECT CAST(printf('{{\"pusher_id\":%d}}', i + 1) AS BLOB), printf('01%024d', i), 'sync_pusher', '{status}',
-                 {attempts}, 2147483647, unixepoch() + {wait}, 0, {metadata}, printf('pusher:%d', i + 1) FROM n"
+                 {attempts}, 2147483647, unixepoch() + {wait}, 0, '{{}}', i + 1, {not_before} FROM n"
         )
     };
     let pusher = |state: &str, registered: &str| {
@@ -96,7 +96,7 @@ fn statements(rows: Rows) -> Vec<String> {
         )],
         // Whatever the worker's settings are called: an empty name would be renewed at its start.
         Rows::Registered => vec![pusher("registered", "NULL, unixepoch() + 86400")],
-        Rows::Due => vec![pusher("pending", "NULL, NULL"), job("Pending", 0, 0, "'{}'")],
+        Rows::Due => vec![pusher("pending", "NULL, NULL"), job("Pending", 0, 0, "NULL")],
         Rows::Waiting => vec![pusher("pending", "NULL, NULL"), job("Failed", 3, 3600, NOT_BEFORE)],
     }
 }

@@ -11,7 +11,7 @@ use matrix2acrobits_shared::{
     matrix::pushers::PusherSettings,
     process::{health, settings::SettingError},
 };
-use matrix2acrobits_sqlite::store::Store;
+use matrix2acrobits_store::Store;
 
 use super::{Cli, Failure, open_existing, print};
 use crate::settings::Settings;

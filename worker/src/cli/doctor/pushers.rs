@@ -1,16 +1,14 @@
 //! One user's pushers: what we want beside what the homeserver holds.
 
 use matrix2acrobits_shared::{
+    flow::{PusherListing, TokenListing},
     ids::{AppId, Pushkey, Selector, UserId},
     matrix::{
         client,
         pushers::{HeldPusher, PusherSettings, SetPusher},
     },
 };
-use matrix2acrobits_sqlite::store::{
-    Store, StoreError,
-    listing::{PusherListing, TokenRow},
-};
+use matrix2acrobits_store::{Store, StoreError};
 
 use super::{Failure, Report, ask::Asker};
 
@@ -126,7 +124,7 @@ fn strangers(
     }
 }
 
-fn why_none(user: &UserId, tokens: &[TokenRow]) -> String {
+fn why_none(user: &UserId, tokens: &[TokenListing]) -> String {
     if tokens.iter().any(|token| token.dead_at.is_some()) {
         return format!(
             "PNM said that the token of {user} is gone: the app must be started, so that it reports again"
@@ -155,7 +153,7 @@ async fn pushers_of(store: &Store, user: &UserId) -> Result<Vec<PusherListing>, 
     }
 }
 
-async fn tokens_of(store: &Store, user: &UserId) -> Result<Vec<TokenRow>, StoreError> {
+async fn tokens_of(store: &Store, user: &UserId) -> Result<Vec<TokenListing>, StoreError> {
     let (mut found, mut after) = (Vec::new(), 0);
     loop {
         let page = store.list_tokens(after, PAGE).await?;

@@ -1,0 +1,415 @@
+//! The connection that writes, how it shares SQLite's one write lock with other processes, and its transactions.
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{
+        Heartbeat, Pair, PairFacts, Phones, QueuedJob, Result, StoreError, Transaction,
+        feed::{Changed, Feed},
+        writer::Connection,
+    },
+    rules::{
+        gate::SharedGate,
+        import::Mapping,
+        jobs::Job,
+        pushers::Pusher,
+        report::{Account, Phone},
+    },
+};
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+
+use crate::{
+    errors::{from_sqlx, is_busy},
+    feed::Epoch,
+    statements::{accounts, gate, jobs, mappings, meta, pushers, workers},
+};
+
+/// How often the write lock is asked for while another process has it. SQLite's own waiting sleeps for up to
+/// 100 ms at a time, and a busy process took the lock again and again meanwhile: with the worker draining a
+/// backlog, reports waited for more than a second.
+const ASK: Duration = Duration::from_millis(1);
+/// How long we assume that another process still competes for the lock after we met it.
+const MET: Duration = Duration::from_millis(500);
+/// How long the lock is kept where no other process was met, for one may be asking all the same.
+const ALONE: Duration = Duration::from_millis(200);
+
+/// How a process shares the write lock with others: nobody is told who waits, so a busy process leaves it alone
+/// from time to time, for longer than [`ASK`].
+#[derive(Debug, Clone, Copy)]
+pub struct Sharing {
+    /// How long it waits for another process' lock.
+    busy: Duration,
+    /// How long it goes on, one transaction after the other, while another process wants the lock, too.
+    keep: Duration,
+    /// How long it leaves the lock alone then.
+    leave: Duration,
+}
+
+impl Sharing {
+    /// For a process whose writes somebody waits for.
+    pub fn ahead(busy: Duration) -> Self {
+        Self {
+            busy,
+            keep: Duration::from_millis(16),
+            leave: Duration::from_millis(2),
+        }
+    }
+
+    /// For one that can wait: a transaction at a time, with much in each.
+    pub fn behind(busy: Duration) -> Self {
+        Self {
+            busy,
+            keep: Duration::ZERO,
+            leave: Duration::from_millis(10),
+        }
+    }
+
+    /// How long it waits for another process' lock.
+    pub(crate) fn busy(&self) -> Duration {
+        self.busy
+    }
+
+    /// How long to leave the lock alone before the next transaction.
+    fn pause(&self, turns: &Turns, now: Instant) -> Option<Duration> {
+        let free = now.saturating_duration_since(turns.free);
+        let met = turns.met.is_some_and(|met| now < met + MET);
+        let keep = if met { self.keep } else { ALONE };
+        let rest = self.leave.saturating_sub(free);
+        let due = now.saturating_duration_since(turns.taken) > keep;
+        (due && !rest.is_zero()).then_some(rest)
+    }
+}
+
+/// What a process knows of its turns at the write lock.
+#[derive(Debug)]
+struct Turns {
+    /// When it took the lock after others had had a chance.
+    taken: Instant,
+    /// When it last gave it back.
+    free: Instant,
+    /// When another process was last found to have it.
+    met: Option<Instant>,
+}
+
+/// The connection, and how to get another.
+pub(crate) struct WriteConnection {
+    connection: Option<SqliteConnection>,
+    options: SqliteConnectOptions,
+    sharing: Sharing,
+    turns: Turns,
+    clock: Clock,
+    feed: Feed,
+    epoch: Epoch,
+}
+
+impl WriteConnection {
+    pub(crate) fn new(
+        connection: SqliteConnection,
+        options: SqliteConnectOptions,
+        sharing: Sharing,
+        clock: Clock,
+        feed: Feed,
+        epoch: Epoch,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            connection: Some(connection),
+            options,
+            sharing,
+            turns: Turns {
+                taken: now,
+                free: now,
+                met: None,
+            },
+            clock,
+            feed,
+            epoch,
+        }
+    }
+}
+
+/// Has a connection be told at once that another process has the write lock, and keep as many pages as a full batch
+/// may change: with SQLite's 2 MiB it wrote and read them again and again.
+pub(crate) async fn set_up(connection: &mut SqliteConnection) -> Result<()> {
+    for pragma in ["PRAGMA busy_timeout = 0", "PRAGMA cache_size = -8192"] {
+        let done = sqlx::query(pragma).execute(&mut *connection).await;
+        done.map_err(from_sqlx)?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Connection for WriteConnection {
+    async fn wait(&mut self) {
+        if let Some(pause) = self.sharing.pause(&self.turns, Instant::now()) {
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>> {
+        if self.connection.is_none() {
+            let connection = SqliteConnection::connect_with(&self.options).await;
+            let mut connection = connection.map_err(from_sqlx)?;
+            set_up(&mut connection).await?;
+            self.connection = Some(connection);
+        }
+        let Some(connection) = &mut self.connection else {
+            return Err(StoreError::Stopped);
+        };
+        let started = Instant::now();
+        let mut chance = started >= self.turns.free + self.sharing.leave;
+        // A statement and not sqlx' own transaction: that would keep the connection borrowed while we ask again.
+        while let Err(error) = sqlx::query("BEGIN IMMEDIATE")
+            .execute(&mut *connection)
+            .await
+        {
+            if !is_busy(&error) || started.elapsed() >= self.sharing.busy {
+                return Err(from_sqlx(error));
+            }
+            chance = true;
+            self.turns.met = Some(Instant::now());
+            tokio::time::sleep(ASK).await;
+        }
+        if chance {
+            self.turns.taken = Instant::now();
+        }
+        let before = meta::token_epoch(&mut *connection).await?;
+        Ok(Box::new(WriteTransaction {
+            connection,
+            now: self.clock.unix(),
+            before,
+            changed: Vec::new(),
+            feed: &self.feed,
+            epoch: &self.epoch,
+        }))
+    }
+
+    /// A connection on which a transaction failed for the environment's sake is not used again: after a full disk
+    /// or an I/O error SQLite has rolled back by itself, and sqlx then refuses every further transaction
+    /// (measured with sqlx 0.9). Closing rolls back what is open.
+    async fn ended(&mut self, result: &Result<()>) {
+        self.turns.free = Instant::now();
+        let Err(error) = result else {
+            return;
+        };
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        if !error.is_environment()
+            && sqlx::query("ROLLBACK")
+                .execute(&mut connection)
+                .await
+                .is_ok()
+        {
+            self.connection = Some(connection);
+        }
+    }
+
+    async fn close(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            // It is the end of the process, and all that was acknowledged is on the disk.
+            let _ = connection.close().await;
+        }
+    }
+}
+
+/// A transaction that writes. Until it is committed nothing counts; [`WriteConnection::ended`] rolls back.
+struct WriteTransaction<'c> {
+    connection: &'c mut SqliteConnection,
+    now: i64,
+    before: i64,
+    changed: Vec<String>,
+    feed: &'c Feed,
+    epoch: &'c Epoch,
+}
+
+#[async_trait]
+impl Transaction for WriteTransaction<'_> {
+    fn now(&self) -> i64 {
+        self.now
+    }
+
+    // The write lock of the file keeps others away from everything.
+    async fn lock_selectors(&mut self, _: &[&str]) -> Result<()> {
+        Ok(())
+    }
+    async fn lock_pairs(&mut self, _: &[Pair<'_>]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn accounts(&mut self, asked: &[(&str, &str)]) -> Result<Vec<Account>> {
+        accounts::accounts(self.connection, asked).await
+    }
+    async fn phones(&mut self, which: Phones<'_>) -> Result<Vec<Phone>> {
+        accounts::phones(self.connection, which).await
+    }
+    async fn mappings(&mut self, selectors: &[&str]) -> Result<Vec<Option<Mapping>>> {
+        mappings::of(self.connection, selectors).await
+    }
+    async fn pairs(&mut self, pairs: &[Pair<'_>]) -> Result<Vec<PairFacts>> {
+        pushers::pairs(&mut *self.connection, pairs).await
+    }
+    async fn pairs_of(&mut self, ids: &[i64]) -> Result<Vec<(String, String)>> {
+        let pairs = pushers::pairs_of(&mut *self.connection, ids).await?;
+        Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
+    }
+
+    async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>> {
+        accounts::insert(self.connection, phones, self.now).await
+    }
+    async fn update_phones(&mut self, phones: &[&Phone]) -> Result<()> {
+        accounts::update(self.connection, phones).await
+    }
+    async fn touch_phones(&mut self, phones: &[(i64, i64)]) -> Result<()> {
+        accounts::touch(self.connection, phones).await
+    }
+    async fn delete_phones(&mut self, ids: &[i64]) -> Result<()> {
+        accounts::delete(self.connection, ids).await
+    }
+    async fn put_mappings(&mut self, mappings: &[(&str, &str)]) -> Result<()> {
+        mappings::put(self.connection, mappings, self.now).await
+    }
+    async fn delete_mapping(&mut self, selector: &str) -> Result<bool> {
+        mappings::delete(self.connection, selector).await
+    }
+    async fn insert_pushers(&mut self, pushers: &[&Pusher]) -> Result<Vec<i64>> {
+        pushers::insert(self.connection, pushers).await
+    }
+    async fn update_pushers(&mut self, pushers: &[&Pusher]) -> Result<()> {
+        pushers::update(self.connection, pushers).await
+    }
+    async fn insert_jobs(&mut self, pushers: &[(i64, i64)]) -> Result<()> {
+        jobs::insert(self.connection, pushers).await
+    }
+    async fn update_jobs(&mut self, jobs: &[&Job]) -> Result<()> {
+        jobs::update(self.connection, jobs).await
+    }
+    async fn delete_jobs(&mut self, keys: &[i64]) -> Result<()> {
+        jobs::delete(self.connection, keys).await
+    }
+
+    async fn due_jobs(&mut self, limit: i64) -> Result<Vec<QueuedJob>> {
+        let keys = jobs::due(self.connection, self.now, limit).await?;
+        jobs::read(self.connection, keys).await
+    }
+    async fn due_suspect(&mut self) -> Result<Option<QueuedJob>> {
+        let key = jobs::due_suspect(self.connection, self.now).await?;
+        let job = jobs::read(self.connection, key.into_iter().collect()).await?;
+        Ok(job.into_iter().next())
+    }
+    async fn hand_out(&mut self, keys: &[i64], worker: &str) -> Result<()> {
+        jobs::hand_out(self.connection, keys, worker, self.now).await
+    }
+    async fn begin_job(&mut self, pusher_id: i64, worker: &str) -> Result<()> {
+        jobs::begin(self.connection, pusher_id, worker).await
+    }
+    async fn drop_job(&mut self, pusher_id: i64, worker: &str) -> Result<bool> {
+        jobs::drop_held(self.connection, pusher_id, worker).await
+    }
+    async fn stranded_jobs(&mut self, since: i64, limit: i64) -> Result<Vec<QueuedJob>> {
+        let keys = jobs::stranded(self.connection, since, limit).await?;
+        jobs::read(self.connection, keys).await
+    }
+    async fn jobs_of(&mut self, worker: &str) -> Result<Vec<QueuedJob>> {
+        let keys = jobs::held_by(self.connection, worker).await?;
+        jobs::read(self.connection, keys).await
+    }
+
+    async fn insert_worker(&mut self, worker: &str, settings: &str) -> Result<i64> {
+        workers::insert(self.connection, worker, self.now).await?;
+        workers::insert_settings(self.connection, None, worker, settings).await
+    }
+    async fn beat(&mut self, heartbeat: &Heartbeat) -> Result<()> {
+        let (worker, now) = (heartbeat.worker.as_ref(), self.now);
+        workers::insert(self.connection, worker, now).await?;
+        let started = Some(heartbeat.started);
+        workers::insert_settings(self.connection, started, worker, &heartbeat.settings).await?;
+        workers::correct_last_seen(self.connection, now).await?;
+        workers::note_gate(self.connection, heartbeat, now).await
+    }
+    async fn delete_worker(&mut self, worker: &str) -> Result<()> {
+        workers::delete(self.connection, worker).await
+    }
+    async fn newest_settings(&mut self, since: i64) -> Result<Option<String>> {
+        workers::newest_settings(self.connection, since).await
+    }
+    async fn swap_gate(&mut self, expected: i64, new: &SharedGate) -> Result<bool> {
+        gate::swap(self.connection, expected, new).await
+    }
+    async fn make_due(&mut self, limit: i64) -> Result<u64> {
+        jobs::make_due(self.connection, self.now, limit).await
+    }
+    async fn correct_waits(&mut self, keys: &[i64]) -> Result<u64> {
+        jobs::correct_waits(self.connection, keys, self.now).await
+    }
+    async fn delete_old(&mut self, removed: i64, seen: i64, limit: i64) -> Result<u64> {
+        let pushers = pushers::delete_removed(self.connection, removed, limit).await?;
+        Ok(pushers + workers::delete_old(self.connection, seen).await?)
+    }
+
+    fn changed(&mut self, pushkey: &str) {
+        self.changed.push(pushkey.to_owned());
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        let after = meta::token_epoch(&mut *self.connection).await?;
+        let committed = sqlx::query("COMMIT").execute(&mut *self.connection).await;
+        if let Err(error) = committed {
+            // Nobody can tell whether it is in the file.
+            self.feed.tell(Changed::Everything);
+            return Err(from_sqlx(error));
+        }
+        let by_others = self.epoch.committed(self.before, after);
+        self.feed.tell(if by_others {
+            Changed::Everything
+        } else {
+            Changed::Pushkeys(&self.changed)
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_is_left_alone_when_others_have_waited_long_enough() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let pause = |sharing: Sharing, free, met, now| {
+            let turns = Turns {
+                taken: start,
+                free: at(free),
+                met,
+            };
+            let pause = sharing.pause(&turns, at(now));
+            pause.map(|pause| pause.as_millis())
+        };
+        let busy = Duration::from_secs(5);
+        let (ahead, behind) = (Sharing::ahead(busy), Sharing::behind(busy));
+        for (sharing, free, met, now, expected) in [
+            // Another one was met: a few transactions of one, one of the other.
+            (ahead, 10, Some(start), 11, None),
+            (ahead, 17, Some(start), 18, Some(1)),
+            (behind, 4, Some(start), 4, Some(10)),
+            (behind, 4, Some(start), 9, Some(5)),
+            // It was left alone for long enough already.
+            (ahead, 17, Some(start), 19, None),
+            (behind, 4, Some(start), 14, None),
+            // Nobody was met, or not lately.
+            (ahead, 100, None, 101, None),
+            (ahead, 201, None, 201, Some(2)),
+            (behind, 100, None, 101, None),
+            (behind, 501, Some(start), 501, Some(10)),
+        ] {
+            assert_eq!(
+                pause(sharing, free, met, now),
+                expected,
+                "{free} {met:?} {now}"
+            );
+        }
+    }
+}

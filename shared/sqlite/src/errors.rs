@@ -1,0 +1,45 @@
+//! What SQLite's and sqlx' errors mean for those who asked.
+
+use std::sync::Arc;
+
+use matrix2acrobits_shared::flow::StoreError;
+
+// https://sqlite.org/rescode.html
+const BUSY: u32 = 5;
+const LOCKED: u32 = 6;
+pub(crate) const CORRUPT: u32 = 11;
+pub(crate) const NOTADB: u32 = 26;
+/// NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB: the cause lies around the database.
+const ENVIRONMENT: [u32; 7] = [7, 8, 10, CORRUPT, 13, 14, NOTADB];
+
+/// SQLite's primary result code.
+pub(crate) fn code(error: &sqlx::Error) -> Option<u32> {
+    let code = error.as_database_error()?.code()?.parse::<u32>().ok()?;
+    Some(code & 0xff)
+}
+
+/// Whether another process has the lock that was asked for.
+pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some(BUSY | LOCKED))
+}
+
+/// The store's word for an error.
+pub(crate) fn from_sqlx(error: sqlx::Error) -> StoreError {
+    if is_busy(&error) {
+        return StoreError::Busy(Arc::new(error));
+    }
+    let this_alone = match &error {
+        sqlx::Error::Database(_) => code(&error).is_none_or(|code| !ENVIRONMENT.contains(&code)),
+        // A value that cannot be written or a row that cannot be read.
+        sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::RowNotFound => true,
+        _ => false,
+    };
+    if this_alone {
+        StoreError::Refused(Arc::new(error))
+    } else {
+        StoreError::Unavailable(Arc::new(error))
+    }
+}

@@ -1,0 +1,103 @@
+//! Looking at a database without making or changing it, for commands that only read.
+
+use std::time::Duration;
+
+use matrix2acrobits_shared::{
+    flow::{self, Phones, StoreError},
+    rules::import::{Imported, MappingRow, TokenRow, judge_mapping, judge_tokens},
+};
+use sqlx::{Connection, SqliteConnection};
+
+use crate::{
+    DatabaseUrl,
+    errors::from_sqlx,
+    open::{known_versions, versions},
+    statements::{accounts, mappings},
+};
+
+/// Why a database cannot be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// There is no file.
+    #[error("there is no file {0}")]
+    Missing(String),
+    /// An earlier release wrote it.
+    #[error(
+        "{0} is older than this program: start the api or the worker once, which brings it up to date"
+    )]
+    Older(String),
+    /// A later release wrote it.
+    #[error("{0} was written by a newer version of this program: upgrade this one")]
+    Newer(String),
+    /// It is a database, but not ours.
+    #[error("{0} is the database of another program")]
+    NotOurs(String),
+    /// It does not answer.
+    #[error("{0} cannot be read: {1}")]
+    Unreadable(String, #[source] StoreError),
+}
+
+/// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
+pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
+    let name = database.to_string();
+    if !database.path().exists() {
+        return Err(LookError::Missing(name));
+    }
+    let unreadable = |e| LookError::Unreadable(name.clone(), from_sqlx(e));
+    let options = database
+        .options()
+        .read_only(true)
+        .create_if_missing(false)
+        .busy_timeout(Duration::from_secs(5));
+    let connection = SqliteConnection::connect_with(&options).await;
+    let mut connection = connection.map_err(unreadable)?;
+    let applied = versions(&mut connection).await.map_err(unreadable)?;
+    // It was only read; closing it can lose nothing.
+    let _ = connection.close().await;
+    let (applied, ours) = (applied.unwrap_or_default(), known_versions());
+    if !applied.iter().any(|version| ours.contains(version)) {
+        Err(LookError::NotOurs(name))
+    } else if applied.iter().any(|version| !ours.contains(version)) {
+        Err(LookError::Newer(name))
+    } else if ours.iter().any(|version| !applied.contains(version)) {
+        Err(LookError::Older(name))
+    } else {
+        Ok(())
+    }
+}
+
+/// A database that is only read, by statements of the current schema.
+#[derive(Debug)]
+pub struct Existing(SqliteConnection);
+
+impl Existing {
+    /// Opens it; it has to be of this release.
+    pub async fn open(database: &DatabaseUrl) -> Result<Self, LookError> {
+        look(database).await?;
+        let options = database.options().read_only(true).create_if_missing(false);
+        let connection = SqliteConnection::connect_with(&options).await;
+        let connection =
+            connection.map_err(|e| LookError::Unreadable(database.to_string(), from_sqlx(e)))?;
+        Ok(Self(connection))
+    }
+
+    /// What would become of these mappings.
+    pub async fn judge_mappings(&mut self, rows: &[MappingRow]) -> flow::Result<Vec<Imported>> {
+        let selectors: Vec<_> = rows.iter().map(|row| row.selector.as_str()).collect();
+        let stored = mappings::of(&mut self.0, &selectors).await?;
+        let judged = rows.iter().zip(&stored);
+        Ok(judged
+            .map(|(row, stored)| judge_mapping(row, stored.as_ref()))
+            .collect())
+    }
+
+    /// What would become of these tokens.
+    pub async fn judge_tokens(&mut self, rows: &[TokenRow]) -> flow::Result<Vec<Imported>> {
+        let selectors: Vec<_> = rows
+            .iter()
+            .map(|row| row.report.from.selector.as_str())
+            .collect();
+        let stored = accounts::phones(&mut self.0, Phones::Selectors(&selectors)).await?;
+        Ok(judge_tokens(rows, &stored))
+    }
+}

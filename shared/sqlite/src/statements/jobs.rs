@@ -1,0 +1,404 @@
+//! The queue: apalis' table `Jobs`, with columns of ours.
+
+use matrix2acrobits_shared::{
+    flow::{QueuedJob, Result},
+    rules::jobs::{Job, SyncPusher},
+};
+use sqlx::{SqliteConnection, SqliteExecutor};
+use ulid::Ulid;
+
+use super::{from_json, json};
+use crate::errors::from_sqlx;
+
+/// Gives each of these pushers, which have none, a job that is due at its time. It writes what apalis' own `push_tasks`
+/// writes (a test compares) and the pusher's id, but all in one statement.
+pub(crate) async fn insert(
+    connection: &mut SqliteConnection,
+    pushers: &[(i64, i64)],
+) -> Result<()> {
+    let jobs = pushers.iter().map(|&(pusher_id, run_at)| {
+        let payload = serde_json::json!(SyncPusher { pusher_id }).to_string();
+        (Ulid::generate().to_string(), payload, run_at, pusher_id)
+    });
+    let jobs = json(jobs)?;
+    sqlx::query!(
+        "INSERT INTO Jobs (id, job, job_type, status, attempts, max_attempts, run_at, priority, metadata, pusher_id)
+         SELECT value ->> 0, CAST(value ->> 1 AS BLOB), 'sync_pusher', 'Pending', 0, 2147483647, value ->> 2, 0, '{}',
+             value ->> 3
+         FROM json_each(?1)
+         -- An ON CONFLICT after a SELECT needs a WHERE, or it reads as a join's ON.
+         WHERE true
+         ON CONFLICT (pusher_id) DO NOTHING",
+        jobs
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Writes jobs: all that can change.
+pub(crate) async fn update(connection: &mut SqliteConnection, jobs: &[&Job]) -> Result<()> {
+    let rows = json(jobs.iter().map(|job| {
+        (
+            job.key,
+            job.status.as_str(),
+            job.attempts,
+            job.run_at,
+            job.not_before,
+            job.lost,
+            i64::from(job.recalled),
+            &job.lock_by,
+            &job.error,
+            job.done_at,
+        )
+    }))?;
+    sqlx::query!(
+        "UPDATE Jobs
+         SET status = i.value ->> 1,
+             attempts = i.value ->> 2,
+             run_at = i.value ->> 3,
+             not_before = i.value ->> 4,
+             lost = i.value ->> 5,
+             recalled = i.value ->> 6,
+             lock_by = i.value ->> 7,
+             lock_at = iif(i.value ->> 7 IS NULL, NULL, lock_at),
+             -- The form in which apalis keeps an error, so that its tools can read the row.
+             last_result = iif(i.value ->> 8 IS NULL, NULL, json_object('Err', i.value ->> 8)),
+             done_at = i.value ->> 9
+         FROM json_each(?) i
+         WHERE Jobs.rowid = i.value ->> 0",
+        rows
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Deletes jobs.
+pub(crate) async fn delete(connection: &mut SqliteConnection, keys: &[i64]) -> Result<()> {
+    let keys = json(keys)?;
+    sqlx::query!(
+        "DELETE FROM Jobs
+         WHERE rowid IN (SELECT value FROM json_each(?))",
+        keys
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// These jobs, in this order.
+pub(crate) async fn read(
+    connection: &mut SqliteConnection,
+    keys: Vec<i64>,
+) -> Result<Vec<QueuedJob>> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys = json(keys)?;
+    let rows = sqlx::query_scalar!(
+        r#"SELECT CAST(json_group_array(json_object(
+               'id', CAST(j.id AS TEXT),
+               'pusher_id', j.pusher_id,
+               'payload', CAST(j.job AS TEXT),
+               'job', json_object(
+                   'key', j.rowid,
+                   'status', CAST(j.status AS TEXT),
+                   'attempts', CAST(j.attempts AS INTEGER),
+                   'run_at', CAST(j.run_at AS INTEGER),
+                   'not_before', CAST(j.not_before AS INTEGER),
+                   'lost', CAST(j.lost AS INTEGER),
+                   'recalled', json(iif(j.recalled, 'true', 'false')),
+                   'lock_by', CAST(j.lock_by AS TEXT),
+                   'error', CAST(iif(json_valid(j.last_result), j.last_result ->> '$.Err', j.last_result) AS TEXT),
+                   'done_at', CAST(j.done_at AS INTEGER))
+           ) ORDER BY i.key) AS BLOB) AS "rows!: Vec<u8>"
+           FROM json_each(?) i
+           CROSS JOIN Jobs j
+           WHERE j.rowid = i.value"#,
+        keys
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)?;
+    from_json(&rows)
+}
+
+/// Up to `limit` jobs that are due and that no worker died with.
+pub(crate) async fn due(
+    connection: &mut SqliteConnection,
+    now: i64,
+    limit: i64,
+) -> Result<Vec<i64>> {
+    let keys = sqlx::query_scalar!(
+        r#"SELECT CAST(json_group_array(key) AS BLOB) AS "keys!: Vec<u8>"
+           FROM (SELECT rowid AS key
+                 FROM Jobs INDEXED BY jobs_due
+                 WHERE job_type = 'sync_pusher'
+                   AND status IN ('Pending', 'Failed')
+                   AND lost IS NULL
+                   AND run_at <= ?1
+                 ORDER BY run_at
+                 LIMIT ?2)"#,
+        now,
+        limit
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)?;
+    from_json(&keys)
+}
+
+/// The first job that is due and that a worker died with.
+pub(crate) async fn due_suspect(
+    connection: &mut SqliteConnection,
+    now: i64,
+) -> Result<Option<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT rowid AS "key!"
+           FROM Jobs INDEXED BY jobs_suspect
+           WHERE job_type = 'sync_pusher'
+             AND status IN ('Pending', 'Failed')
+             AND lost IS NOT NULL
+             AND run_at <= ?1
+           ORDER BY run_at
+           LIMIT 1"#,
+        now
+    )
+    .fetch_optional(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// Gives jobs to a worker.
+pub(crate) async fn hand_out(
+    connection: &mut SqliteConnection,
+    keys: &[i64],
+    worker: &str,
+    now: i64,
+) -> Result<()> {
+    let keys = json(keys)?;
+    sqlx::query!(
+        "UPDATE Jobs
+         SET status = 'Queued',
+             recalled = 0,
+             lock_by = ?2,
+             lock_at = ?3
+         WHERE rowid IN (SELECT value FROM json_each(?1))",
+        keys,
+        worker,
+        now
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Notes that a worker begins with a job that it holds.
+pub(crate) async fn begin(
+    connection: &mut SqliteConnection,
+    pusher_id: i64,
+    worker: &str,
+) -> Result<()> {
+    sqlx::query!(
+        "UPDATE Jobs
+         SET status = 'Running'
+         WHERE pusher_id = ?
+           AND lock_by = ?",
+        pusher_id,
+        worker
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Deletes a job if the worker holds it.
+pub(crate) async fn drop_held(
+    connection: &mut SqliteConnection,
+    pusher_id: i64,
+    worker: &str,
+) -> Result<bool> {
+    let done = sqlx::query!(
+        "DELETE FROM Jobs
+         WHERE pusher_id = ?
+           AND lock_by = ?",
+        pusher_id,
+        worker
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Up to `limit` jobs of workers that have not been heard of since a time.
+pub(crate) async fn stranded(
+    connection: &mut SqliteConnection,
+    since: i64,
+    limit: i64,
+) -> Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT rowid AS "key!"
+           FROM Jobs INDEXED BY jobs_held
+           WHERE lock_by IS NOT NULL
+             AND job_type = 'sync_pusher'
+             AND lock_by NOT IN (SELECT id FROM Workers WHERE last_seen > ?1)
+           LIMIT ?2"#,
+        since,
+        limit
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// The jobs that a worker holds.
+pub(crate) async fn held_by(connection: &mut SqliteConnection, worker: &str) -> Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT rowid AS "key!"
+           FROM Jobs
+           WHERE lock_by = ?"#,
+        worker
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// Makes up to `limit` jobs in backoff due now, but not before the homeserver asked for it.
+pub(crate) async fn make_due(
+    connection: &mut SqliteConnection,
+    now: i64,
+    limit: i64,
+) -> Result<u64> {
+    let done = sqlx::query!(
+        "UPDATE Jobs
+         SET run_at = ?1
+         WHERE rowid IN (SELECT rowid
+                         FROM Jobs
+                         WHERE job_type = 'sync_pusher'
+                           AND status IN ('Pending', 'Failed')
+                           AND lost IS NULL
+                           AND run_at > ?1
+                           AND coalesce(not_before, 0) <= ?1
+                         LIMIT ?2)",
+        now,
+        limit
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(done.rows_affected())
+}
+
+/// Up to `limit` jobs that wait for a time that no rule of ours could have set: later than `soon` without
+/// backoff, than `longest` in it, or than `asked` where the homeserver asked for it.
+pub(crate) async fn wait_too_long(
+    executor: impl SqliteExecutor<'_>,
+    soon: i64,
+    longest: i64,
+    asked: i64,
+    limit: i64,
+) -> Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT rowid AS "key!"
+           FROM Jobs
+           WHERE job_type = 'sync_pusher'
+             AND status IN ('Pending', 'Failed')
+             AND run_at > ?1
+             AND (status = 'Pending' OR run_at > ?2)
+             AND (not_before IS NULL OR run_at > ?3)
+           LIMIT ?4"#,
+        soon,
+        longest,
+        asked,
+        limit
+    )
+    .fetch_all(executor)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// Makes these jobs due now if they still wait.
+pub(crate) async fn correct_waits(
+    connection: &mut SqliteConnection,
+    keys: &[i64],
+    now: i64,
+) -> Result<u64> {
+    let keys = json(keys)?;
+    let done = sqlx::query!(
+        "UPDATE Jobs
+         SET run_at = ?2,
+             not_before = NULL
+         WHERE rowid IN (SELECT value FROM json_each(?1))
+           AND status IN ('Pending', 'Failed')
+           AND run_at > ?2",
+        keys,
+        now
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(done.rows_affected())
+}
+
+/// When the next job that waits is due.
+pub(crate) async fn next_due(executor: impl SqliteExecutor<'_>) -> Result<Option<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT min(run_at) AS "run_at: i64"
+           FROM (SELECT min(run_at) AS run_at
+                 FROM Jobs
+                 WHERE job_type = 'sync_pusher'
+                   AND status IN ('Pending', 'Failed')
+                   AND lost IS NULL
+                 UNION ALL
+                 SELECT min(run_at)
+                 FROM Jobs
+                 WHERE job_type = 'sync_pusher'
+                   AND status IN ('Pending', 'Failed')
+                   AND lost IS NOT NULL)"#
+    )
+    .fetch_one(executor)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// Jobs by status.
+pub(crate) async fn count(executor: impl SqliteExecutor<'_>) -> Result<Vec<(String, i64)>> {
+    let rows = sqlx::query!(
+        r#"SELECT status AS "status!: String", count(*) AS "count!: i64"
+           FROM Jobs
+           WHERE job_type = 'sync_pusher'
+             AND status IN ('Pending', 'Failed')
+             AND lost IS NULL
+           GROUP BY status
+           UNION ALL
+           SELECT status, count(*)
+           FROM Jobs
+           WHERE job_type = 'sync_pusher'
+             AND status IN ('Pending', 'Failed')
+             AND lost IS NOT NULL
+           GROUP BY status
+           UNION ALL
+           SELECT 'Queued', count(*)
+           FROM Jobs
+           WHERE lock_by IS NOT NULL
+           UNION ALL
+           SELECT 'Killed', count(*)
+           FROM Jobs
+           WHERE status = 'Killed'"#
+    )
+    .fetch_all(executor)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.status, row.count))
+        .collect())
+}

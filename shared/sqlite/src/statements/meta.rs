@@ -1,0 +1,44 @@
+//! Small facts about the database: keys, and the counter of changes that make a cached token stale.
+
+use matrix2acrobits_shared::flow::Result;
+use sqlx::{SqliteConnection, SqliteExecutor};
+
+use crate::errors::from_sqlx;
+
+/// The counter, which triggers keep, whoever makes the change.
+pub(crate) async fn token_epoch(executor: impl SqliteExecutor<'_>) -> Result<i64> {
+    sqlx::query_scalar!(
+        "SELECT value
+         FROM token_epoch"
+    )
+    .fetch_one(executor)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// The key by this name; made of `fresh` if there is none.
+pub(crate) async fn key(
+    connection: &mut SqliteConnection,
+    name: &str,
+    fresh: &[u8],
+) -> Result<Vec<u8>> {
+    sqlx::query!(
+        "INSERT INTO meta (name, value)
+         VALUES (?, ?)
+         ON CONFLICT DO NOTHING",
+        name,
+        fresh
+    )
+    .execute(&mut *connection)
+    .await
+    .map_err(from_sqlx)?;
+    sqlx::query_scalar!(
+        "SELECT value
+         FROM meta
+         WHERE name = ?",
+        name
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)
+}

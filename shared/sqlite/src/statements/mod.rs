@@ -1,0 +1,79 @@
+//! All SQL of this crate: one function a statement, by subject.
+//!
+//! Many values go into one statement as a JSON list (`json_each`), and many rows come out of one as a JSON list
+//! (`json_group_array`): sqlx runs SQLite in a thread of its own, and each row that it hands over by itself wakes
+//! two threads. What comes out is taken as bytes: a text that is not UTF-8 (an operator's shell can write one)
+//! is then wrong by itself and hides no other row.
+
+pub(crate) mod accounts;
+pub(crate) mod gate;
+pub(crate) mod jobs;
+pub(crate) mod listing;
+pub(crate) mod mappings;
+pub(crate) mod meta;
+pub(crate) mod pushers;
+pub(crate) mod tokens;
+pub(crate) mod workers;
+
+use matrix2acrobits_shared::flow::Result;
+use sqlx::sqlite::SqliteValueRef;
+
+use crate::errors::from_sqlx;
+
+/// A list for `json_each`.
+///
+/// What SQLite reads is what we wrote as long as no text holds a NUL character, which ends texts there; our
+/// ids cannot hold any (`shared::ids`).
+fn json<T: serde::Serialize>(values: impl IntoIterator<Item = T>) -> Result<String> {
+    let values: Vec<T> = values.into_iter().collect();
+    serde_json::to_string(&values).map_err(|e| from_sqlx(sqlx::Error::Encode(Box::new(e))))
+}
+
+/// Reads what `json_group_array` made of many rows.
+fn from_json<T: serde::de::DeserializeOwned>(rows: &[u8]) -> Result<T> {
+    let rows = String::from_utf8_lossy(rows);
+    serde_json::from_str(&rows).map_err(|e| from_sqlx(sqlx::Error::Decode(Box::new(e))))
+}
+
+/// Puts found rows beside what was asked for: each comes with its place.
+fn by_place<T>(places: usize, found: Vec<(usize, T)>) -> Vec<Vec<T>> {
+    let mut lists: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(places).collect();
+    for (place, row) in found {
+        if let Some(list) = lists.get_mut(place) {
+            list.push(row);
+        }
+    }
+    lists
+}
+
+/// The ids of the `count` rows that one statement has just inserted, the last of them `last`. In a table with
+/// AUTOINCREMENT each row's is by one larger than the largest that ever was
+/// (<https://sqlite.org/autoinc.html>), and nobody else writes meanwhile. (With RETURNING each row would wake
+/// us in another thread.)
+fn inserted(last: i64, count: usize) -> Vec<i64> {
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    (last - count + 1..=last).collect()
+}
+
+/// A text for people, whatever bytes it is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Text(String);
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        text.0
+    }
+}
+
+impl sqlx::Type<sqlx::Sqlite> for Text {
+    fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
+        <String as sqlx::Type<sqlx::Sqlite>>::type_info()
+    }
+}
+
+impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for Text {
+    fn decode(value: SqliteValueRef<'r>) -> std::result::Result<Self, sqlx::error::BoxDynError> {
+        let bytes = <&[u8] as sqlx::Decode<sqlx::Sqlite>>::decode(value)?;
+        Ok(Self(String::from_utf8_lossy(bytes).into_owned()))
+    }
+}

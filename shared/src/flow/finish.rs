@@ -1,0 +1,120 @@
+//! Records what became of jobs: the job's row, its pusher's, and those of users who share the pushkey.
+
+use super::{
+    Held, Pair, Result, Transaction,
+    settle::{PairState, Pairs},
+    writer::Bulk,
+};
+use crate::rules::{
+    jobs::DEAD_AFTER,
+    pushers::{Change, FinishSettings, Outcome, PusherTask, record, rivals},
+};
+
+/// A job that has run.
+#[derive(Debug)]
+pub struct Finished {
+    /// The job.
+    pub held: Held,
+    /// Its pusher, as the job read it.
+    pub task: PusherTask,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The worker's settings.
+    pub settings: FinishSettings,
+}
+
+impl Bulk for Finished {
+    /// False when the lock was lost.
+    type Value = bool;
+
+    /// One after the other, in memory; read and written for all at once.
+    async fn write_all(tx: &mut dyn Transaction, finished: &[&Self]) -> Result<Vec<bool>> {
+        let now = tx.now();
+        let newest = tx.newest_settings(now - DEAD_AFTER).await?;
+        let pair = |it: &Self| -> (String, String) {
+            let task = &it.task;
+            (
+                task.app_id.as_str().to_owned(),
+                task.pushkey.as_str().to_owned(),
+            )
+        };
+        let keys: Vec<_> = finished.iter().map(|it| pair(it)).collect();
+        let keys: Vec<_> = keys
+            .iter()
+            .map(|(a, p)| Pair::from((a.as_str(), p.as_str())))
+            .collect();
+        let mut pairs = Pairs::load(tx, &keys).await?;
+        let mut ours = Vec::with_capacity(finished.len());
+        for (it, key) in finished.iter().zip(&keys) {
+            let place = pairs.get(*key).and_then(|state| {
+                let at = state.pushers.iter().position(|p| p.id == it.task.id)?;
+                Some((state, at))
+            });
+            ours.push(match place {
+                Some((state, at)) => it.finish(state, at, newest.as_deref(), now),
+                None => tx.drop_job(it.task.id, &it.held.worker).await?,
+            });
+        }
+        pairs.save(tx).await?;
+        Ok(ours)
+    }
+}
+
+impl Finished {
+    /// Takes the outcome, whatever it is; false when the lock was lost.
+    fn finish(&self, state: &mut PairState, at: usize, newest: Option<&str>, now: i64) -> bool {
+        let pusher = &state.pushers[at];
+        let unchanged = pusher.generation == self.task.generation;
+        let job = pusher.job.as_ref();
+        let ours = job.is_some_and(|job| job.is_held_by(&self.held.worker));
+        let recalled = job.is_some_and(|job| job.recalled);
+        if ours {
+            self.dispose(state, at, unchanged, recalled, now);
+        } else {
+            // Somebody took us for dead and perhaps acts on this pusher right now, in whatever order the
+            // homeserver sees the two. One more look puts it right.
+            state.change(at, &Change::Check, now);
+        }
+        let registered = self.outcome == Outcome::Registered;
+        if registered && newest.is_some_and(|newest| newest != self.settings.fingerprint) {
+            // A worker with newer settings started while this one ran.
+            state.change(at, &Change::Renew, now);
+        }
+        if !self.settings.append {
+            for (rival, change) in rivals(&state.pushers, at, &self.outcome) {
+                state.change(rival, &change, now);
+            }
+        }
+        ours
+    }
+
+    fn dispose(&self, state: &mut PairState, at: usize, unchanged: bool, recalled: bool, now: i64) {
+        let dead = matches!(self.outcome, Outcome::Dead { .. });
+        match &self.outcome {
+            Outcome::Retry {
+                run_at,
+                error,
+                strict,
+                ..
+            } if *strict || unchanged => {
+                state.change_job(at, |job| job.retry(*run_at, error, *strict, now));
+            }
+            // What is wanted changed while the job ran: whatever it did, it has to run again.
+            _ if !unchanged => state.change_job(at, |job| job.again(now)),
+            // Ours may be there by an attempt whose answer was lost: delete it.
+            Outcome::Outdone => state.change_job(at, |job| job.again(now)),
+            // It was reported while the attempt ran, which counts as the next report.
+            Outcome::Dead { .. } if recalled => state.change_job(at, |job| job.again(now)),
+            Outcome::Dead { error } => state.change_job(at, |job| job.kill(error, now)),
+            _ => state.delete_job(at),
+        }
+        let change = record(&self.outcome, &self.settings, now).filter(|_| unchanged);
+        let change = match change {
+            Some(_) if dead && recalled => Some(Change::Revive),
+            change => change,
+        };
+        if let Some(change) = change {
+            state.change(at, &change, now);
+        }
+    }
+}

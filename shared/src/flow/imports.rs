@@ -1,0 +1,65 @@
+//! Many mappings or tokens at once, from a file or another program's database: a chunk is one transaction, and what
+//! it does is what a mapping or a report does, jobs included.
+
+use super::{Phones, Result, Transaction, mappings::put_mapping, reports::save};
+use crate::rules::{
+    import::{Imported, MappingRow, TokenRow, judge_mapping, judge_tokens},
+    report::Saved,
+};
+
+/// Takes a chunk of mappings; one answer for each, in order.
+pub async fn import_mappings(
+    tx: &mut dyn Transaction,
+    rows: &[MappingRow],
+) -> Result<Vec<Imported>> {
+    let selectors: Vec<_> = rows.iter().map(|row| row.selector.as_str()).collect();
+    tx.lock_selectors(&sorted(&selectors)).await?;
+    let stored = tx.mappings(&selectors).await?;
+    let judged = rows.iter().zip(&stored);
+    let judged: Vec<_> = judged
+        .map(|(row, stored)| judge_mapping(row, stored.as_ref()))
+        .collect();
+    let written = rows
+        .iter()
+        .zip(&judged)
+        .filter(|(_, judged)| judged.is_written());
+    let written: Vec<_> = written.map(|(row, _)| (&row.selector, &row.user)).collect();
+    if !written.is_empty() {
+        put_mapping(tx, &written).await?;
+    }
+    Ok(judged)
+}
+
+/// Takes a chunk of tokens; one answer for each, in order.
+pub async fn import_tokens(tx: &mut dyn Transaction, rows: &[TokenRow]) -> Result<Vec<Imported>> {
+    let selectors: Vec<_> = rows
+        .iter()
+        .map(|row| row.report.from.selector.as_str())
+        .collect();
+    let selectors = sorted(&selectors);
+    tx.lock_selectors(&selectors).await?;
+    let stored = tx.phones(Phones::Selectors(&selectors)).await?;
+    let mut judged = judge_tokens(rows, &stored);
+    let written = rows
+        .iter()
+        .zip(&judged)
+        .filter(|(_, judged)| judged.is_written());
+    let written: Vec<_> = written.map(|(row, _)| &row.report).collect();
+    let saved = save(tx, &written, true).await?;
+    for (judged, saved) in judged.iter_mut().filter(|it| it.is_written()).zip(saved) {
+        match saved {
+            Saved::Done { .. } => {}
+            Saved::NeedsAppId => *judged = Imported::NeedsAppId,
+            // Neither can be: a report is refused so for its login, and for `strangers`.
+            Saved::NotYours | Saved::Strange => *judged = Imported::NewerHere,
+        }
+    }
+    Ok(judged)
+}
+
+fn sorted<'a>(selectors: &[&'a str]) -> Vec<&'a str> {
+    let mut selectors = selectors.to_vec();
+    selectors.sort_unstable();
+    selectors.dedup();
+    selectors
+}

@@ -1,0 +1,148 @@
+//! Forgetting tokens: a phone's removal, the operator's deletes, and PNM's word that a token is gone.
+
+use super::{
+    Pair, Phones, Result, Transaction,
+    settle::{Pairs, Touched, settle},
+};
+use crate::{
+    ids::{Pushkey, Selector, UserId},
+    rules::{
+        pushers::{Change, reject},
+        report::{Phone, Reporter, Saved},
+    },
+};
+
+/// Forgets the tokens of a phone, or of all phones with this selector when none is named, and has their pushers
+/// removed. Where a `token` is named, a phone that has another one by now stays.
+pub async fn remove_account(
+    tx: &mut dyn Transaction,
+    from: &Reporter,
+    token: Option<&Pushkey>,
+) -> Result<Saved> {
+    let selector = [from.selector.as_str()];
+    tx.lock_selectors(&selector).await?;
+    let mut phones = tx.phones(Phones::Selectors(&selector)).await?;
+    let owner = from.owner.as_ref().map(UserId::as_str);
+    let another = |phone: &Phone| {
+        let claimed = phone.contents.owner.as_deref();
+        owner.is_some() && claimed.is_some() && claimed != owner
+    };
+    if phones.iter().any(another) {
+        return Ok(Saved::NotYours);
+    }
+    let device = from.device.as_ref().map(|_| from.device());
+    let has_another = |phone: &Phone| {
+        let stored = phone.contents.token_msgs.as_deref();
+        stored
+            .zip(token)
+            .is_some_and(|(stored, named)| stored != named.as_str())
+    };
+    phones
+        .retain(|phone| device.is_none_or(|device| phone.device == device) && !has_another(phone));
+    let changed = forget(tx, &phones).await? > 0;
+    Ok(Saved::Done {
+        changed,
+        user: None,
+        stranger: false,
+    })
+}
+
+/// Forgets the tokens of one selector, or of the next `limit` rows after an id, for the operator. Returns how many
+/// rows went and the last of their ids.
+pub async fn remove_tokens(
+    tx: &mut dyn Transaction,
+    selector: Option<&Selector>,
+    after: i64,
+    limit: i64,
+) -> Result<(usize, i64)> {
+    let named = selector.map(|selector| [selector.as_str()]);
+    if let Some(selector) = &named {
+        tx.lock_selectors(selector).await?;
+    }
+    let which = named
+        .as_ref()
+        .map_or(Phones::After(after, limit), |it| Phones::Selectors(it));
+    let phones = tx.phones(which).await?;
+    let last = phones.last().map_or(after, |phone| phone.id);
+    Ok((forget(tx, &phones).await?, last))
+}
+
+/// The homeserver drops a pusher when it reads our rejection: what is set before is lost, in seconds.
+const REJECTION_READ: i64 = 10;
+
+async fn forget(tx: &mut dyn Transaction, phones: &[Phone]) -> Result<usize> {
+    if phones.is_empty() {
+        return Ok(0);
+    }
+    let ids: Vec<_> = phones.iter().map(|phone| phone.id).collect();
+    tx.delete_phones(&ids).await?;
+    let left = phones.iter().filter_map(|phone| phone.contents.pair());
+    let left: Vec<_> = left.map(|pair| Touched::left(Pair::from(pair))).collect();
+    for it in &left {
+        tx.changed(it.pair.pushkey);
+    }
+    settle(tx, &left).await?;
+    Ok(phones.len())
+}
+
+/// Remembers that PNM called a row's token gone, until its phone reports again. False when the phone has reported
+/// since the row was read (`report`): the word is about the past then. `pushed_to` is the selector that the
+/// pusher carries.
+pub async fn mark_dead(
+    tx: &mut dyn Transaction,
+    row: i64,
+    report: i64,
+    pushed_to: Option<&str>,
+) -> Result<bool> {
+    let now = tx.now();
+    let phones = tx.phones(Phones::Id(row)).await?;
+    let Some(Phone {
+        selector, device, ..
+    }) = phones.into_iter().next()
+    else {
+        return Ok(false);
+    };
+    tx.lock_selectors(&[&selector]).await?;
+    let account = tx.accounts(&[(&selector, &device)]).await?.pop();
+    let account = account.unwrap_or_default();
+    let stored = account.phones.iter().find(|it| it.id == row);
+    let Some(mut phone) = stored.filter(|it| it.report == report).cloned() else {
+        return Ok(false);
+    };
+    let Some((app_id, pushkey)) = phone.contents.pair() else {
+        return Ok(false);
+    };
+    let (app_id, pushkey) = (app_id.to_owned(), pushkey.to_owned());
+    phone.dead_at = Some(now);
+    phone.updated_at = now;
+    tx.update_phones(&[&phone]).await?;
+    tx.changed(&pushkey);
+    let pair = Pair {
+        app_id: &app_id,
+        pushkey: &pushkey,
+    };
+    let user = account
+        .mapped
+        .as_deref()
+        .or(phone.contents.owner.as_deref());
+    let mut pairs = Pairs::load(tx, &[pair]).await?;
+    if let Some(state) = pairs.get(pair) {
+        for (at, change) in reject(&state.holders, &state.pushers, user, pushed_to) {
+            state.change(at, &change, now);
+            let pusher = &state.pushers[at];
+            let left = state
+                .holders
+                .iter()
+                .rfind(|it| it.user_id == pusher.user_id);
+            if let Some(holder) = left {
+                // Another row of the same user has that token, and nobody has said that it is gone.
+                let (selector, claim) = (holder.selector.clone(), pusher.claim);
+                state.change(at, &Change::Present { selector, claim }, now);
+                state.delay(at, now + REJECTION_READ);
+            }
+        }
+        state.settle(pair, None, now);
+    }
+    pairs.save(tx).await?;
+    Ok(true)
+}

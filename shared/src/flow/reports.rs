@@ -1,0 +1,175 @@
+//! Saving what phones report, many reports at a time.
+
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
+
+use super::{
+    Pair, Transaction,
+    settle::{Touched, settle},
+    writer::Bulk,
+};
+use crate::ids::UserId;
+use crate::rules::report::{Account, Change, Report, Saved, Write, decide};
+
+impl Bulk for Report {
+    type Value = Saved;
+
+    async fn write_all(tx: &mut dyn Transaction, reports: &[&Self]) -> super::Result<Vec<Saved>> {
+        save(tx, reports, false).await
+    }
+}
+
+/// Saves reports as if one came after the other. `imported`: the operator stands for them.
+pub(super) async fn save(
+    tx: &mut dyn Transaction,
+    reports: &[&Report],
+    imported: bool,
+) -> super::Result<Vec<Saved>> {
+    let now = tx.now();
+    let mut selectors: Vec<_> = reports.iter().map(|it| it.from.selector.as_str()).collect();
+    selectors.sort_unstable();
+    selectors.dedup();
+    tx.lock_selectors(&selectors).await?;
+    let asked: Vec<_> = reports
+        .iter()
+        .map(|it| (it.from.selector.as_str(), it.from.device()))
+        .collect();
+    let mut accounts = Accounts::new(&asked, tx.accounts(&asked).await?);
+    let mut saved = Vec::with_capacity(reports.len());
+    // Each pair that a report leaves or holds, with the row that holds it.
+    let mut pairs: Vec<(OwnedPair, Option<By>)> = Vec::new();
+    for report in reports {
+        let decided = accounts.take(report, imported, now);
+        saved.push(match decided {
+            Err(refused) => refused,
+            Ok(change) => {
+                let held = change.phone.contents.pair();
+                let held = held.map(|(app_id, pushkey)| (app_id.to_owned(), pushkey.to_owned()));
+                if change.write == Write::Row {
+                    for (_, pushkey) in change.left.iter().chain(&held) {
+                        tx.changed(pushkey);
+                    }
+                }
+                pairs.extend(change.left.map(|pair| (pair, None)));
+                let by = (change.phone.id, change.user.clone());
+                pairs.extend(held.map(|pair| (pair, Some(by))));
+                Saved::Done {
+                    changed: change.write == Write::Row,
+                    user: change.user,
+                    stranger: change.stranger,
+                }
+            }
+        });
+    }
+    let ids = accounts.save(tx).await?;
+    let touched: Vec<Touched<'_>> = pairs
+        .iter()
+        .map(|((app_id, pushkey), by)| {
+            let pair = Pair { app_id, pushkey };
+            let Some((row, user)) = by else {
+                return Touched::left(pair);
+            };
+            Touched {
+                pair,
+                row: Some(ids.get(row).copied().unwrap_or(*row)),
+                reporter: user.as_ref().map(UserId::as_str),
+            }
+        })
+        .collect();
+    settle(tx, &touched).await?;
+    Ok(saved)
+}
+
+/// An app id and a pushkey.
+type OwnedPair = (String, String);
+/// The row that holds it, and the user whose phone reports.
+type By = (i64, Option<UserId>);
+
+/// The accounts that reports are about, as they were read and as they are to be. A new row has a negative id of its
+/// own until it is stored.
+#[derive(Default)]
+struct Accounts {
+    by_selector: HashMap<String, Account>,
+    writes: BTreeMap<i64, Write>,
+    absorbed: Vec<i64>,
+    new: i64,
+}
+
+impl Accounts {
+    fn new(asked: &[(&str, &str)], facts: Vec<Account>) -> Self {
+        let mut accounts = Self::default();
+        for ((selector, _), facts) in asked.iter().zip(facts) {
+            match accounts.by_selector.entry((*selector).to_owned()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(facts);
+                }
+                Entry::Occupied(mut entry) => {
+                    let known = &mut entry.get_mut().phones;
+                    for phone in facts.phones {
+                        if !known.iter().any(|it| it.id == phone.id) {
+                            known.push(phone);
+                        }
+                    }
+                }
+            }
+        }
+        accounts
+    }
+
+    /// Takes a report as it meets what the reports before it have left.
+    fn take(&mut self, report: &Report, imported: bool, now: i64) -> Result<Change, Saved> {
+        let selector = report.from.selector.as_str();
+        let account = self.by_selector.entry(selector.to_owned()).or_default();
+        let mut change = decide(report, account, imported, now)?;
+        if let Some(id) = change.absorbed {
+            account.phones.retain(|it| it.id != id);
+            self.writes.remove(&id);
+            self.absorbed.extend((id > 0).then_some(id));
+        }
+        if change.phone.id == 0 {
+            self.new -= 1;
+            change.phone.id = self.new;
+        }
+        let phone = change.phone.clone();
+        if account.owner.is_none() {
+            account.owner.clone_from(&phone.contents.owner);
+        }
+        match account.phones.iter_mut().find(|it| it.id == phone.id) {
+            Some(stored) => *stored = phone,
+            None => account.phones.push(phone),
+        }
+        let write = self.writes.entry(change.phone.id).or_insert(change.write);
+        if change.write == Write::Row || *write == Write::Nothing {
+            *write = change.write;
+        }
+        Ok(change)
+    }
+
+    /// Writes what has changed. Returns the ids that new rows have got.
+    async fn save(self, tx: &mut dyn Transaction) -> super::Result<HashMap<i64, i64>> {
+        let (mut new, mut changed, mut touched) = (Vec::new(), Vec::new(), Vec::new());
+        for phone in self.by_selector.values().flat_map(|it| &it.phones) {
+            match self.writes.get(&phone.id) {
+                Some(Write::Row) if phone.id < 0 => new.push(phone),
+                Some(Write::Row) => changed.push(phone),
+                Some(Write::Time) => touched.push((phone.id, phone.updated_at)),
+                Some(Write::Nothing) | None => {}
+            }
+        }
+        // In the order in which they were reported.
+        new.sort_unstable_by_key(|phone| -phone.id);
+        if !self.absorbed.is_empty() {
+            tx.delete_phones(&self.absorbed).await?;
+        }
+        if !changed.is_empty() {
+            tx.update_phones(&changed).await?;
+        }
+        if !touched.is_empty() {
+            tx.touch_phones(&touched).await?;
+        }
+        if new.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let ids = tx.insert_phones(&new).await?;
+        Ok(new.iter().map(|phone| phone.id).zip(ids).collect())
+    }
+}

@@ -1,0 +1,64 @@
+//! What makes sure that no pusher is forgotten: those without a job, those with settings of before, replays.
+
+use super::{Result, Transaction, settle::Pairs};
+use crate::rules::pushers::{Change, Pusher, State};
+
+/// Gives a job to these pushers that are not as wanted and have none.
+pub async fn enqueue_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<usize> {
+    let now = tx.now();
+    let mut pairs = Pairs::load_of(tx, ids).await?;
+    let mut enqueued = 0;
+    for id in ids {
+        if let Some((state, at)) = pairs.find(*id)
+            && state.pushers[at].state == State::Pending
+            && state.pushers[at]
+                .job
+                .as_ref()
+                .is_none_or(|job| !job.is_live())
+        {
+            state.run(at, now);
+            enqueued += 1;
+        }
+    }
+    pairs.save(tx).await?;
+    Ok(enqueued)
+}
+
+/// Has these pushers compared with what the homeserver holds, and set or deleted if need be.
+pub async fn check_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<usize> {
+    change_all(tx, ids, |pusher| {
+        (pusher.state != State::Removed).then_some(Change::Check)
+    })
+    .await
+}
+
+/// Has these pushers set anew if they carry other settings than these.
+pub async fn renew_pushers(tx: &mut dyn Transaction, ids: &[i64], settings: &str) -> Result<usize> {
+    change_all(tx, ids, |pusher| {
+        let outdated = pusher.state == State::Registered
+            && pusher.is_present()
+            && pusher.registered_as.as_deref() != Some(settings);
+        outdated.then_some(Change::Renew)
+    })
+    .await
+}
+
+async fn change_all(
+    tx: &mut dyn Transaction,
+    ids: &[i64],
+    change: impl Fn(&Pusher) -> Option<Change> + Send + Sync,
+) -> Result<usize> {
+    let now = tx.now();
+    let mut pairs = Pairs::load_of(tx, ids).await?;
+    let mut changed = 0;
+    for id in ids {
+        if let Some((state, at)) = pairs.find(*id)
+            && let Some(change) = change(&state.pushers[at])
+        {
+            state.change(at, &change, now);
+            changed += 1;
+        }
+    }
+    pairs.save(tx).await?;
+    Ok(changed)
+}

@@ -1,0 +1,242 @@
+//! What the store tells: rows for pushes, and pages for the operator.
+
+use serde::Serialize;
+
+use crate::{
+    ids::{AppId, Pushkey, Selector, UserId},
+    rules::{gate::SharedGate, jobs::DEAD_AFTER},
+};
+
+/// A row that a push can go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushTarget {
+    /// Its id.
+    pub row_id: i64,
+    /// Counts the reports that changed it.
+    pub report: i64,
+    /// The account on the phone.
+    pub selector: Selector,
+    /// The app.
+    pub app_id: AppId,
+    /// The token.
+    pub pushkey: Pushkey,
+    /// Whether anybody stands for it: a mapping, a login, or the operator who imported it.
+    pub owned: bool,
+    /// PNM said that the token is gone, and the phone has not reported since.
+    pub dead: bool,
+}
+
+/// A row that holds a pushkey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetRow {
+    /// What a push needs of it.
+    pub target: PushTarget,
+    /// The user whose it is, by a mapping or a login.
+    pub user: Option<UserId>,
+}
+
+/// Whether a worker's outage gate lets jobs through to the homeserver.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GateState {
+    /// Nothing has been tried yet.
+    #[default]
+    Untried,
+    /// The homeserver worked when it was last asked.
+    Open,
+    /// It did not; jobs wait.
+    Shut,
+}
+
+impl GateState {
+    /// The word in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Untried => "untried",
+            Self::Open => "open",
+            Self::Shut => "shut",
+        }
+    }
+
+    fn parse(word: &str) -> Option<Self> {
+        let all = [Self::Untried, Self::Open, Self::Shut];
+        all.into_iter().find(|state| state.as_str() == word)
+    }
+}
+
+/// What a worker says of its outage gate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GateReport {
+    /// Whether jobs pass.
+    pub state: GateState,
+    /// Why none do, for people.
+    pub reason: Option<String>,
+}
+
+/// What all workers know together of the homeserver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateView {
+    /// The row.
+    pub row: SharedGate,
+    /// Workers that have beaten recently.
+    pub workers: usize,
+}
+
+/// A worker's outage gate, as it last said.
+#[derive(Debug, Clone)]
+pub struct GateStatus {
+    /// Whether jobs pass.
+    pub state: GateState,
+    /// For how many seconds it has been so.
+    pub seconds: i64,
+    /// Why it is shut, for people.
+    pub reason: Option<String>,
+}
+
+impl GateStatus {
+    /// From its row; None for a word that is not ours.
+    pub fn read(state: &str, seconds: i64, reason: Option<String>) -> Option<Self> {
+        Some(Self {
+            state: GateState::parse(state)?,
+            seconds,
+            reason,
+        })
+    }
+}
+
+/// A worker that runs, or ended recently.
+#[derive(Debug, Clone)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub name: String,
+    /// Seconds since its last heartbeat.
+    pub silent: i64,
+    /// What it last said of the homeserver; none before its first heartbeat.
+    pub gate: Option<GateStatus>,
+}
+
+impl WorkerStatus {
+    /// Whether it counts as running; if not, its jobs go to others.
+    pub fn is_alive(&self) -> bool {
+        self.silent < DEAD_AFTER
+    }
+}
+
+/// How much waits, for metrics and the status page.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct QueueState {
+    /// Ready or waiting for their first attempt.
+    pub pending: i64,
+    /// Held by a worker.
+    pub queued: i64,
+    /// In backoff.
+    pub failed: i64,
+    /// Dead letters.
+    pub killed: i64,
+    /// Seconds that the oldest job that could run has waited.
+    pub oldest_ready: i64,
+}
+
+impl QueueState {
+    /// From counts by status, and the time when the next job is due.
+    pub fn new(counts: &[(String, i64)], next_due: Option<i64>, now: i64) -> Self {
+        let count = |wanted: &str| {
+            let counts = counts.iter().filter(|(status, _)| status == wanted);
+            counts.map(|(_, count)| count).sum()
+        };
+        Self {
+            pending: count("Pending"),
+            queued: count("Queued"),
+            failed: count("Failed"),
+            killed: count("Killed"),
+            oldest_ready: next_due.map_or(0, |due| (now - due).max(0)),
+        }
+    }
+}
+
+/// A job that was given up, and its pusher.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// The user, unless the pusher is gone.
+    pub user_id: Option<String>,
+    /// The app.
+    pub app_id: Option<String>,
+    /// The token.
+    pub pushkey: Option<String>,
+    /// Failed attempts.
+    pub attempts: i64,
+    /// Why it was given up.
+    pub reason: Option<String>,
+    /// How many seconds ago.
+    pub seconds: Option<i64>,
+}
+
+/// What a phone reported, as stored.
+#[derive(Debug, Clone, Serialize)]
+pub struct TokenListing {
+    /// Its id; pages are in this order.
+    pub id: i64,
+    /// The account on the phone.
+    pub selector: String,
+    /// The phone, where it says so.
+    pub device: String,
+    /// The user whose it is, from the mapping or the login.
+    pub user_id: Option<String>,
+    /// Token for messages.
+    pub token_msgs: Option<String>,
+    /// App id for messages.
+    pub app_id_msgs: Option<String>,
+    /// Token for calls.
+    pub token_calls: Option<String>,
+    /// App id for calls.
+    pub app_id_calls: Option<String>,
+    /// When PNM called the token gone, in seconds since 1970.
+    pub dead_at: Option<i64>,
+    /// First report, in seconds since 1970.
+    pub created_at: i64,
+    /// Last report that was noted, in seconds since 1970.
+    pub updated_at: i64,
+}
+
+/// What the homeserver should hold and what we know of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PusherListing {
+    /// Its id; pages are in this order.
+    pub id: i64,
+    /// The user.
+    pub user_id: String,
+    /// The app.
+    pub app_id: String,
+    /// The token.
+    pub pushkey: String,
+    /// The account on the phone.
+    pub selector: String,
+    /// `present` or `absent`.
+    pub wanted: String,
+    /// `pending`, `registered`, `failed` or `removed`.
+    pub state: String,
+    /// Failed attempts since the last success.
+    pub attempts: i64,
+    /// Why the last attempt failed.
+    pub last_error: Option<String>,
+    /// Last change, in seconds since 1970.
+    pub updated_at: i64,
+}
+
+/// A job and its pusher.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobListing {
+    /// Its name, a ULID.
+    pub id: String,
+    /// `Pending`, `Queued`, `Running`, `Failed` (waiting) or `Killed` (dead letter).
+    pub state: String,
+    /// The user, unless the job is unreadable.
+    pub user_id: Option<String>,
+    /// `present` or `absent`.
+    pub wanted: Option<String>,
+    /// Failed attempts.
+    pub attempts: i64,
+    /// Next try, in seconds since 1970; none for a dead letter.
+    pub next_try: Option<i64>,
+    /// Why the last attempt failed.
+    pub last_error: Option<String>,
+}

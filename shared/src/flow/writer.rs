@@ -1,0 +1,266 @@
+//! The one task of a process that writes to the database. It puts whatever waits into one transaction, so that one
+//! flush of the disk serves many writes (group commit).
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Finished, Result, StoreError, Transaction, batch, feed::Vital};
+use crate::{
+    process::{logs::Chain, metrics},
+    rules::report::{Report, Saved},
+};
+
+/// Most writes in one transaction: enough for the flush not to matter, few enough that the last one
+/// does not wait long and that another process gets the write lock in between.
+const MAX_BATCH: usize = 256;
+/// Most writes that may wait before new ones are refused.
+const MAX_WAITING: usize = 4096;
+
+/// A connection that writes.
+#[async_trait]
+pub trait Connection: Send {
+    /// Waits for its turn, if others write, too.
+    async fn wait(&mut self);
+    /// Opens a transaction.
+    async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>>;
+    /// Says how the last transaction ended. After an error of the environment the connection is not used again.
+    async fn ended(&mut self, result: &Result<()>);
+    /// Closes it.
+    async fn close(&mut self);
+}
+
+/// Hands writes to the writer task. Cheap to clone; the task ends when the last clone is gone.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Work>,
+}
+
+/// Something to write that is cheaper for many at once: a statement for all that waits.
+pub(super) trait Bulk: Send + Sync + Sized {
+    /// What the writing of one comes to.
+    type Value: Send;
+
+    /// Writes all of `items`, as if one came after the other, and returns a value for each.
+    fn write_all(
+        tx: &mut dyn Transaction,
+        items: &[&Self],
+    ) -> impl Future<Output = Result<Vec<Self::Value>>> + Send;
+}
+
+/// Any other write inside the current transaction. It runs again when another one fails beside it, so it must
+/// not take anything out of itself.
+trait Write: Send {
+    fn run<'c>(&'c mut self, tx: &'c mut dyn Transaction) -> BoxFuture<'c, Result<()>>;
+    fn answer(self: Box<Self>, committed: Result<()>);
+}
+
+/// What waits to be written.
+enum Work {
+    Report(Pending<Report>),
+    Finished(Pending<Finished>),
+    Other(Box<dyn Write>),
+}
+
+impl Work {
+    fn answer(self, committed: Result<()>) {
+        match self {
+            Self::Report(it) => answer(it.reply, it.value, committed),
+            Self::Finished(it) => answer(it.reply, it.value, committed),
+            Self::Other(write) => write.answer(committed),
+        }
+    }
+}
+
+/// A queued write, and the channel for its result.
+struct Pending<B: Bulk> {
+    item: B,
+    value: Option<B::Value>,
+    reply: oneshot::Sender<Result<B::Value>>,
+}
+
+struct Typed<F, T> {
+    write: F,
+    value: Option<T>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<F, T> Write for Typed<F, T>
+where
+    F: for<'c> FnMut(&'c mut dyn Transaction) -> BoxFuture<'c, Result<T>> + Send,
+    T: Send,
+{
+    fn run<'c>(&'c mut self, tx: &'c mut dyn Transaction) -> BoxFuture<'c, Result<()>> {
+        Box::pin(async move {
+            self.value = Some((self.write)(tx).await?);
+            Ok(())
+        })
+    }
+
+    fn answer(self: Box<Self>, committed: Result<()>) {
+        answer(self.reply, self.value, committed);
+    }
+}
+
+fn answer<T>(reply: oneshot::Sender<Result<T>>, value: Option<T>, committed: Result<()>) {
+    let result = match (committed, value) {
+        (Ok(()), Some(value)) => Ok(value),
+        (Ok(()), None) => Err(StoreError::Stopped),
+        (Err(error), _) => Err(error),
+    };
+    // The caller may have gone away.
+    let _ = reply.send(result);
+}
+
+impl Writer {
+    /// Starts the writer task.
+    pub fn start(vital: &Vital, connection: Box<dyn Connection>) -> Self {
+        let (queue, waiting) = mpsc::channel(MAX_WAITING);
+        vital.spawn("writer", run(connection, waiting));
+        Self { queue }
+    }
+
+    /// Saves a report, together with others that wait.
+    pub async fn save_report(&self, report: Report) -> Result<Saved> {
+        self.enqueue(report, Work::Report).await
+    }
+
+    /// Records what became of a job, together with others that wait.
+    pub async fn finish(&self, finished: Finished) -> Result<bool> {
+        self.enqueue(finished, Work::Finished).await
+    }
+
+    /// Runs `write` in a transaction and returns its value once that is committed. Refuses at once when
+    /// too much waits.
+    pub async fn write<T, F>(&self, write: F) -> Result<T>
+    where
+        F: for<'c> FnMut(&'c mut dyn Transaction) -> BoxFuture<'c, Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let write = Typed {
+            write,
+            value: None,
+            reply,
+        };
+        self.send(Work::Other(Box::new(write)))?;
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    async fn enqueue<B: Bulk>(&self, item: B, work: fn(Pending<B>) -> Work) -> Result<B::Value> {
+        let (reply, answer) = oneshot::channel();
+        self.send(work(Pending {
+            item,
+            value: None,
+            reply,
+        }))?;
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    fn send(&self, work: Work) -> Result<()> {
+        self.queue.try_send(work).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => StoreError::Stopped,
+        })
+    }
+}
+
+async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Work>) {
+    let failing = AtomicBool::new(false);
+    let mut batch = Vec::with_capacity(MAX_BATCH);
+    while batch::take(&mut waiting, &mut batch, MAX_BATCH).await {
+        connection.wait().await;
+        batch::take_more(&mut waiting, &mut batch, MAX_BATCH);
+        // A write that the database refuses must not take the others down with it: halves are tried apart,
+        // down to the one alone.
+        let mut parts = vec![std::mem::take(&mut batch)];
+        while let Some(mut part) = parts.pop() {
+            let started = Instant::now();
+            let result = commit(connection.as_mut(), &mut part).await;
+            metrics::committed(started.elapsed());
+            report_health(&failing, &result);
+            if part.len() > 1 && result.as_ref().is_err_and(|e| !e.is_environment()) {
+                let rest = part.split_off(part.len() / 2);
+                parts.extend([rest, part]);
+                continue;
+            }
+            for work in part {
+                work.answer(result.clone());
+            }
+        }
+    }
+    connection.close().await;
+}
+
+/// Runs a batch in one transaction.
+async fn commit(connection: &mut dyn Connection, batch: &mut [Work]) -> Result<()> {
+    let result = async {
+        let mut tx = connection.begin().await?;
+        write_all(tx.as_mut(), batch).await?;
+        tx.commit().await
+    }
+    .await;
+    connection.ended(&result).await;
+    result
+}
+
+/// Writes in the order in which it was asked for, neighbours of one kind together.
+async fn write_all(tx: &mut dyn Transaction, batch: &mut [Work]) -> Result<()> {
+    let (mut reports, mut finished) = (Vec::new(), Vec::new());
+    for work in batch {
+        match work {
+            Work::Report(it) => {
+                write_bulk(tx, &mut finished).await?;
+                reports.push(it);
+            }
+            Work::Finished(it) => {
+                write_bulk(tx, &mut reports).await?;
+                finished.push(it);
+            }
+            Work::Other(write) => {
+                write_bulk(tx, &mut reports).await?;
+                write_bulk(tx, &mut finished).await?;
+                write.run(tx).await?;
+            }
+        }
+    }
+    write_bulk(tx, &mut reports).await?;
+    write_bulk(tx, &mut finished).await
+}
+
+async fn write_bulk<B: Bulk>(
+    tx: &mut dyn Transaction,
+    pending: &mut Vec<&mut Pending<B>>,
+) -> Result<()> {
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let items: Vec<&B> = pending.iter().map(|pending| &pending.item).collect();
+    let values = B::write_all(tx, &items).await?;
+    for (pending, value) in pending.drain(..).zip(values) {
+        pending.value = Some(value);
+    }
+    Ok(())
+}
+
+/// One line when the database starts to fail and one when it works again, however many writes it hits.
+fn report_health(failing: &AtomicBool, result: &Result<()>) {
+    match result {
+        Ok(()) => {
+            if failing.swap(false, Ordering::Relaxed) {
+                tracing::info!("the database takes writes again");
+            }
+        }
+        Err(error) => {
+            metrics::write_failed(error.is_busy());
+            if !failing.swap(true, Ordering::Relaxed) {
+                tracing::error!(error = %Chain(error), "the database does not take writes");
+            }
+        }
+    }
+}

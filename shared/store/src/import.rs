@@ -1,0 +1,81 @@
+//! Takes rows from a file or another program's database in, or only tells what would become of them.
+
+use std::sync::Arc;
+
+use matrix2acrobits_shared::{
+    flow::{self, Result},
+    rules::import::{Imported, MappingRow, TokenRow},
+};
+use matrix2acrobits_sqlite::Existing;
+
+use crate::{DatabaseUrl, LookError, Store};
+
+/// Where rows go.
+#[derive(Debug)]
+pub enum Import {
+    /// Into the store.
+    Into(Store),
+    /// Nowhere: it only tells what would become of them in this database.
+    Look(Existing),
+    /// The same, where there is no database yet.
+    LookAtNothing,
+}
+
+impl Import {
+    /// Only tells; neither makes nor changes the database.
+    pub async fn dry_run(url: &DatabaseUrl) -> std::result::Result<Self, LookError> {
+        let DatabaseUrl::Sqlite(file) = url;
+        match Existing::open(file).await {
+            Ok(existing) => Ok(Self::Look(existing)),
+            Err(LookError::Missing(_)) => Ok(Self::LookAtNothing),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a chunk of mappings; one answer for each, in order.
+    pub async fn mappings(&mut self, rows: Vec<MappingRow>) -> Result<Vec<Imported>> {
+        match self {
+            Self::LookAtNothing => Ok(vec![Imported::Added; rows.len()]),
+            Self::Look(existing) => existing.judge_mappings(&rows).await,
+            Self::Into(store) => {
+                let rows: Arc<[MappingRow]> = rows.into();
+                store
+                    .writer()
+                    .write(move |tx| {
+                        let rows = rows.clone();
+                        Box::pin(async move { flow::import_mappings(tx, &rows).await })
+                    })
+                    .await
+            }
+        }
+    }
+
+    /// Takes a chunk of tokens; one answer for each, in order.
+    pub async fn tokens(&mut self, rows: Vec<TokenRow>) -> Result<Vec<Imported>> {
+        match self {
+            Self::LookAtNothing => {
+                let judge = |row| matrix2acrobits_shared::rules::import::judge_token(row, &[]);
+                Ok(rows.iter().map(judge).collect())
+            }
+            Self::Look(existing) => existing.judge_tokens(&rows).await,
+            Self::Into(store) => {
+                let rows: Arc<[TokenRow]> = rows.into();
+                store
+                    .writer()
+                    .write(move |tx| {
+                        let rows = rows.clone();
+                        Box::pin(async move { flow::import_tokens(tx, &rows).await })
+                    })
+                    .await
+            }
+        }
+    }
+
+    /// How many tokens for messages belong to nobody yet, and so have no pusher; none when nothing is written.
+    pub async fn unmapped(&self) -> Result<Option<i64>> {
+        match self {
+            Self::Into(Store::Sqlite(database)) => database.count_unmapped().await.map(Some),
+            Self::Look(_) | Self::LookAtNothing => Ok(None),
+        }
+    }
+}

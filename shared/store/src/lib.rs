@@ -1,0 +1,516 @@
+//! The store: the functions that the api and the worker call, whatever database is behind them. What a transaction
+//! does is written once, in `shared::flow`; here stands which of them a function runs, and in how large pieces.
+
+mod import;
+mod url;
+
+use std::sync::Arc;
+
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{
+        self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, JobListing,
+        PushTarget, PusherListing, QueueState, Result, TargetRow, TokenListing, WorkerStatus,
+        feed::Changed, writer::Writer,
+    },
+    ids::{Pushkey, Selector, UserId},
+    rules::{
+        gate::SharedGate,
+        import::Mapping,
+        jobs::CHUNK,
+        pushers::{Loaded, Replay},
+        report::{Report, Reporter, Saved},
+    },
+};
+use matrix2acrobits_sqlite::{OpenError, Sharing, Sqlite, Watcher};
+
+pub use import::Import;
+pub use matrix2acrobits_shared::flow::StoreError;
+pub use matrix2acrobits_sqlite::{LookError, go_proxy};
+pub use url::DatabaseUrl;
+
+/// A removed pusher's row is kept this long, in seconds, for the operator to see.
+const TOMBSTONE_AGE: i64 = 7 * 86_400;
+/// A dead worker's row is kept this long, in seconds.
+const WORKER_AGE: i64 = 3600;
+
+/// How a process gets along with the others at the same database.
+#[derive(Debug, Clone, Copy)]
+pub enum Role {
+    /// Somebody waits for its writes: an api.
+    Ahead,
+    /// It can wait: a worker, or a command.
+    Behind,
+}
+
+/// The open database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// In an SQLite file.
+    Sqlite(Sqlite),
+}
+
+/// Calls a database's own function.
+macro_rules! ask {
+    ($store:expr, $function:ident ( $($argument:expr),* )) => {
+        match $store {
+            Store::Sqlite(database) => database.$function($($argument),*).await,
+        }
+    };
+}
+
+impl Store {
+    /// Opens the database, creates what is missing, brings the schema up to date and starts the writer.
+    pub async fn open(
+        url: &DatabaseUrl,
+        role: Role,
+        clock: Clock,
+    ) -> std::result::Result<Self, OpenError> {
+        match url {
+            DatabaseUrl::Sqlite(file) => {
+                let sharing = match role {
+                    Role::Ahead => Sharing::ahead(std::time::Duration::from_secs(5)),
+                    Role::Behind => Sharing::behind(std::time::Duration::from_secs(30)),
+                };
+                Ok(Self::Sqlite(Sqlite::open(file, sharing, clock).await?))
+            }
+        }
+    }
+
+    /// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
+    pub async fn look(url: &DatabaseUrl) -> std::result::Result<(), LookError> {
+        match url {
+            DatabaseUrl::Sqlite(file) => matrix2acrobits_sqlite::look(file).await,
+        }
+    }
+
+    fn writer(&self) -> &Writer {
+        match self {
+            Self::Sqlite(database) => &database.writer,
+        }
+    }
+
+    /// The time that rows are stamped with.
+    pub fn clock(&self) -> &Clock {
+        match self {
+            Self::Sqlite(database) => &database.clock,
+        }
+    }
+
+    /// Returns when a task of the store has died by a panic: then the process has to end with an error.
+    pub async fn died(&self) {
+        match self {
+            Self::Sqlite(database) => database.vital.died().await,
+        }
+    }
+
+    /// Has `listener` told what commits of this process or another make untrue of what is remembered: after the
+    /// commit, and before anybody is answered. It must be quick and must not wait.
+    pub fn listen(&self, listener: impl Fn(Changed<'_>) + Send + Sync + 'static) {
+        match self {
+            Self::Sqlite(database) => {
+                database.feed.listen(listener);
+                database.follow_others();
+            }
+        }
+    }
+
+    /// Watches for writes of any process, this one included.
+    pub async fn watcher(&self) -> Result<Watcher> {
+        ask!(self, watcher())
+    }
+
+    /// Bytes that the database and its log take, where that can be told.
+    pub async fn file_sizes(&self) -> (u64, u64) {
+        ask!(self, file_sizes())
+    }
+
+    /// Whether the database answers and all of the store's tasks live, for `/health/ready`.
+    pub async fn ping(&self) -> Result<()> {
+        match self {
+            Self::Sqlite(database) if database.vital.has_died() => Err(StoreError::Stopped),
+            Self::Sqlite(database) => database.ping().await,
+        }
+    }
+}
+
+/// Reports, removals and pushes.
+impl Store {
+    /// Saves a report and, in the same transaction, enqueues what it changes at the homeserver.
+    pub async fn save_report(&self, report: Report) -> Result<Saved> {
+        self.writer().save_report(report).await
+    }
+
+    /// Forgets the tokens of a phone (of all phones with this selector when none is named) and enqueues
+    /// the removal of their pushers. `token`: only where it is the one that is stored.
+    pub async fn remove_account(&self, from: Reporter, token: Option<Pushkey>) -> Result<Saved> {
+        let removal = Arc::new((from, token));
+        self.writer()
+            .write(move |tx| {
+                let removal = removal.clone();
+                Box::pin(async move {
+                    let (from, token) = removal.as_ref();
+                    flow::remove_account(tx, from, token.as_ref()).await
+                })
+            })
+            .await
+    }
+
+    /// Forgets the tokens of one selector, or all there are, for the operator. Returns how many rows went.
+    pub async fn remove_tokens(&self, selector: Option<Selector>) -> Result<usize> {
+        let (mut removed, mut after) = (0, 0);
+        loop {
+            let named = selector.clone();
+            let removing = self.writer().write(move |tx| {
+                let named = named.clone();
+                Box::pin(async move { flow::remove_tokens(tx, named.as_ref(), after, CHUNK).await })
+            });
+            let (gone, last) = removing.await?;
+            removed += gone;
+            if gone == 0 || selector.is_some() {
+                return Ok(removed);
+            }
+            after = last;
+        }
+    }
+
+    /// The rows that hold this pushkey, the latest report first.
+    pub async fn targets(&self, pushkey: &str) -> Result<Vec<TargetRow>> {
+        ask!(self, targets(pushkey))
+    }
+
+    /// Up to `limit` rows that a push can go to, with ids below `before`, the latest phones first, and the last
+    /// id among them. None when there are no more.
+    pub async fn live_targets(
+        &self,
+        before: i64,
+        limit: u32,
+    ) -> Result<Option<(i64, Vec<PushTarget>)>> {
+        ask!(self, live_targets(before, limit))
+    }
+
+    /// Remembers that PNM called this row's token gone until the phone reports again. False when the phone has
+    /// reported since `target` was read: the word is about the past then. `pushed_to` is the selector that the
+    /// pusher carries.
+    pub async fn mark_dead(&self, target: &PushTarget, pushed_to: Option<&str>) -> Result<bool> {
+        let (row, report, pushed_to) = (target.row_id, target.report, pushed_to.map(str::to_owned));
+        self.writer()
+            .write(move |tx| {
+                let pushed_to = pushed_to.clone();
+                Box::pin(
+                    async move { flow::mark_dead(tx, row, report, pushed_to.as_deref()).await },
+                )
+            })
+            .await
+    }
+
+    /// Whether this database has ever held a token: an empty one may be a lost volume.
+    pub async fn has_held_a_token(&self) -> Result<bool> {
+        ask!(self, has_held_a_token())
+    }
+}
+
+/// The operator's mappings.
+impl Store {
+    /// Says whose a selector is; the pushers of its phones follow in the same transaction.
+    pub async fn put_mapping(&self, selector: Selector, user: UserId) -> Result<()> {
+        self.writer()
+            .write(move |tx| {
+                let (selector, user) = (selector.clone(), user.clone());
+                Box::pin(async move { flow::put_mapping(tx, &[(&selector, &user)]).await })
+            })
+            .await
+    }
+
+    /// Takes a mapping back. False when there was none.
+    pub async fn delete_mapping(&self, selector: Selector) -> Result<bool> {
+        self.writer()
+            .write(move |tx| {
+                let selector = selector.clone();
+                Box::pin(async move { flow::delete_mapping(tx, &selector).await })
+            })
+            .await
+    }
+
+    /// One mapping.
+    pub async fn mapping(&self, selector: &Selector) -> Result<Option<Mapping>> {
+        ask!(self, mapping(selector))
+    }
+
+    /// Up to `limit` mappings in the order of their selectors, those after `after`.
+    pub async fn mappings(&self, after: &str, limit: u32) -> Result<Vec<Mapping>> {
+        ask!(self, mappings(after, limit))
+    }
+}
+
+/// The worker's jobs.
+impl Store {
+    /// Registers a worker under a name that no other has. Returns its place in the order in which workers started.
+    pub async fn register_worker(&self, worker: Arc<str>, settings: String) -> Result<i64> {
+        self.writer()
+            .write(move |tx| {
+                let (worker, settings) = (worker.clone(), settings.clone());
+                Box::pin(async move { flow::register(tx, &worker, &settings).await })
+            })
+            .await
+    }
+
+    /// Says that a worker lives, and gives the jobs of dead workers back. Returns how many came back, and how many
+    /// of them were given up as the likely cause.
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(usize, usize)> {
+        self.writer()
+            .write(move |tx| {
+                let heartbeat = heartbeat.clone();
+                Box::pin(async move { flow::beat(tx, &heartbeat).await })
+            })
+            .await
+    }
+
+    /// Gives everything back that `worker` holds, when it stops.
+    pub async fn release_worker(&self, worker: Arc<str>) -> Result<usize> {
+        self.writer()
+            .write(move |tx| {
+                let worker = worker.clone();
+                Box::pin(async move { flow::release(tx, &worker).await })
+            })
+            .await
+    }
+
+    /// Takes jobs that are due.
+    pub async fn claim(&self, claim: Claim) -> Result<Claimed> {
+        // Looking costs no write lock; taking does.
+        let due = self.next_due().await?;
+        if claim.limit == 0 || due.is_none_or(|due| due > self.clock().unix()) {
+            return Ok(Claimed::default());
+        }
+        self.writer()
+            .write(move |tx| {
+                let claim = claim.clone();
+                Box::pin(async move { flow::claim(tx, &claim).await })
+            })
+            .await
+    }
+
+    /// Notes that a worker begins with a job that another one died with.
+    pub async fn begin(&self, held: Held) -> Result<()> {
+        self.writer()
+            .write(move |tx| {
+                let held = held.clone();
+                Box::pin(async move { flow::begin(tx, &held).await })
+            })
+            .await
+    }
+
+    /// Reads a pusher for its job. `append`: whether users share a pushkey.
+    pub async fn task(&self, held: &Held, append: bool) -> Result<Loaded> {
+        ask!(self, task(held.pusher_id, held.attempts, append))
+    }
+
+    /// Records what became of a job, in one transaction with the job itself. False when the lock was lost
+    /// meanwhile: then the pusher is checked once more.
+    pub async fn finish(&self, finished: Finished) -> Result<bool> {
+        self.writer().finish(finished).await
+    }
+
+    /// Makes a job whose pusher cannot be read a dead letter. False when the lock was lost.
+    pub async fn kill_job(&self, held: Held, error: String) -> Result<bool> {
+        self.writer()
+            .write(move |tx| {
+                let (held, error) = (held.clone(), error.clone());
+                Box::pin(async move { flow::kill_job(tx, &held, &error).await })
+            })
+            .await
+    }
+
+    /// Deletes a job whose pusher is gone. False when the lock was lost.
+    pub async fn drop_job(&self, held: Held) -> Result<bool> {
+        self.writer()
+            .write(move |tx| {
+                let held = held.clone();
+                Box::pin(async move { flow::drop_job(tx, &held).await })
+            })
+            .await
+    }
+
+    /// What all workers know together of the homeserver.
+    pub async fn read_gate(&self) -> Result<GateView> {
+        ask!(self, read_gate())
+    }
+
+    /// Writes what they know if it still has the version `expected`, and returns it; none if another worker was
+    /// first.
+    pub async fn swap_gate(&self, expected: i64, new: SharedGate) -> Result<Option<SharedGate>> {
+        let row = new.clone();
+        let swapping = self.writer().write(move |tx| {
+            let row = row.clone();
+            Box::pin(async move { tx.swap_gate(expected, &row).await })
+        });
+        Ok(swapping.await?.then_some(new))
+    }
+
+    /// When the next job that waits is due, in seconds since 1970; none when nothing waits.
+    pub async fn next_due(&self) -> Result<Option<i64>> {
+        ask!(self, next_due())
+    }
+
+    /// Makes jobs in backoff due now, at most `limit` of them, but not before the homeserver asked for it.
+    /// Returns how many, so that the caller repeats until none is left.
+    pub async fn make_due(&self, limit: i64) -> Result<u64> {
+        self.writer()
+            .write(move |tx| Box::pin(async move { tx.make_due(limit).await }))
+            .await
+    }
+
+    /// Puts right what a jump of the machine's clock did to waiting times. A job in backoff waits for at most
+    /// `longest` seconds, or an hour where the homeserver asked for it; any other is due almost at once. What
+    /// lies further ahead was reckoned by a clock that was wrong, and is due now. Returns how many.
+    ///
+    /// It does not need to know when and by how much the clock jumped, so it may run at any time, in any
+    /// number of workers. After a jump ahead everything is due a little early, which the gate copes with.
+    pub async fn correct_waits(&self, longest: i64) -> Result<u64> {
+        let mut corrected = 0;
+        loop {
+            let wrong: Arc<[i64]> = ask!(self, wrong_waits(longest, CHUNK))?.into();
+            if wrong.is_empty() {
+                return Ok(corrected);
+            }
+            let correcting = self.writer().write(move |tx| {
+                let wrong = wrong.clone();
+                Box::pin(async move { tx.correct_waits(&wrong).await })
+            });
+            corrected += correcting.await?;
+        }
+    }
+}
+
+/// Upkeep and replays.
+impl Store {
+    /// Gives a job to every pusher that is not as wanted and has none. Returns how many.
+    pub async fn reconcile(&self) -> Result<usize> {
+        let (mut enqueued, mut after) = (0, 0);
+        loop {
+            let page = ask!(self, without_job(after, CHUNK))?;
+            let Some((last, _)) = page.last() else {
+                return Ok(enqueued);
+            };
+            after = *last;
+            let ids: Arc<[i64]> = marked(&page);
+            if !ids.is_empty() {
+                let enqueuing = self.writer().write(move |tx| {
+                    let ids = ids.clone();
+                    Box::pin(async move { flow::enqueue_pushers(tx, &ids).await })
+                });
+                enqueued += enqueuing.await?;
+            }
+        }
+    }
+
+    /// Has registered pushers set anew whose settings (URL, format, mark) are not these, a chunk of them at a
+    /// time. Returns how many this chunk had, and after which id to go on; none at the end.
+    pub async fn renew_outdated(&self, settings: &str, after: i64) -> Result<Option<(i64, usize)>> {
+        let page = ask!(self, outdated(settings, after, CHUNK))?;
+        let Some((last, _)) = page.last() else {
+            return Ok(None);
+        };
+        let (ids, settings) = (marked(&page), settings.to_owned());
+        if ids.is_empty() {
+            return Ok(Some((*last, 0)));
+        }
+        let renewing = self.writer().write(move |tx| {
+            let (ids, settings) = (ids.clone(), settings.clone());
+            Box::pin(async move { flow::renew_pushers(tx, &ids, &settings).await })
+        });
+        Ok(Some((*last, renewing.await?)))
+    }
+
+    /// Deletes what nobody needs any more: tombstones of pushers, rows of workers that are gone. Returns how many.
+    pub async fn housekeep(&self) -> Result<u64> {
+        let mut deleted = 0;
+        loop {
+            let now = self.clock().unix();
+            let (removed, seen) = (now - TOMBSTONE_AGE, now - WORKER_AGE);
+            let deleting = self.writer().write(move |tx| {
+                Box::pin(async move { tx.delete_old(removed, seen, CHUNK).await })
+            });
+            match deleting.await? {
+                0 => return Ok(deleted),
+                some => deleted += some,
+            }
+        }
+    }
+
+    /// How many pushers a replay is about.
+    pub async fn count_replay(&self, replay: &Replay) -> Result<i64> {
+        ask!(self, count_replay(replay))
+    }
+
+    /// Enqueues the next chunk of a replay, those with ids above `after`. Each is checked against the
+    /// homeserver first. Returns the last id and how many; none when the replay is through.
+    pub async fn replay_chunk(&self, replay: &Replay, after: i64) -> Result<Option<(i64, usize)>> {
+        let ids: Arc<[i64]> = ask!(self, replay_page(replay, after, CHUNK))?.into();
+        let Some(last) = ids.last().copied() else {
+            return Ok(None);
+        };
+        let checking = self.writer().write(move |tx| {
+            let ids = ids.clone();
+            Box::pin(async move { flow::check_pushers(tx, &ids).await })
+        });
+        Ok(Some((last, checking.await?)))
+    }
+}
+
+/// Pages and counts for the operator.
+impl Store {
+    /// Jobs by state, and the age of the oldest that could run.
+    pub async fn queue_state(&self) -> Result<QueueState> {
+        ask!(self, queue_state())
+    }
+
+    /// Pushers by state.
+    pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
+        ask!(self, count_pushers())
+    }
+
+    /// Up to `limit` rows of tokens with ids above `after`.
+    pub async fn list_tokens(&self, after: i64, limit: u32) -> Result<Vec<TokenListing>> {
+        ask!(self, list_tokens(after, limit))
+    }
+
+    /// Up to `limit` pushers with ids above `after`, of one state or all.
+    pub async fn list_pushers(
+        &self,
+        state: Option<&str>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<PusherListing>> {
+        ask!(self, list_pushers(state, after, limit))
+    }
+
+    /// Up to `limit` jobs with names after `after`, of one state or all.
+    pub async fn list_jobs(
+        &self,
+        state: Option<&str>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<JobListing>> {
+        ask!(self, list_jobs(state, after, limit))
+    }
+
+    /// Up to `limit` dead letters, the latest first.
+    pub async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>> {
+        ask!(self, dead_letters(limit))
+    }
+
+    /// Up to `limit` workers, those that live first.
+    pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
+        ask!(self, workers(limit))
+    }
+}
+
+/// The ids of a page that are meant.
+fn marked(page: &[(i64, bool)]) -> Arc<[i64]> {
+    page.iter()
+        .filter(|(_, meant)| *meant)
+        .map(|(id, _)| *id)
+        .collect()
+}

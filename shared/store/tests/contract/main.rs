@@ -1,0 +1,196 @@
+//! The state machine of pushers and jobs: whatever reports, removals, mappings, answers and deaths of
+//! workers come in whatever order, the homeserver ends up with what is wanted.
+//!
+//! The same cases in every run; PROPTEST_CASES=5000 tries that many others. The failing case is printed in its
+//! shortest form.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
+
+mod homeserver;
+mod steps;
+mod world;
+
+use std::collections::BTreeSet;
+
+use matrix2acrobits_shared::rules::pushers::Replay;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, RngSeed},
+};
+use steps::Step;
+use world::{Pair, World, app, key, selector, user};
+
+/// What always holds.
+async fn check_always(world: &World) {
+    let twice = "SELECT count(*) FROM (SELECT 1 FROM Jobs GROUP BY pusher_id HAVING count(*) > 1)";
+    assert_eq!(world.count(twice).await, 0, "a pusher has two jobs");
+}
+
+/// What holds when nothing is left to do but dead letters.
+async fn check_settled(world: &World) {
+    check_always(world).await;
+    let pushers = world.store.list_pushers(None, 0, 1000).await.unwrap();
+    for pusher in &pushers {
+        let there = world.homeserver.pushers.iter().any(|held| {
+            held.user == pusher.user_id && held.app == pusher.app_id && held.key == pusher.pushkey
+        });
+        match (pusher.wanted.as_str(), pusher.state.as_str()) {
+            ("present", "registered") => {
+                assert!(there || world.forgotten, "it is not there: {pusher:?}");
+            }
+            ("absent", "removed") => {}
+            (_, "failed") => assert!(pusher.last_error.is_some(), "no reason: {pusher:?}"),
+            _ => panic!("nobody takes care of it: {pusher:?}"),
+        }
+    }
+    let failed = pushers.iter().filter(|p| p.state == "failed").count();
+    let killed = world
+        .count("SELECT count(*) FROM Jobs WHERE status = 'Killed'")
+        .await;
+    assert_eq!(usize::try_from(killed).unwrap(), failed, "dead letters");
+}
+
+/// What the phones want is what the homeserver holds.
+async fn check_wanted(world: &mut World) {
+    // A pusher whose token is dead goes when the homeserver next pushes to it.
+    let mut kept = Vec::new();
+    for held in std::mem::take(&mut world.homeserver.pushers) {
+        let target = world.target(&held).await;
+        let target = target.unwrap_or_else(|| panic!("nobody wants {held:?}"));
+        if !target.dead {
+            kept.push(held);
+        }
+    }
+    world.homeserver.pushers = kept;
+
+    let pairs: BTreeSet<Pair> = (0..2).flat_map(|a| (0..2).map(move |k| (a, k))).collect();
+    for pair in pairs {
+        let phones = world.phones.iter();
+        let live = phones.filter(|(_, phone)| phone.pair == Some(pair) && !phone.dead);
+        let holders: BTreeSet<(u8, u8)> = live
+            .filter_map(|(&(s, _), phone)| Some((world.user_of(s, phone)?, s)))
+            .collect();
+        let users: BTreeSet<u8> = holders.iter().map(|&(user, _)| user).collect();
+        let held: Vec<_> = world
+            .homeserver
+            .pushers
+            .iter()
+            .filter(|h| h.app == app(pair.0).as_str() && h.key == key(pair.1).as_str())
+            .collect();
+        let has = |u: &u8| held.iter().any(|h| h.user == user(*u).as_str());
+        for h in &held {
+            let fits = |&(u, s): &(u8, u8)| {
+                h.user == user(u).as_str() && h.selector == selector(s).as_str()
+            };
+            assert!(holders.iter().any(fits), "{h:?} is not among {holders:?}");
+        }
+        if world.append {
+            assert!(
+                users.iter().all(has),
+                "{pair:?}: {users:?}, there is {held:?}"
+            );
+        } else {
+            assert_eq!(
+                held.len(),
+                users.len().min(1),
+                "{pair:?}: {users:?}, there is {held:?}"
+            );
+            let last = world.claims.get(&pair).filter(|last| users.contains(last));
+            assert!(
+                last.is_none_or(has),
+                "{pair:?}: {last:?} was last, there is {held:?}"
+            );
+        }
+    }
+}
+
+async fn run(append: bool, steps: &[Step]) {
+    let mut world = World::new(append).await;
+    for step in steps {
+        world.take(step).await;
+        check_always(&world).await;
+    }
+    world.settle().await;
+    assert_eq!(
+        world.store.reconcile().await.unwrap(),
+        0,
+        "somebody was forgotten"
+    );
+    check_settled(&world).await;
+    // Dead letters come back to life, and a homeserver that forgot is told again.
+    world.replay(Replay::Dead).await;
+    if std::mem::take(&mut world.forgotten) {
+        world.replay(Replay::All).await;
+    }
+    world.settle().await;
+    check_settled(&world).await;
+    check_wanted(&mut world).await;
+    let leftovers = world.count("SELECT count(*) FROM Jobs").await;
+    assert_eq!(leftovers, 0, "finished jobs pile up");
+    // A repeated replay finds everything as it should be.
+    let before = world.homeserver.pushers.clone();
+    world.replay(Replay::All).await;
+    world.settle().await;
+    assert_eq!(world.homeserver.pushers, before);
+}
+
+fn run_blocking(append: bool, steps: &[Step]) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(run(append, steps));
+}
+
+fn config() -> Config {
+    let config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => config,
+        None => Config {
+            cases: 100,
+            rng_seed: RngSeed::Fixed(1),
+            ..config
+        },
+    }
+}
+
+/// The two phones of [`steps::race`] belong to different users.
+fn race(append: bool, events: Vec<Step>) {
+    let mapped = (0..2).map(|user| Step::Map {
+        selector: user,
+        user,
+    });
+    let steps: Vec<_> = mapped.chain(events).collect();
+    run_blocking(append, &steps);
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn two_users_race_for_one_pusher(events in prop::collection::vec(steps::race(), 5..40)) {
+        race(false, events);
+    }
+
+    #[test]
+    fn two_users_race_side_by_side(events in prop::collection::vec(steps::race(), 5..40)) {
+        race(true, events);
+    }
+
+    #[test]
+    fn one_pusher_per_phone(steps in prop::collection::vec(steps::step(), 5..90)) {
+        run_blocking(false, &steps);
+    }
+
+    #[test]
+    fn users_who_share_a_phone(steps in prop::collection::vec(steps::step(), 5..90)) {
+        run_blocking(true, &steps);
+    }
+}
