@@ -248,7 +248,7 @@ impl Jobs {
 
     async fn finish(&self, held: &Held, row: &PusherTask, outcome: Outcome) {
         log(held, row, &outcome);
-        metrics::job(&outcome, held.attempts + 1, age(&self.store.clock(), held));
+        metrics::job(&outcome, held.attempts + 1, age(self.store.clock(), held));
         let settings = FinishSettings {
             fingerprint: self.pusher.fingerprint(),
             append: self.pusher.append,
