@@ -250,6 +250,13 @@ impl App {
         http::send(self.public(Method::GET, &path)).await
     }
 
+    /// How the homeserver names a phone whose pusher carries our mark.
+    pub async fn marked(&self, phone: &Phone) -> Value {
+        let mut device = phone.device();
+        device["data"]["mark"] = json!(self.database.mark_key().await.mark(&phone.token));
+        device
+    }
+
     /// A notification, as the homeserver sends it.
     pub async fn notify(&self, body: &Value) -> Reply {
         http::send(self.notification(body)).await

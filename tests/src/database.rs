@@ -6,6 +6,8 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 
+use crate::marks::MarkKey;
+
 /// A row of apalis' table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
@@ -112,6 +114,15 @@ impl Database {
     pub async fn count(&self, table: &str) -> i64 {
         let sql = AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
         sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// The key of the marks that pushers carry.
+    pub async fn mark_key(&self) -> MarkKey {
+        let key: Vec<u8> = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'mark_key'")
+            .fetch_one(&self.pool)
+            .await
+            .unwrap();
+        MarkKey::new(&key)
     }
 
     /// SQLite's own check of the whole file.

@@ -18,6 +18,7 @@ pub mod fixtures;
 pub mod homeserver;
 pub mod hook;
 pub mod http;
+pub mod marks;
 pub mod nethcti;
 pub mod pnm;
 pub mod process;

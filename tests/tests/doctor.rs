@@ -109,6 +109,7 @@ async fn a_bridge_with_a_real_synapse() {
         ("PROXY_URL", "the api answers"),
         ("user", BOB),
         ("pusher", "held as wanted"),
+        ("mark", "hands our mark back"),
         ("notifications", "not exclusive"),
     ] {
         finding.says("ok", what, words);
@@ -151,6 +152,16 @@ async fn users_and_pushers(app: &App, synapse: &Synapse, phone: &Phone, bob: &sy
     finding.wrong("notifications", "switched off");
     bob.mute(false).await;
 
+    let url = format!("{}/_matrix/push/v1/notify", app.worker_env["PROXY_URL"]);
+    // As a version without marks set it.
+    let data = json!({"url": url, "format": "event_id_only", "selector": phone.selector});
+    let before = json!({"app_id": phone.app_id, "pushkey": phone.token, "kind": "http", "data": data,
+        "app_display_name": "x", "device_display_name": "x", "lang": "en"});
+    synapse.set_pusher(BOB, &before).await;
+    let finding = doctor(app, &[], &["--user", BOB]).await;
+    finding.says("ok", "pusher", "held as wanted, but for its mark");
+    finding.says("suspect", "mark", "no mark is in the pusher's data");
+
     // Behind the bridge's back: its pusher goes, another comes.
     synapse
         .set_pusher(
@@ -158,7 +169,6 @@ async fn users_and_pushers(app: &App, synapse: &Synapse, phone: &Phone, bob: &sy
             &json!({"app_id": phone.app_id, "pushkey": phone.token, "kind": null}),
         )
         .await;
-    let url = format!("{}/_matrix/push/v1/notify", app.worker_env["PROXY_URL"]);
     let stranger = json!({"app_id": "x", "pushkey": "y", "kind": "http", "app_display_name": "x",
         "device_display_name": "x", "lang": "en", "data": {"url": url}});
     synapse.set_pusher(BOB, &stranger).await;

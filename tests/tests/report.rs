@@ -36,6 +36,7 @@ async fn a_report_sets_exactly_this_pusher() {
             "format": "event_id_only",
             "url": "https://matrix-proxy.example.com/_matrix/push/v1/notify",
             "selector": phone.selector,
+            "mark": app.database.mark_key().await.mark(&phone.token),
         },
     });
     assert_eq!(sets[0].body, expected);
@@ -321,6 +322,26 @@ async fn no_input_makes_a_server_error() {
     send(app.public(Method::DELETE, REPORT))
         .await
         .expect_error(405);
+}
+
+#[tokio::test]
+async fn asking_for_the_head_alone_changes_nothing() {
+    let app = App::builder().without_worker().start().await;
+    let [phone, other] = ["there", "not-there"].map(Phone::new);
+    app.report(&phone.report()).await.expect_status(200);
+    for (path, phone) in [(REPORT, &other), (REMOVAL, &phone)] {
+        let query = encoded(&[
+            ("selector", &phone.selector),
+            ("token_msgs", &phone.token),
+            ("app_id_msgs", &phone.app_id),
+        ]);
+        let path = format!("{path}?{query}");
+        let reply = send(app.public(Method::HEAD, &path)).await;
+        assert_eq!(reply.status, 405, "{reply:?}");
+    }
+    assert_eq!(app.database.count("push_tokens").await, 1);
+    let reply = app.notify(&message("$1", &[phone.device()])).await;
+    assert_eq!(reply.expect_status(200).json(), json!({"rejected": []}));
 }
 
 #[tokio::test]

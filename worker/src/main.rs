@@ -4,6 +4,7 @@ mod admin;
 mod beat;
 mod cli;
 mod gate;
+mod marks;
 mod metrics;
 mod run;
 mod settings;
@@ -21,6 +22,7 @@ async fn main() {
         Command::Run => startup::run(&cli).await,
         Command::Jobs(jobs) => cli::jobs::run(&cli, &jobs).await,
         Command::Replay(replay) => cli::replay::run(&cli, &replay).await,
+        Command::Marks(marks) => cli::marks::run(&cli, &marks).await,
         Command::Doctor(doctor) => cli::doctor::run(&cli, &doctor).await,
         Command::Healthcheck => cli::healthcheck(&cli).await,
     };

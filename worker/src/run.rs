@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{beat::Beat, gate::Gate, metrics, sync_pusher::Jobs};
+use crate::{beat::Beat, gate::Gate, marks, metrics, sync_pusher::Jobs};
 
 /// Jobs taken from the queue ahead of those that run, so that fetching shares transactions with finishing.
 const AHEAD: usize = 4;
@@ -82,7 +82,7 @@ pub(crate) enum RunError {
 pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunError> {
     let stopping = jobs.stopping.clone();
     let stop = stopping.stop.clone();
-    let (name, settings): (Arc<str>, _) = (name.into(), jobs.pusher.fingerprint());
+    let (name, settings): (Arc<str>, _) = (name.into(), jobs.pusher.name());
     let started = jobs
         .store
         .register_worker(name.clone(), settings.clone())
@@ -112,6 +112,10 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         probe(shared.clone(), jobs.homeserver.clone()),
     ));
     tasks.spawn(until(stop.clone(), upkeep(shared.clone())));
+    tasks.spawn(until(
+        stop.clone(),
+        marks::renew(jobs.store.clone(), jobs.pusher.clone(), jobs.key.clone()),
+    ));
     tasks.spawn(feed(shared.clone(), sender));
     // Beats until the last job has ended: others must not take over what still runs here.
     let ended = CancellationToken::new();
@@ -448,7 +452,6 @@ async fn correct_waits(shared: &Shared) {
 
 /// Makes sure that every pusher which is not as wanted has a job, and throws away what nobody needs.
 async fn upkeep(shared: Arc<Shared>) {
-    renew(&shared).await;
     loop {
         correct_waits(&shared).await;
         match shared.store.reconcile().await {
@@ -462,31 +465,6 @@ async fn upkeep(shared: Arc<Shared>) {
             tracing::debug!(%error, "old rows were not deleted");
         }
         tokio::time::sleep(UPKEEP).await;
-    }
-}
-
-/// Has pushers set anew that carry other settings than ours. A worker with those settings may still run at this
-/// moment: what it finishes from now on is renewed as it is recorded.
-async fn renew(shared: &Shared) {
-    let (mut after, mut renewed) = (0, 0);
-    loop {
-        match shared.store.renew_outdated(&shared.settings, after).await {
-            Ok(None) => break,
-            Ok(Some((last, chunk))) => {
-                after = last;
-                renewed += chunk;
-            }
-            Err(error) => {
-                tracing::debug!(%error, "outdated pushers were not looked for");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-    if renewed > 0 {
-        tracing::info!(
-            renewed,
-            "PROXY_URL or PUSH_FORMAT has changed: setting pushers anew"
-        );
     }
 }
 

@@ -9,7 +9,7 @@ use matrix2acrobits_shared::{
     process::{go_proxy, logs, settings::SettingError, shutdown},
 };
 use matrix2acrobits_store::{Role, Store};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     admin,
@@ -77,11 +77,13 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         settings.concurrency,
         settings.retry.max,
     ));
+    let key = store.mark_keys().await.map_err(Failure::other)?.current;
     let jobs = Jobs {
         store,
         homeserver,
         settings,
         pusher,
+        key: watch::Sender::new(key),
         gate,
         stopping: stopping.clone(),
     };

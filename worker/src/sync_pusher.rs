@@ -13,6 +13,7 @@ use matrix2acrobits_shared::{
     flow::{Finished, Held},
     matrix::{
         client::Homeserver,
+        mark::MarkKey,
         pushers::{DeletePusher, PusherSettings, SetPusher},
     },
     process::shutdown::Stopping,
@@ -23,6 +24,7 @@ use matrix2acrobits_shared::{
     },
 };
 use matrix2acrobits_store::{Store, StoreError};
+use tokio::sync::watch;
 use ulid::Ulid;
 
 use crate::{
@@ -43,6 +45,8 @@ pub(crate) struct Jobs {
     pub(crate) homeserver: Homeserver,
     pub(crate) settings: Settings,
     pub(crate) pusher: PusherSettings,
+    /// The key of the marks that pushers carry; it changes when the operator renews it.
+    pub(crate) key: watch::Sender<MarkKey>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) stopping: Stopping,
 }
@@ -53,8 +57,10 @@ impl Jobs {
         let Some(row) = self.load(&held).await else {
             return;
         };
+        // One key from the first look to the record of what was set.
+        let key = self.key.borrow().clone();
         if let Some(outcome) = idle_outcome(row.goal) {
-            self.finish(&held, &row, outcome).await;
+            self.finish(&held, &row, &key, outcome).await;
             return;
         }
         let pass = tokio::select! {
@@ -72,10 +78,10 @@ impl Jobs {
         };
         let outcome = match idle_outcome(row.goal) {
             Some(outcome) => outcome,
-            None => self.act_guarded(&held, &row, &pass).await,
+            None => self.act_guarded(&held, &row, &key, &pass).await,
         };
         drop(pass);
-        self.finish(&held, &row, outcome).await;
+        self.finish(&held, &row, &key, outcome).await;
         metrics::job_took(started.elapsed());
     }
 
@@ -104,9 +110,15 @@ impl Jobs {
     }
 
     /// [`Jobs::act`], but a panic is a dead letter, and nothing runs for ever.
-    async fn act_guarded(&self, held: &Held, row: &PusherTask, pass: &Pass<'_>) -> Outcome {
+    async fn act_guarded(
+        &self,
+        held: &Held,
+        row: &PusherTask,
+        key: &MarkKey,
+        pass: &Pass<'_>,
+    ) -> Outcome {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
-        let act = AssertUnwindSafe(self.act(row, pass)).catch_unwind();
+        let act = AssertUnwindSafe(self.act(row, key, pass)).catch_unwind();
         let ended = tokio::select! {
             ended = tokio::time::timeout(longest, act) => ended,
             () = self.stopping.abandon.cancelled() => return self.abandoned(),
@@ -134,8 +146,8 @@ impl Jobs {
     }
 
     /// Makes the homeserver's pusher what the row says. None when the gate shut between two requests.
-    async fn act(&self, row: &PusherTask, pass: &Pass<'_>) -> Option<Meaning> {
-        let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher);
+    async fn act(&self, row: &PusherTask, key: &MarkKey, pass: &Pass<'_>) -> Option<Meaning> {
+        let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher, key);
         Some(match row.goal {
             Goal::Delete => {
                 let pusher = DeletePusher::new(&row.app_id, &row.pushkey);
@@ -246,11 +258,12 @@ impl Jobs {
         }
     }
 
-    async fn finish(&self, held: &Held, row: &PusherTask, outcome: Outcome) {
+    async fn finish(&self, held: &Held, row: &PusherTask, key: &MarkKey, outcome: Outcome) {
         log(held, row, &outcome);
         metrics::job(&outcome, held.attempts + 1, age(self.store.clock(), held));
         let settings = FinishSettings {
-            fingerprint: self.pusher.fingerprint(),
+            fingerprint: self.pusher.fingerprint(key),
+            settings: self.pusher.name(),
             append: self.pusher.append,
             refresh_after: i64::try_from(self.settings.refresh_after.as_secs()).unwrap_or(i64::MAX),
         };

@@ -23,7 +23,7 @@ use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use crate::{
     errors::{from_sqlx, is_busy},
     feed::Epoch,
-    statements::{accounts, gate, jobs, mappings, meta, pushers, workers},
+    statements::{accounts, gate, jobs, mappings, marks, meta, pushers, workers},
 };
 
 /// How often the write lock is asked for while another process has it. SQLite's own waiting sleeps for up to
@@ -337,6 +337,12 @@ impl Transaction for WriteTransaction<'_> {
     }
     async fn swap_gate(&mut self, expected: i64, new: &SharedGate) -> Result<bool> {
         gate::swap(self.connection, expected, new).await
+    }
+    async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()> {
+        marks::keep_before(self.connection).await?;
+        marks::put(self.connection, fresh, &until.to_be_bytes()).await?;
+        // Other processes notice the new key as they notice changes of tokens.
+        meta::count_change(self.connection).await
     }
     async fn make_due(&mut self, limit: i64) -> Result<u64> {
         jobs::make_due(self.connection, self.now, limit).await

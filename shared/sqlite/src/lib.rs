@@ -22,6 +22,7 @@ use matrix2acrobits_shared::{
         writer::Writer,
     },
     ids::{Pushkey, Selector},
+    matrix::mark::{MarkKey, MarkKeys},
     rules::{
         import::Mapping,
         jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
@@ -40,7 +41,7 @@ pub use open::OpenError;
 pub use url::DatabaseUrl;
 
 use connection::WriteConnection;
-use statements::{gate, jobs, listing, mappings, meta, pushers, tokens, workers};
+use statements::{gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers};
 
 /// Connections for lookups, which are short; each costs a thread.
 const READERS: u32 = 4;
@@ -195,6 +196,16 @@ impl Sqlite {
     /// What all workers know together of the homeserver.
     pub async fn read_gate(&self) -> Result<GateView> {
         gate::read(&self.readers, self.clock.unix() - DEAD_AFTER).await
+    }
+
+    /// The keys of the marks that count.
+    pub async fn mark_keys(&self) -> Result<MarkKeys> {
+        marks::keys(&self.readers).await
+    }
+
+    /// How many pushers that the homeserver should hold do not carry the mark of this key yet. Reads all pushers.
+    pub async fn count_without_mark(&self, key: &MarkKey) -> Result<i64> {
+        marks::count_without(&self.operators, &key.name()).await
     }
 
     /// When the next job that waits is due, in seconds since 1970; none when nothing waits.

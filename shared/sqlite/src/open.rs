@@ -7,7 +7,9 @@ use std::{
 };
 
 use apalis_sqlite::SqliteStorage;
-use matrix2acrobits_shared::{flow::StoreError, ids, process::failure::Failure};
+use matrix2acrobits_shared::{
+    flow::StoreError, ids, matrix::mark::KEY_BYTES, process::failure::Failure,
+};
 use sqlx::{
     Connection, SqliteConnection,
     migrate::{MigrateError, Migrator},
@@ -82,7 +84,7 @@ pub(crate) async fn open(
         .await
         .map_err(|e| open_error(&name, e))?;
     migrate(&mut connection, &name).await?;
-    load_log_key(&mut connection)
+    load_keys(&mut connection)
         .await
         .map_err(|e| OpenError::Unreadable(name, e))?;
     Ok((connection, options))
@@ -195,9 +197,12 @@ pub(crate) async fn versions(
     Ok(Some(versions))
 }
 
-async fn load_log_key(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+/// Makes the keys that are not there yet, and has the logs use theirs.
+async fn load_keys(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let fresh: [u8; 16] = rand::random();
     let key = meta::key(connection, "log_key", &fresh).await?;
+    // The key of the marks has to be there before anybody asks for it.
+    meta::key(connection, "mark_key", &rand::random::<[u8; KEY_BYTES]>()).await?;
     if let Ok(key) = key.try_into() {
         ids::set_log_key(key);
     }

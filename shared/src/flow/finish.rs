@@ -76,7 +76,7 @@ impl Finished {
             state.change(at, &Change::Check, now);
         }
         let registered = self.outcome == Outcome::Registered;
-        if registered && newest.is_some_and(|newest| newest != self.settings.fingerprint) {
+        if registered && newest.is_some_and(|newest| newest != self.settings.settings) {
             // A worker with newer settings started while this one ran.
             state.change(at, &Change::Renew, now);
         }

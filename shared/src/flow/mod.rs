@@ -196,6 +196,9 @@ pub trait Transaction: Send {
     /// Writes the gate's row if it still has this version; false if another worker was first.
     async fn swap_gate(&mut self, expected: i64, new: &SharedGate) -> Result<bool>;
 
+    /// Puts a new key of the marks in place; the one before counts until then.
+    async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()>;
+
     /// Makes up to `limit` jobs in backoff due now, but not before the homeserver asked for it; returns how many.
     async fn make_due(&mut self, limit: i64) -> Result<u64>;
     /// Makes these jobs due now if they still wait; returns how many.

@@ -1,4 +1,5 @@
 //! How we speak to a Matrix homeserver.
 
 pub mod client;
+pub mod mark;
 pub mod pushers;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::mark::{Mark, MarkKey};
 use crate::ids::{AppId, Pushkey, Selector};
 
 /// What `device_display_name` says of every pusher of ours.
@@ -43,8 +44,13 @@ pub struct PusherSettings {
 }
 
 impl PusherSettings {
-    /// One line that changes whenever a pusher set before would differ from one set now.
-    pub fn fingerprint(&self) -> String {
+    /// One line that changes whenever a pusher set before would differ from one set now, with marks by this key.
+    pub fn fingerprint(&self, key: &MarkKey) -> String {
+        format!("{} {}", self.name(), key.name())
+    }
+
+    /// One line that tells these settings from others.
+    pub fn name(&self) -> String {
         let format = match self.format {
             PushFormat::EventIdOnly => "event_id_only",
             PushFormat::Full => "full",
@@ -68,23 +74,25 @@ pub struct SetPusher<'a> {
     kept: Map<String, Value>,
 }
 
-/// `data` of a pusher. A missing `format` means full; Synapse hands unknown keys such as `selector` back
-/// with every notification.
+/// `data` of a pusher. A missing `format` means full; homeservers hand unknown keys such as `selector` and `mark`
+/// back with every notification.
 #[derive(Debug, Serialize)]
 struct PusherData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     format: Option<PushFormat>,
     url: &'a str,
     selector: &'a str,
+    mark: Mark,
 }
 
 impl<'a> SetPusher<'a> {
-    /// The pusher for this app, pushkey and selector under these settings.
+    /// The pusher for this app, pushkey and selector under these settings, marked by this key.
     pub fn new(
         app_id: &'a AppId,
         pushkey: &'a Pushkey,
         selector: &'a Selector,
         settings: &'a PusherSettings,
+        key: &MarkKey,
     ) -> Self {
         Self {
             app_display_name: app_id.as_str(),
@@ -99,6 +107,7 @@ impl<'a> SetPusher<'a> {
                 format: (settings.format == PushFormat::EventIdOnly).then_some(settings.format),
                 url: settings.notify_url.as_str(),
                 selector: selector.as_str(),
+                mark: key.mark(pushkey.as_str()),
             },
             kept: Map::new(),
         }
@@ -118,16 +127,20 @@ impl<'a> SetPusher<'a> {
         self
     }
 
-    /// Whether the homeserver's pusher does what this one would.
+    /// Whether the homeserver's pusher does what this one would, and carries its mark.
     pub fn matches(&self, held: &HeldPusher) -> bool {
-        let text = |key: &str| held.data.get(key).and_then(serde_json::Value::as_str);
+        self.matches_but_mark(held) && held.text("mark") == Some(self.data.mark.as_str())
+    }
+
+    /// Whether the homeserver's pusher does what this one would, whatever its mark.
+    pub fn matches_but_mark(&self, held: &HeldPusher) -> bool {
         let format = self.data.format.map(|_| "event_id_only");
         held.kind.as_deref() == Some(self.kind)
             && held.app_id == self.app_id
             && held.pushkey == self.pushkey
-            && text("url") == Some(self.data.url)
-            && text("selector") == Some(self.data.selector)
-            && text("format") == format
+            && held.text("url") == Some(self.data.url)
+            && held.text("selector") == Some(self.data.selector)
+            && held.text("format") == format
     }
 }
 
@@ -171,6 +184,13 @@ pub struct HeldPusher {
     rest: Map<String, Value>,
 }
 
+impl HeldPusher {
+    /// A text in its data.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.data.get(name)?.as_str()
+    }
+}
+
 /// The response to `GET /pushers`.
 #[derive(Debug, Deserialize)]
 pub struct HeldPushers {
@@ -192,7 +212,12 @@ fn readable<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<HeldPusher>, D::Er
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::matrix::mark;
     use serde_json::json;
+
+    fn key(byte: u8) -> MarkKey {
+        MarkKey::new(&[byte; mark::KEY_BYTES])
+    }
 
     fn settings(format: PushFormat) -> PusherSettings {
         PusherSettings {
@@ -210,19 +235,26 @@ mod tests {
         let pushkey = Pushkey::parse("APA91b").unwrap();
         let selector = Selector::parse("sel").unwrap();
         let settings_ids = settings(PushFormat::EventIdOnly);
-        let body = SetPusher::new(&app_id, &pushkey, &selector, &settings_ids);
+        let body = SetPusher::new(&app_id, &pushkey, &selector, &settings_ids, &key(7));
         assert_eq!(
             serde_json::to_value(&body).unwrap(),
             json!({"app_display_name": "com.acrobits.softphone", "app_id": "com.acrobits.softphone",
                 "append": false, "device_display_name": "Acrobits Softphone", "kind": "http",
                 "lang": "en", "pushkey": "APA91b", "data": {"format": "event_id_only",
-                "url": "https://push.example.org/_matrix/push/v1/notify", "selector": "sel"}})
+                "url": "https://push.example.org/_matrix/push/v1/notify", "selector": "sel",
+                "mark": "ChOOUlcqpgzqwQDjanzjKQ"}})
         );
         let held: HeldPusher =
             serde_json::from_value(serde_json::to_value(&body).unwrap()).unwrap();
         assert!(body.matches(&held));
+        let renewed = SetPusher::new(&app_id, &pushkey, &selector, &settings_ids, &key(8));
+        assert!(renewed.matches_but_mark(&held) && !renewed.matches(&held));
+        assert_ne!(
+            settings_ids.fingerprint(&key(7)),
+            settings_ids.fingerprint(&key(8))
+        );
         let settings_full = settings(PushFormat::Full);
-        let full = SetPusher::new(&app_id, &pushkey, &selector, &settings_full);
+        let full = SetPusher::new(&app_id, &pushkey, &selector, &settings_full, &key(7));
         assert!(!full.matches(&held));
         assert_eq!(
             serde_json::to_value(&full).unwrap()["data"].get("format"),
@@ -266,7 +298,7 @@ mod tests {
         let pushkey = Pushkey::parse("p").unwrap();
         let selector = Selector::parse("s").unwrap();
         let settings = settings(PushFormat::Full);
-        let set = || SetPusher::new(&app_id, &pushkey, &selector, &settings);
+        let set = || SetPusher::new(&app_id, &pushkey, &selector, &settings, &key(7));
         let held = list(&json!([
             {"app_id": "a", "pushkey": "other", "enabled": true},
             {"app_id": "a", "pushkey": "p", "enabled": false, "device_id": null,

@@ -540,8 +540,10 @@ pub enum Outcome {
 /// What the worker's settings have to do with a finished job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinishSettings {
-    /// See `PusherSettings::fingerprint`.
+    /// What the pusher was set with, the key of its mark included: see `PusherSettings::fingerprint`.
     pub fingerprint: String,
+    /// The same without the key: see `PusherSettings::name`.
+    pub settings: String,
     /// Whether users share an app id and pushkey.
     pub append: bool,
     /// After this many seconds a report has the pusher checked.

@@ -4,7 +4,7 @@
 mod import;
 mod url;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -14,6 +14,7 @@ use matrix2acrobits_shared::{
         feed::Changed, writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
+    matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
     rules::{
         gate::SharedGate,
         import::Mapping,
@@ -33,6 +34,9 @@ pub use url::DatabaseUrl;
 const TOMBSTONE_AGE: i64 = 7 * 86_400;
 /// A dead worker's row is kept this long, in seconds.
 const WORKER_AGE: i64 = 3600;
+
+/// How long the marks of a key count after it was changed: the worker needs time to renew all pushers.
+pub const OLD_MARKS_COUNT: Duration = Duration::from_hours(24);
 
 /// How a process gets along with the others at the same database.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +73,8 @@ impl Store {
         match url {
             DatabaseUrl::Sqlite(file) => {
                 let sharing = match role {
-                    Role::Ahead => Sharing::ahead(std::time::Duration::from_secs(5)),
-                    Role::Behind => Sharing::behind(std::time::Duration::from_secs(30)),
+                    Role::Ahead => Sharing::ahead(Duration::from_secs(5)),
+                    Role::Behind => Sharing::behind(Duration::from_secs(30)),
                 };
                 Ok(Self::Sqlite(Sqlite::open(file, sharing, clock).await?))
             }
@@ -346,6 +350,31 @@ impl Store {
             Box::pin(async move { tx.swap_gate(expected, &row).await })
         });
         Ok(swapping.await?.then_some(new))
+    }
+
+    /// The keys of the marks that count.
+    pub async fn mark_keys(&self) -> Result<MarkKeys> {
+        ask!(self, mark_keys())
+    }
+
+    /// Makes a new key of the marks. Marks by the one before count for [`OLD_MARKS_COUNT`].
+    pub async fn renew_mark_key(&self) -> Result<MarkKeys> {
+        let fresh: [u8; KEY_BYTES] = rand::random();
+        let counts = i64::try_from(OLD_MARKS_COUNT.as_secs()).unwrap_or(i64::MAX);
+        self.writer()
+            .write(move |tx| {
+                Box::pin(async move {
+                    let until = tx.now().saturating_add(counts);
+                    tx.renew_mark_key(&fresh, until).await
+                })
+            })
+            .await?;
+        self.mark_keys().await
+    }
+
+    /// How many pushers that the homeserver should hold do not carry the mark of this key yet. Reads all pushers.
+    pub async fn count_without_mark(&self, key: &MarkKey) -> Result<i64> {
+        ask!(self, count_without_mark(key))
     }
 
     /// When the next job that waits is due, in seconds since 1970; none when nothing waits.

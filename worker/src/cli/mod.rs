@@ -2,6 +2,7 @@
 
 pub(crate) mod doctor;
 pub(crate) mod jobs;
+pub(crate) mod marks;
 pub(crate) mod replay;
 
 use std::fmt;
@@ -45,6 +46,9 @@ pub(crate) enum Command {
     Jobs(jobs::Args),
     /// Have pushers compared with what the homeserver holds, and set or deleted where they differ
     Replay(replay::Args),
+    /// Change the key of the marks by which the api recognises our pushers
+    #[command(subcommand)]
+    Marks(marks::Command),
     /// Say why pushes do not arrive: check settings, database, homeserver, PROXY_URL and pushers
     Doctor(doctor::Args),
     /// Exit 0 if the worker that listens on ADMIN_LISTEN_ADDR is ready

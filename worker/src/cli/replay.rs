@@ -77,7 +77,7 @@ async fn enqueue(store: &Store, replay: Replay, bar: &ProgressBar) -> Result<u64
 }
 
 /// A bar on a terminal; elsewhere hidden, and `enqueue` prints lines.
-fn progress_bar(total: u64) -> ProgressBar {
+pub(super) fn progress_bar(total: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

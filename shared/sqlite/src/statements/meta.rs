@@ -16,6 +16,18 @@ pub(crate) async fn token_epoch(executor: impl SqliteExecutor<'_>) -> Result<i64
     .map_err(from_sqlx)
 }
 
+/// Counts a change that whatever caches remember has to notice.
+pub(crate) async fn count_change(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query!(
+        "UPDATE token_epoch
+         SET value = value + 1"
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
 /// The key by this name; made of `fresh` if there is none.
 pub(crate) async fn key(
     connection: &mut SqliteConnection,

@@ -10,6 +10,7 @@ pub(crate) mod gate;
 pub(crate) mod jobs;
 pub(crate) mod listing;
 pub(crate) mod mappings;
+pub(crate) mod marks;
 pub(crate) mod meta;
 pub(crate) mod pushers;
 pub(crate) mod tokens;

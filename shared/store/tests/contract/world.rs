@@ -430,6 +430,7 @@ impl World {
     async fn finish(&self, held: Held, row: &PusherTask, outcome: Outcome) {
         let settings = FinishSettings {
             fingerprint: SETTINGS.into(),
+            settings: SETTINGS.into(),
             append: self.append,
             refresh_after: 86_400,
         };

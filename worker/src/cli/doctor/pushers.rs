@@ -5,6 +5,7 @@ use matrix2acrobits_shared::{
     ids::{AppId, Pushkey, Selector, UserId},
     matrix::{
         client,
+        mark::MarkKey,
         pushers::{HeldPusher, PusherSettings, SetPusher},
     },
 };
@@ -36,8 +37,9 @@ pub(super) async fn check(
         );
         return Ok(());
     };
+    let key = store.mark_keys().await.map_err(Failure::other)?.current;
     for row in &ours {
-        one(row, settings, &held, report);
+        one(row, (settings, &key), &held, report);
     }
     strangers(&ours, settings, &held, report);
     if !ours.iter().any(|row| row.wanted == "present") {
@@ -47,7 +49,12 @@ pub(super) async fn check(
     Ok(())
 }
 
-fn one(row: &PusherListing, settings: &PusherSettings, held: &[HeldPusher], report: &mut Report) {
+fn one(
+    row: &PusherListing,
+    (settings, key): (&PusherSettings, &MarkKey),
+    held: &[HeldPusher],
+    report: &mut Report,
+) {
     let parsed = (
         AppId::parse(&row.app_id),
         Pushkey::parse(&row.pushkey),
@@ -60,12 +67,20 @@ fn one(row: &PusherListing, settings: &PusherSettings, held: &[HeldPusher], repo
     let there = held
         .iter()
         .find(|held| held.app_id == row.app_id && held.pushkey == row.pushkey);
-    let wanted = SetPusher::new(&app_id, &pushkey, &selector, settings);
+    let wanted = SetPusher::new(&app_id, &pushkey, &selector, settings, key);
     let state = state(row);
     let replay = format!("`replay --user {}`", row.user_id);
     match (row.wanted.as_str(), there) {
         ("present", Some(there)) if wanted.matches(there) => {
             report.ok("pusher", &format!("{name}: held as wanted"));
+            report.ok("mark", "the homeserver hands our mark back");
+        }
+        ("present", Some(there)) if wanted.matches_but_mark(there) => {
+            report.ok(
+                "pusher",
+                &format!("{name}: held as wanted, but for its mark"),
+            );
+            report.suspect("mark", &without_mark(there, &replay));
         }
         ("present", Some(_)) => {
             let text =
@@ -81,6 +96,17 @@ fn one(row: &PusherListing, settings: &PusherSettings, held: &[HeldPusher], repo
         }
         (_, None) => {}
     }
+}
+
+fn without_mark(held: &HeldPusher, replay: &str) -> String {
+    let mark = match held.text("mark") {
+        Some(_) => "an old mark is",
+        None => "no mark is",
+    };
+    format!(
+        "{mark} in the pusher's data, so its pushes are limited (NOTIFY_AUTH=prefer) or refused (require): {replay}. If \
+         it stays so, the homeserver does not hand back what it does not know, and only NOTIFY_AUTH=prefer or off will do"
+    )
 }
 
 fn state(row: &PusherListing) -> String {

@@ -1,0 +1,157 @@
+//! The mark: how we recognise notifications that come from a pusher of ours.
+//!
+//! The push gateway API has no login. So the worker puts a mark into the data of every pusher, and homeservers hand
+//! it back with every notification. Nobody can make one without the key, which the database keeps.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::hmac;
+use serde::{Serialize, Serializer};
+use subtle::ConstantTimeEq as _;
+
+/// Length of a key, in bytes.
+pub const KEY_BYTES: usize = 32;
+/// How much of the HMAC a mark carries, in bytes.
+const MARK_BYTES: usize = 16;
+/// Length of a mark, in base64url characters.
+const MARK_CHARS: usize = 22;
+/// What the name of a key is the mark of. No pushkey contains a NUL.
+const NAME: &str = "\0name";
+
+/// The key that marks are made with.
+#[derive(Clone)]
+pub struct MarkKey(hmac::Key);
+
+/// What a pusher of ours carries: 22 base64url characters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Mark([u8; MARK_CHARS]);
+
+/// The key for new marks, and the one before it for as long as that counts.
+#[derive(Debug, Clone)]
+pub struct MarkKeys {
+    /// Every new pusher gets its mark from this one.
+    pub current: MarkKey,
+    /// The key before, and the time until which its marks count, in seconds since 1970.
+    pub previous: Option<(MarkKey, i64)>,
+}
+
+impl MarkKey {
+    /// The key made of these bytes.
+    pub fn new(bytes: &[u8; KEY_BYTES]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The mark of a pushkey.
+    pub fn mark(&self, pushkey: &str) -> Mark {
+        let tag = hmac::sign(&self.0, pushkey.as_bytes());
+        let mut mark = [0; MARK_CHARS];
+        // Both lengths are constants that fit.
+        let _ = URL_SAFE_NO_PAD.encode_slice(&tag.as_ref()[..MARK_BYTES], &mut mark);
+        Mark(mark)
+    }
+
+    /// Whether `given` is the mark of a pushkey. Takes the same time wherever the two differ.
+    pub fn is_mark(&self, pushkey: &str, given: &str) -> bool {
+        self.mark(pushkey).0.ct_eq(given.as_bytes()).into()
+    }
+
+    /// Tells keys apart without giving them away.
+    pub fn name(&self) -> String {
+        self.mark(NAME).as_str().chars().take(8).collect()
+    }
+}
+
+impl MarkKeys {
+    /// Whether `given` is the mark of a pushkey, by a key that counts at `now`, in seconds since 1970.
+    pub fn accept(&self, pushkey: &str, given: &str, now: impl FnOnce() -> i64) -> bool {
+        self.current.is_mark(pushkey, given)
+            || self
+                .previous
+                .as_ref()
+                .is_some_and(|(key, until)| key.is_mark(pushkey, given) && now() < *until)
+    }
+}
+
+impl Mark {
+    /// The mark as text.
+    pub fn as_str(&self) -> &str {
+        // Base64 is ASCII.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl Serialize for Mark {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mark")
+    }
+}
+
+impl fmt::Debug for MarkKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MarkKey({})", self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> MarkKey {
+        MarkKey::new(&[byte; KEY_BYTES])
+    }
+
+    #[test]
+    fn a_mark_is_the_first_half_of_an_hmac() {
+        // printf 'APA91b' | openssl dgst -sha256 -mac HMAC -macopt hexkey:0707…07 -binary | head -c 16 | basenc --base64url
+        assert_eq!(key(7).mark("APA91b").as_str(), "ChOOUlcqpgzqwQDjanzjKQ");
+        assert_eq!(
+            serde_json::to_value(key(7).mark("k"))
+                .unwrap()
+                .as_str()
+                .unwrap()
+                .len(),
+            22
+        );
+    }
+
+    #[test]
+    fn only_the_mark_of_this_pushkey_counts() {
+        let keys = MarkKeys {
+            current: key(2),
+            previous: Some((key(1), 100)),
+        };
+        let (new, old, other) = (key(2).mark("k"), key(1).mark("k"), key(3).mark("k"));
+        let cases = [
+            (new.as_str(), "k", 99, true),
+            (new.as_str(), "k", 100, true),
+            (new.as_str(), "K", 99, false),
+            (old.as_str(), "k", 99, true),
+            (old.as_str(), "k", 100, false),
+            (other.as_str(), "k", 99, false),
+            ("", "k", 99, false),
+            (&new.as_str()[..21], "k", 99, false),
+        ];
+        for (given, pushkey, now, accepted) in cases {
+            assert_eq!(
+                keys.accept(pushkey, given, || now),
+                accepted,
+                "{given} {pushkey} {now}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_and_marks_are_not_shown() {
+        let mark = key(1).mark("k");
+        assert_eq!(format!("{mark:?}"), "Mark");
+        assert!(format!("{:?}", key(1)).len() < 20);
+        assert_ne!(key(1).name(), key(2).name());
+    }
+}

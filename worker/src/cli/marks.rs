@@ -1,0 +1,64 @@
+//! `marks renew`: changes the key of the marks, and shows how far the worker has come with the new ones.
+
+use std::time::{Duration, Instant};
+
+use clap::Subcommand;
+use matrix2acrobits_store::OLD_MARKS_COUNT;
+
+use super::{Cli, Failure, open_existing, print, replay::progress_bar};
+
+/// How often the pushers are counted.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often a line says how far it is, where there is no terminal.
+const SAY: Duration = Duration::from_secs(10);
+/// Without any progress for so long, no worker seems to run.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What to do with the marks.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Command {
+    /// Make a new key: old marks count for a day, and the worker gives every pusher a new one, 50 a second
+    Renew,
+}
+
+pub(crate) async fn run(cli: &Cli, Command::Renew: &Command) -> Result<(), Failure> {
+    let store = open_existing(cli).await?;
+    let key = store
+        .renew_mark_key()
+        .await
+        .map_err(Failure::other)?
+        .current;
+    print(format_args!(
+        "the key is new; marks by the old one count for {}",
+        humantime::format_duration(OLD_MARKS_COUNT)
+    ));
+    let count = async || {
+        let count = store.count_without_mark(&key).await.map_err(Failure::other);
+        count.map(|count| u64::try_from(count).unwrap_or(0))
+    };
+    let total = count().await?;
+    let bar = progress_bar(total);
+    let (mut left, mut moved, mut said) = (total, Instant::now(), Instant::now());
+    while left > 0 && moved.elapsed() < PATIENCE {
+        tokio::time::sleep(LOOK).await;
+        let now = count().await?;
+        if now != left {
+            moved = Instant::now();
+        }
+        left = now;
+        bar.set_position(total.saturating_sub(left));
+        if bar.is_hidden() && said.elapsed() >= SAY {
+            print(format_args!("{left} of {total} pushers to go"));
+            said = Instant::now();
+        }
+    }
+    bar.finish_and_clear();
+    if left == 0 {
+        print(format_args!("{total} pushers have the new mark"));
+    } else {
+        print(format_args!(
+            "{left} of {total} pushers have the old mark still: the worker renews them when it runs"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Renews pushers that do not carry today's settings: PROXY_URL, PUSH_FORMAT, or the key of the marks. Slowly, so
+//! that new phones do not wait behind all the others.
+
+use std::time::Duration;
+
+use matrix2acrobits_shared::matrix::{mark::MarkKey, pushers::PusherSettings};
+use matrix2acrobits_store::{Store, StoreError};
+use tokio::sync::watch;
+
+/// How long the next pusher waits after one was enqueued to be renewed. Synapse sets 70 to 130 a second.
+const EACH: Duration = Duration::from_millis(20);
+const SECOND: Duration = Duration::from_secs(1);
+/// How soon a key that the operator has changed is noticed.
+const WATCH: Duration = Duration::from_secs(5);
+
+/// Watches the key, and renews what is outdated. Runs until it is dropped.
+pub(crate) async fn renew(store: Store, pusher: PusherSettings, key: watch::Sender<MarkKey>) {
+    // The settings may have changed while no worker ran.
+    let mut outdated = true;
+    loop {
+        let pause = match step(&store, &pusher, &key, outdated).await {
+            Ok(more) => {
+                outdated = more;
+                WATCH
+            }
+            Err(error) => {
+                tracing::debug!(%error, "pushers cannot be renewed; trying again");
+                SECOND
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// True if the next step has to look for outdated pushers again.
+async fn step(
+    store: &Store,
+    pusher: &PusherSettings,
+    key: &watch::Sender<MarkKey>,
+    outdated: bool,
+) -> Result<bool, StoreError> {
+    let current = store.mark_keys().await?.current;
+    let changed = key.borrow().name() != current.name();
+    if changed {
+        tracing::info!("the key of the marks has changed: all pushers get a new mark");
+        key.send_replace(current.clone());
+    }
+    if !changed && !outdated {
+        return Ok(false);
+    }
+    let renewed = pass(store, &pusher.fingerprint(&current)).await?;
+    if renewed > 0 {
+        tracing::info!(
+            renewed,
+            "pushers with other settings or an old mark are set anew"
+        );
+    }
+    // A job that was under way may have recorded the old settings meanwhile.
+    Ok(renewed > 0)
+}
+
+/// Goes once through all pushers. Returns how many are to be set anew.
+async fn pass(store: &Store, fingerprint: &str) -> Result<usize, StoreError> {
+    let (mut after, mut renewed) = (0, 0);
+    while let Some((last, chunk)) = store.renew_outdated(fingerprint, after).await? {
+        after = last;
+        renewed += chunk;
+        tokio::time::sleep(EACH * u32::try_from(chunk).unwrap_or(u32::MAX)).await;
+    }
+    Ok(renewed)
+}
