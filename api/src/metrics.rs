@@ -17,7 +17,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::notify::pnm::outcome::Outcome;
+use crate::notify::{pnm::outcome::Outcome, trust::Marked};
 
 const HTTP_REQUESTS: &str = "matrix2acrobits_http_requests_total";
 const HTTP_DURATION: &str = "matrix2acrobits_http_request_duration_seconds";
@@ -26,6 +26,8 @@ const LOGINS: &str = "matrix2acrobits_logins_total";
 const DEVICES: &str = "matrix2acrobits_notify_devices_total";
 const REJECTIONS: &str = "matrix2acrobits_rejections_total";
 const GUARD: &str = "matrix2acrobits_mass_rejection_guard";
+const UNKNOWN_GUARD: &str = "matrix2acrobits_mass_unknown_guard";
+const MARKS: &str = "matrix2acrobits_notify_marks_total";
 const PNM_REQUESTS: &str = "matrix2acrobits_pnm_requests_total";
 const PNM_DURATION: &str = "matrix2acrobits_pnm_request_duration_seconds";
 const PNM_IN_FLIGHT: &str = "matrix2acrobits_pnm_requests_in_flight";
@@ -71,7 +73,7 @@ pub(crate) fn start() -> PrometheusHandle {
     describe_counter!(
         DEVICES,
         "Devices in notifications, by outcome; dropped: PNM does not understand the message, retry: PNM was \
-         in trouble, unavailable: we were"
+         in trouble, unavailable: we were, limited and forbidden: without our pusher's mark"
     );
     describe_counter!(
         REJECTIONS,
@@ -80,9 +82,18 @@ pub(crate) fn start() -> PrometheusHandle {
     let _ = Notify::new();
     describe_gauge!(
         GUARD,
-        "1 while PNM calls so many tokens gone that none is rejected"
+        "Apps of which PNM calls so many tokens gone that none of these is rejected"
     );
     mass_guard().set(0.0);
+    describe_gauge!(
+        UNKNOWN_GUARD,
+        "1 while so many pushkeys are unknown that none of these is rejected"
+    );
+    mass_unknown_guard().set(0.0);
+    describe_counter!(
+        MARKS,
+        "Devices in notifications by the mark that their pusher carries: right, wrong or missing"
+    );
     describe_counter!(PNM_REQUESTS, "Requests to PNM, by outcome");
     describe_histogram!(PNM_DURATION, Unit::Seconds, "Time that these took");
     describe_gauge!(PNM_IN_FLIGHT, "Those under way");
@@ -104,6 +115,11 @@ pub(crate) async fn render(State((store, handle)): State<(Store, PrometheusHandl
 /// Whether rejections are stopped.
 pub(crate) fn mass_guard() -> Gauge {
     gauge!(GUARD)
+}
+
+/// Whether rejections of unknown pushkeys are stopped.
+pub(crate) fn mass_unknown_guard() -> Gauge {
+    gauge!(UNKNOWN_GUARD)
 }
 
 /// The counters of one metric, one for each value of a label.
@@ -133,10 +149,12 @@ pub(crate) enum DeviceOutcome {
     OddEventId,
     Retry,
     Unavailable,
+    Limited,
+    Forbidden,
 }
 
 impl DeviceOutcome {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Delivered,
         Self::Rejected,
         Self::Dropped,
@@ -145,6 +163,8 @@ impl DeviceOutcome {
         Self::OddEventId,
         Self::Retry,
         Self::Unavailable,
+        Self::Limited,
+        Self::Forbidden,
     ];
 
     fn as_str(self) -> &'static str {
@@ -157,6 +177,8 @@ impl DeviceOutcome {
             Self::OddEventId => "odd_event_id",
             Self::Retry => "retry",
             Self::Unavailable => "unavailable",
+            Self::Limited => "limited",
+            Self::Forbidden => "forbidden",
         }
     }
 }
@@ -187,6 +209,7 @@ impl Reason {
 pub(crate) struct Notify {
     devices: ByLabel<DeviceOutcome, { DeviceOutcome::ALL.len() }>,
     rejections: ByLabel<Reason, { Reason::ALL.len() }>,
+    marks: ByLabel<Marked, { Marked::ALL.len() }>,
 }
 
 impl Notify {
@@ -200,11 +223,16 @@ impl Notify {
                 Reason::ALL,
                 |of| counter!(REJECTIONS, "reason" => of.as_str()),
             ),
+            marks: ByLabel::new(Marked::ALL, |of| counter!(MARKS, "mark" => of.as_str())),
         }
     }
 
     pub(crate) fn devices(&self, outcome: DeviceOutcome, count: u64) {
         self.devices.add(outcome, count);
+    }
+
+    pub(crate) fn mark(&self, marked: Marked) {
+        self.marks.add(marked, 1);
     }
 
     pub(crate) fn rejection(&self, reason: Reason) {

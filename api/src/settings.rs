@@ -17,7 +17,7 @@ use matrix2acrobits_shared::{
 };
 use url::Url;
 
-use crate::identity::Proxies;
+use crate::{identity::Proxies, notify::trust::NotifyAuth};
 
 /// Settings that only `serve` uses, as they come from flags and environment.
 #[derive(Debug, Clone, Args)]
@@ -108,6 +108,17 @@ pub(crate) struct ServeArgs {
     )]
     push_fallback_text: String,
 
+    /// What becomes of notifications without our pusher's mark: prefer (pushed within a budget), require (refused) or
+    /// off (pushed as any other, where only the homeserver can reach the endpoint)
+    #[arg(
+        long,
+        env = "NOTIFY_AUTH",
+        value_name = "MODE",
+        global = true,
+        default_value = "prefer"
+    )]
+    notify_auth: String,
+
     /// Homeserver token (hs_token of the registration); only with it are the application service endpoints served
     #[arg(long, env = "MATRIX_HS_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = settings::secret)]
     matrix_hs_token: Option<Secret>,
@@ -159,6 +170,7 @@ pub(crate) struct Settings {
     pub(crate) pnm_url: Url,
     pub(crate) pnm_timeout: Duration,
     pub(crate) fallback_text: String,
+    pub(crate) notify_auth: NotifyAuth,
     pub(crate) hs_token: Option<Secret>,
     pub(crate) strangers_per_hour: u32,
     pub(crate) outgoing: Outgoing,
@@ -230,6 +242,7 @@ impl ServeArgs {
             pnm_url: settings::parse("PNM_URL", &self.pnm_url, settings::base_url)?,
             pnm_timeout: settings::duration("PNM_TIMEOUT", &self.pnm_timeout)?,
             fallback_text: self.push_fallback_text.trim().to_owned(),
+            notify_auth: settings::parse("NOTIFY_AUTH", &self.notify_auth, NotifyAuth::parse)?,
             hs_token: settings::secret_or_file(
                 "MATRIX_HS_TOKEN",
                 self.matrix_hs_token.as_ref(),

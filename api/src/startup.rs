@@ -1,6 +1,6 @@
 //! Starts `serve`: settings, logs, database, the two listeners; and stops them in order.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -16,7 +16,12 @@ use crate::{
     http::listener::serve,
     identity::Auth,
     metrics,
-    notify::{cache::Tokens, delivery::Deliverer, pnm::client::PnmClient},
+    notify::{
+        cache::Tokens,
+        delivery::{Deliverer, Rules},
+        pnm::client::PnmClient,
+        trust::{self, Trust},
+    },
     reports::{Reports, tokenless::Tokenless},
 };
 
@@ -41,15 +46,27 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         &settings.outgoing,
     )
     .map_err(Failure::other)?;
+    let keys = store.mark_keys().await.map_err(Failure::other)?;
+    let trust = Trust::new(
+        settings.notify_auth,
+        keys,
+        store.clock().clone(),
+        Instant::now(),
+    );
+    let trust = Arc::new(trust);
     let answers = pnm.answers();
     let deliveries = TaskTracker::new();
     let deliverer = Deliverer::new(
         tokens.clone(),
         pnm,
-        &settings.fallback_text,
+        Rules {
+            fallback: settings.fallback_text.clone(),
+            trust: trust.clone(),
+        },
         deliveries.clone(),
         stop.clone(),
     );
+    tokio::spawn(trust::follow_keys(trust, store.clone()));
     tokio::spawn(tokens.clone().warm_up());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

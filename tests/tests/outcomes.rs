@@ -263,8 +263,9 @@ async fn connections_to_pnm_are_reused() {
     let app = api().await;
     let phone = Phone::seed();
     app.enroll(&[&phone]).await;
+    let device = app.marked(&phone).await;
     for number in 0..60 {
-        let body = message(&format!("${number}"), &[phone.device()]);
+        let body = message(&format!("${number}"), std::slice::from_ref(&device));
         app.notify(&body).await.expect_status(200);
     }
     assert!(
@@ -275,7 +276,8 @@ async fn connections_to_pnm_are_reused() {
 
     app.pnm.answer(Answer::Slow(50)).await;
     for round in 0..5 {
-        let bodies = (0..20).map(|n| message(&format!("${round}-{n}"), &[phone.device()]));
+        let bodies =
+            (0..20).map(|n| message(&format!("${round}-{n}"), std::slice::from_ref(&device)));
         let replies = join_all(bodies.map(async |body| app.notify(&body).await)).await;
         assert!(replies.iter().all(|reply| reply.status == 200));
     }

@@ -4,7 +4,7 @@
 //! uncertain is answered so that the homeserver tries again. A phone falls silent for good if we reject its
 //! token wrongly, so only what is certain is rejected.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{cmp::Reverse, fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
@@ -15,20 +15,21 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, field::display};
 
 use crate::{
     metrics::{DeviceOutcome, Notify, Reason},
     notify::{
         cache::{Lookup, MarkedDead, Tokens},
         dedupe::{self, Dedupe, Turn},
-        guard::MassGuard,
+        guard::{MassGuard, Seen},
         notification::{Device, Notification, ParseError},
         pnm::{
             client::PnmClient,
             outcome::Outcome,
             translate::{cut, translate},
         },
+        trust::{Marked, Trust},
     },
 };
 
@@ -38,6 +39,8 @@ const TIME_FOR_A_REQUEST: Duration = Duration::from_secs(15);
 const REQUESTS_AT_A_TIME: usize = 2048;
 /// Devices of one request at a time. Synapse sends one per request.
 const DEVICES_AT_A_TIME: usize = 32;
+/// Pushes at a time to tokens that nobody stands for and that come without our mark.
+const STRANGERS_AT_A_TIME: usize = 64;
 /// Longest part of an event ID that is logged; by the specification there is no longer one.
 const MAX_LOGGED_BYTES: usize = 255;
 
@@ -88,6 +91,10 @@ pub(crate) enum DeliveryError {
     Retry(&'static str),
     /// We cannot: 503.
     Unavailable(&'static str),
+    /// It has no mark of ours, and the budget of such notifications is used up for that long: 429.
+    Limited(Duration),
+    /// It has no mark of ours, and that is required: 403.
+    Forbidden,
 }
 
 /// Carries out notify requests; a cheap handle.
@@ -95,6 +102,15 @@ pub(crate) enum DeliveryError {
 pub(crate) struct Deliverer<T = Tokens> {
     shared: Arc<Shared<T>>,
     requests: Arc<Semaphore>,
+}
+
+/// How it is to be done.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// The text for a notification that has none; empty for none.
+    pub(crate) fallback: String,
+    /// Tells our pushers' notifications from others.
+    pub(crate) trust: Arc<Trust>,
 }
 
 impl<T> Clone for Deliverer<T> {
@@ -110,10 +126,11 @@ impl<T> Clone for Deliverer<T> {
 struct Shared<T> {
     tokens: T,
     pnm: PnmClient,
-    /// The text for a notification that has none; empty for none.
-    fallback: Box<str>,
+    rules: Rules,
     dedupe: Dedupe<Verdict>,
     guard: MassGuard,
+    /// Pushes at a time to tokens of nobody: they must not keep others waiting.
+    strangers: Semaphore,
     /// Counts the requests that are being carried out, also those whose client has gone.
     tracker: TaskTracker,
     stopping: CancellationToken,
@@ -136,6 +153,8 @@ enum Settled {
 enum Fault {
     Retry(&'static str),
     Unavailable(&'static str),
+    /// The budget is used up for that long.
+    Limited(Duration),
 }
 
 impl<T: TokenBook> Deliverer<T> {
@@ -143,7 +162,7 @@ impl<T: TokenBook> Deliverer<T> {
     pub(crate) fn new(
         tokens: T,
         pnm: PnmClient,
-        fallback: &str,
+        rules: Rules,
         tracker: TaskTracker,
         stopping: CancellationToken,
     ) -> Self {
@@ -152,9 +171,10 @@ impl<T: TokenBook> Deliverer<T> {
             shared: Arc::new(Shared {
                 tokens,
                 pnm,
-                fallback: fallback.into(),
+                rules,
                 dedupe: Dedupe::new(dedupe::CAPACITY, now),
                 guard: MassGuard::new(now),
+                strangers: Semaphore::new(STRANGERS_AT_A_TIME),
                 tracker,
                 stopping,
                 metrics: Notify::new(),
@@ -209,34 +229,31 @@ impl<T: TokenBook> Shared<T> {
     ) -> Result<Vec<String>, DeliveryError> {
         let notification = Notification::parse(body).map_err(DeliveryError::Malformed)?;
         let devices = &notification.devices[..];
-        let Some(event_id) = notification.event_id.as_deref() else {
-            let outcome = if notification.odd_event_id {
-                tracing::warn!(
-                    devices = devices.len(),
-                    "a notification is lost: its event id is no text"
-                );
-                DeviceOutcome::OddEventId
-            } else {
-                DeviceOutcome::Badge
-            };
-            self.metrics.devices(outcome, devices.len() as u64);
-            return Ok(Vec::new());
-        };
         let event = Event {
-            id: event_id,
+            id: notification.event_id.as_deref(),
             notification: &notification,
             deadline,
         };
+        // Synapse names one device a request.
         if let [device] = devices {
-            let verdict = self.device(&event, device).await;
+            let marked = self.look(&event, device)?;
+            if event.id.is_none() {
+                return Ok(self.without_event(&notification));
+            }
+            let verdict = self.device(&event, device, marked).await;
             return self.settle(&event, &[verdict]);
         }
-        let mut waiting = devices.iter();
+        let looks = devices.iter().map(|device| self.look(&event, device));
+        let marks = looks.collect::<Result<Vec<_>, _>>()?;
+        if event.id.is_none() {
+            return Ok(self.without_event(&notification));
+        }
+        let mut waiting = devices.iter().zip(marks);
         let mut under_way = FuturesOrdered::new();
         let mut verdicts = Vec::with_capacity(devices.len());
         loop {
-            for device in waiting.by_ref().take(DEVICES_AT_A_TIME - under_way.len()) {
-                under_way.push_back(self.device(&event, device));
+            for (device, marked) in waiting.by_ref().take(DEVICES_AT_A_TIME - under_way.len()) {
+                under_way.push_back(self.device(&event, device, marked));
             }
             let Some(verdict) = under_way.next().await else {
                 return self.settle(&event, &verdicts);
@@ -245,7 +262,41 @@ impl<T: TokenBook> Shared<T> {
         }
     }
 
-    async fn device(&self, event: &Event<'_>, device: &Device<'_>) -> Verdict {
+    /// A badge update rings nobody; neither does an event whose id cannot be told.
+    fn without_event(&self, notification: &Notification<'_>) -> Vec<String> {
+        let devices = notification.devices.len();
+        let outcome = if notification.odd_event_id {
+            tracing::warn!(devices, "a notification is lost: its event id is no text");
+            DeviceOutcome::OddEventId
+        } else {
+            DeviceOutcome::Badge
+        };
+        self.metrics.devices(outcome, devices as u64);
+        Vec::new()
+    }
+
+    /// Looks at the mark of a device; one without may be a reason to refuse the request.
+    fn look(&self, event: &Event<'_>, device: &Device<'_>) -> Result<Marked, DeliveryError> {
+        let trust = &self.rules.trust;
+        let marked = trust.look(&device.pushkey, device.mark.as_deref());
+        self.metrics.mark(marked);
+        if !trust.refuses(marked) {
+            return Ok(marked);
+        }
+        let devices = event.notification.devices.len();
+        self.metrics
+            .devices(DeviceOutcome::Forbidden, devices as u64);
+        tracing::warn!(
+            reason = "no_mark",
+            devices,
+            pushkey = %ids::log_id(&device.pushkey),
+            event_id = event.logged_id(),
+            "refused: no mark of ours (NOTIFY_AUTH=require)"
+        );
+        Err(DeliveryError::Forbidden)
+    }
+
+    async fn device(&self, event: &Event<'_>, device: &Device<'_>, marked: Marked) -> Verdict {
         if Instant::now() >= event.deadline {
             return Err(Fault::Retry("deadline"));
         }
@@ -254,21 +305,28 @@ impl<T: TokenBook> Shared<T> {
             .tokens
             .find(app_id, pushkey, device.selector.as_deref())
             .await;
+        let now = Instant::now().into_std();
         let target = match found {
             Ok(Lookup::Live(target)) => target,
-            Ok(Lookup::Dead) => return Ok(Settled::Rejected(Reason::DeadToken)),
-            Ok(Lookup::Unknown) => return Ok(Settled::Rejected(Reason::UnknownPushkey)),
+            Ok(Lookup::Dead) => {
+                self.guard.note(app_id, pushkey, Seen::Known, now);
+                return Ok(Settled::Rejected(Reason::DeadToken));
+            }
+            Ok(Lookup::Unknown) if self.guard.note(app_id, pushkey, Seen::Unknown, now) => {
+                return Ok(Settled::Rejected(Reason::UnknownPushkey));
+            }
+            Ok(Lookup::Unknown) => return Err(Fault::Unavailable("mass_unknown")),
             Ok(Lookup::NeverHeldAny) => return Err(Fault::Unavailable("no_tokens_yet")),
             Err(error) => return Err(database_failed(&error)),
         };
         // By the row and not by what the request says: an old and a new pusher of one token ring it once.
         let key = self.dedupe.key([
-            event.id,
+            event.id.unwrap_or_default(),
             target.app_id.as_str(),
             target.pushkey.as_str(),
             target.selector.as_str(),
         ]);
-        match self.dedupe.turn(key, Instant::now().into_std()) {
+        match self.dedupe.turn(key, now) {
             Turn::Sent => Ok(Settled::Duplicate),
             Turn::Shared(result) => match result.await {
                 Ok(Ok(Settled::Delivered)) => Ok(Settled::Duplicate),
@@ -276,7 +334,7 @@ impl<T: TokenBook> Shared<T> {
                 Err(_) => Err(Fault::Retry("panic")),
             },
             Turn::First(lead) => {
-                let verdict = self.push(event, device, &target).await;
+                let verdict = self.push(event, device, marked, &target).await;
                 let success = verdict == Ok(Settled::Delivered);
                 lead.finish(&verdict, success, Instant::now().into_std());
                 verdict
@@ -284,21 +342,32 @@ impl<T: TokenBook> Shared<T> {
         }
     }
 
-    async fn push(&self, event: &Event<'_>, device: &Device<'_>, target: &PushTarget) -> Verdict {
-        let message = translate(target, event.notification, device, &self.fallback);
-        let outcome = self.pnm.send(&message).await;
+    async fn push(
+        &self,
+        event: &Event<'_>,
+        device: &Device<'_>,
+        marked: Marked,
+        target: &PushTarget,
+    ) -> Verdict {
         let now = Instant::now().into_std();
-        let (app_id, pushkey) = (target.app_id.as_str(), target.pushkey.as_str());
+        if let Err(wait) = self.rules.trust.take(marked, target, now) {
+            return Err(Fault::Limited(wait));
+        }
+        let stranger = !target.owned && marked != Marked::Right;
+        let _place = match stranger.then(|| self.strangers.try_acquire()) {
+            Some(Err(_)) => return Err(Fault::Unavailable("overloaded")),
+            Some(Ok(place)) => Some(place),
+            None => None,
+        };
+        let message = translate(target, event.notification, device, &self.rules.fallback);
+        let outcome = self.pnm.send(&message).await;
+        // What PNM says of strangers' tokens must not speak for the others.
+        let believed = stranger || self.note(target, outcome);
         match outcome {
-            Outcome::Sent => {
-                self.guard.sent(app_id, pushkey, now);
-                Ok(Settled::Delivered)
-            }
+            Outcome::Sent => Ok(Settled::Delivered),
             Outcome::BadMessage => Ok(Settled::BadMessage),
             Outcome::Trouble(trouble) => Err(Fault::Retry(trouble.as_str())),
-            Outcome::TokenGone if !self.guard.may_reject(app_id, pushkey, now) => {
-                Err(Fault::Retry("mass_rejection"))
-            }
+            Outcome::TokenGone if !believed => Err(Fault::Retry("mass_rejection")),
             // First the memory, then the answer: the homeserver forgets the pusher for good.
             Outcome::TokenGone => {
                 let pushed_to = device.selector.as_deref();
@@ -311,6 +380,18 @@ impl<T: TokenBook> Shared<T> {
         }
     }
 
+    /// Notes what PNM says of a token. False if it says that it is gone, and must not be believed.
+    fn note(&self, target: &PushTarget, outcome: Outcome) -> bool {
+        let seen = match outcome {
+            Outcome::Sent => Seen::Sent,
+            Outcome::TokenGone => Seen::Gone,
+            Outcome::BadMessage | Outcome::Trouble(_) => Seen::Known,
+        };
+        let (app_id, pushkey) = (target.app_id.as_str(), target.pushkey.as_str());
+        let now = Instant::now().into_std();
+        self.guard.note(app_id, pushkey, seen, now)
+    }
+
     /// Counts and logs what became of the devices, and makes one answer of it.
     fn settle(
         &self,
@@ -318,80 +399,140 @@ impl<T: TokenBook> Shared<T> {
         verdicts: &[Verdict],
     ) -> Result<Vec<String>, DeliveryError> {
         let answer = answer(&event.notification.devices, verdicts);
-        for (device, verdict) in event.notification.devices.iter().zip(verdicts) {
-            let metrics = &self.metrics;
-            match verdict {
-                Ok(Settled::Delivered) => metrics.devices(DeviceOutcome::Delivered, 1),
-                Ok(Settled::Duplicate) => metrics.devices(DeviceOutcome::Duplicate, 1),
-                Ok(Settled::BadMessage) => {
-                    metrics.devices(DeviceOutcome::Dropped, 1);
-                    tracing::warn!(
-                        reason = "bad_message",
-                        pushkey = %ids::log_id(&device.pushkey),
-                        event_id = event.logged_id(),
-                        "PNM does not understand the message: dropped"
-                    );
-                }
-                Ok(Settled::Rejected(reason)) => {
-                    metrics.devices(DeviceOutcome::Rejected, 1);
-                    // With another device in trouble the answer rejects nobody yet.
-                    if answer.is_ok() {
-                        metrics.rejection(*reason);
-                        tracing::info!(
-                            reason = reason.as_str(),
-                            pushkey = %ids::log_id(&device.pushkey),
-                            event_id = event.logged_id(),
-                            "rejected"
-                        );
-                    }
-                }
-                Err(fault) => {
-                    let (outcome, reason) = match fault {
-                        Fault::Retry(reason) => (DeviceOutcome::Retry, reason),
-                        Fault::Unavailable(reason) => (DeviceOutcome::Unavailable, reason),
-                    };
-                    metrics.devices(outcome, 1);
-                    tracing::warn!(
-                        reason,
-                        pushkey = %ids::log_id(&device.pushkey),
-                        event_id = event.logged_id(),
-                        "not delivered: the homeserver is to try again"
-                    );
-                }
+        for verdict in verdicts {
+            self.metrics.devices(outcome(verdict).0, 1);
+            // With another device in trouble the answer rejects nobody yet.
+            if let (Ok(Settled::Rejected(reason)), true) = (verdict, answer.is_ok()) {
+                self.metrics.rejection(*reason);
             }
         }
+        tell(event, verdicts);
         answer
+    }
+}
+
+/// Leaves one line for a request, whatever its devices: strangers can send many. The worst of them gives the line its
+/// level and reason, and the others stand behind it.
+fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
+    let devices = &event.notification.devices[..];
+    let worst = devices.iter().zip(verdicts).enumerate();
+    let worst = worst.filter(|(_, (_, verdict))| severity(verdict) > Severity::Well);
+    let Some((at, (device, verdict))) = worst.max_by_key(|(at, (_, verdict))| {
+        // The first of equals.
+        (severity(verdict), Reverse(*at))
+    }) else {
+        return;
+    };
+    let pushkey = ids::log_id(&device.pushkey);
+    let (reason, event_id) = (outcome(verdict).1, event.logged_id());
+    let others = Others {
+        devices,
+        verdicts,
+        at,
+    };
+    let others = (devices.len() > 1).then(|| display(others));
+    match severity(verdict) {
+        Severity::Well => {}
+        Severity::Rejected => tracing::info!(reason, %pushkey, event_id, others, "rejected"),
+        Severity::Dropped => tracing::warn!(
+            reason,
+            %pushkey,
+            event_id,
+            others,
+            "PNM does not understand the message: dropped"
+        ),
+        Severity::PutOff => tracing::warn!(
+            reason,
+            %pushkey,
+            event_id,
+            others,
+            "not delivered: the homeserver is to try again"
+        ),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Severity {
+    Well,
+    Rejected,
+    Dropped,
+    PutOff,
+}
+
+fn severity(verdict: &Verdict) -> Severity {
+    match verdict {
+        Ok(Settled::Delivered | Settled::Duplicate) => Severity::Well,
+        Ok(Settled::Rejected(_)) => Severity::Rejected,
+        Ok(Settled::BadMessage) => Severity::Dropped,
+        Err(_) => Severity::PutOff,
+    }
+}
+
+/// What a verdict is counted as, and the word for it in the log.
+fn outcome(verdict: &Verdict) -> (DeviceOutcome, &'static str) {
+    match verdict {
+        Ok(Settled::Delivered) => (DeviceOutcome::Delivered, "delivered"),
+        Ok(Settled::Duplicate) => (DeviceOutcome::Duplicate, "duplicate"),
+        Ok(Settled::BadMessage) => (DeviceOutcome::Dropped, "bad_message"),
+        Ok(Settled::Rejected(reason)) => (DeviceOutcome::Rejected, reason.as_str()),
+        Err(Fault::Retry(reason)) => (DeviceOutcome::Retry, reason),
+        Err(Fault::Unavailable(reason)) => (DeviceOutcome::Unavailable, reason),
+        Err(Fault::Limited(_)) => (DeviceOutcome::Limited, "over_budget"),
+    }
+}
+
+/// The devices of a request that something is the matter with, but for the one at `at`, each as `hash:reason`.
+struct Others<'a> {
+    devices: &'a [Device<'a>],
+    verdicts: &'a [Verdict],
+    at: usize,
+}
+
+impl fmt::Display for Others<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        for (at, (device, verdict)) in self.devices.iter().zip(self.verdicts).enumerate() {
+            if at != self.at && severity(verdict) > Severity::Well {
+                let hash = ids::log_id(&device.pushkey);
+                write!(f, "{comma}{hash}:{}", outcome(verdict).1)?;
+                comma = ",";
+            }
+        }
+        Ok(())
     }
 }
 
 /// The event that a request is about.
 struct Event<'a> {
-    id: &'a str,
+    /// Absent for a badge update.
+    id: Option<&'a str>,
     notification: &'a Notification<'a>,
     deadline: Instant,
 }
 
 impl<'a> Event<'a> {
-    fn logged_id(&self) -> &'a str {
-        cut(self.id, MAX_LOGGED_BYTES)
+    fn logged_id(&self) -> Option<&'a str> {
+        self.id.map(|id| cut(id, MAX_LOGGED_BYTES))
     }
 }
 
 /// One device in trouble puts the whole request off: the retry skips those that were delivered.
 fn answer(devices: &[Device<'_>], verdicts: &[Verdict]) -> Result<Vec<String>, DeliveryError> {
-    let mut retry = None;
+    let (mut retry, mut limited) = (None, None);
     let mut rejected = Vec::new();
     for (device, verdict) in devices.iter().zip(verdicts) {
         match verdict {
             Err(Fault::Unavailable(reason)) => return Err(DeliveryError::Unavailable(reason)),
             Err(Fault::Retry(reason)) => retry = Some(DeliveryError::Retry(reason)),
+            Err(Fault::Limited(wait)) => limited = limited.max(Some(*wait)),
             Ok(Settled::Rejected(_)) if !rejected.iter().any(|key| *key == device.pushkey) => {
                 rejected.push(device.pushkey.clone().into_owned());
             }
             Ok(_) => {}
         }
     }
-    retry.map_or(Ok(rejected), Err)
+    let limited = limited.map(DeliveryError::Limited);
+    retry.or(limited).map_or(Ok(rejected), Err)
 }
 
 fn database_failed(error: &StoreError) -> Fault {

@@ -26,7 +26,7 @@ struct Notification {
     /// Its unread is the badge
     #[schema(value_type = Option<Object>)]
     counts: Option<serde_json::Value>,
-    #[schema(min_items = 1)]
+    #[schema(min_items = 1, max_items = 100)]
     devices: Vec<Device>,
 }
 
@@ -36,7 +36,7 @@ struct Device {
     app_id: String,
     #[schema(min_length = 1)]
     pushkey: String,
-    /// Its selector tells two accounts on one phone apart
+    /// Its selector tells two accounts on one phone apart; its mark shows that the pusher is ours
     #[schema(value_type = Option<Object>)]
     data: Option<serde_json::Value>,
     /// Its sound is the push's

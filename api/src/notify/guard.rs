@@ -1,8 +1,8 @@
-//! Stops rejections when PNM calls too many tokens gone at once.
+//! Stops rejections that are wrong in the mass.
 //!
-//! A homeserver deletes the pusher of a rejected token, and phones do not register again by themselves. If
-//! PNM, or our app id there, goes wrong, that would silence every phone within minutes. Then we rather let
-//! the homeserver try again until someone has looked.
+//! A homeserver deletes the pusher of a rejected pushkey, and phones do not register again by themselves. If PNM, or
+//! one of our app ids there, goes wrong, or if the database was lost or put back, that would silence every phone
+//! within minutes. Then we rather let the homeserver try again until someone has looked.
 
 use std::{
     collections::HashMap,
@@ -14,155 +14,310 @@ use ::metrics::Gauge;
 
 use crate::{keyed_hash::KeyedHash, metrics};
 
-/// Rejections are stopped from that many gone tokens on, if they are also more than half of all.
-const ENOUGH_GONE: usize = 20;
-/// Verdicts older than this many ticks are forgotten: ten minutes.
-const WINDOW_TICKS: u64 = 60;
-/// What verdicts are dated by; once a tick the old ones are swept out.
+/// Rejections are stopped from that many bad pushkeys on, if they are also more than half of all.
+const ENOUGH_BAD: usize = 20;
+/// What is older than this many ticks is forgotten: ten minutes.
+const WINDOW_TICKS: u8 = 60;
+/// What everything is dated by; once a tick the old is swept out.
 const TICK: Duration = Duration::from_secs(10);
-/// Most tokens remembered, 4 MiB; what comes on top is weighed, but not kept.
-const MAX_TOKENS: usize = 200_000;
+/// Most known and most unknown pushkeys remembered, 4 MiB in all; further ones are weighed, but not kept. Strangers
+/// can send any number of unknown ones, which must not keep the others out.
+const MAX_KNOWN: usize = 150_000;
+const MAX_UNKNOWN: usize = 50_000;
 
 /// The guard; one for the process.
 #[derive(Debug)]
 pub(crate) struct MassGuard {
     hash: KeyedHash,
     window: Mutex<Window>,
-    gauge: Gauge,
+    gone: Gauge,
+    unknown: Gauge,
+}
+
+/// What was last seen of a pushkey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Not in the database.
+    Unknown,
+    /// In the database; nothing is known of it at PNM.
+    Known,
+    /// PNM took a push to it.
+    Sent,
+    /// PNM called it gone.
+    Gone,
 }
 
 impl MassGuard {
     /// A guard that has seen nothing.
     pub(crate) fn new(now: Instant) -> Self {
-        let gauge = metrics::mass_guard();
-        gauge.set(0.0);
+        let (gone, unknown) = (metrics::mass_guard(), metrics::mass_unknown_guard());
+        gone.set(0.0);
+        unknown.set(0.0);
         Self {
             hash: KeyedHash::random(),
-            window: Mutex::new(Window::new(now, MAX_TOKENS)),
-            gauge,
+            window: Mutex::new(Window::new(now)),
+            gone,
+            unknown,
         }
     }
 
-    /// Notes that PNM took a push to this token.
-    pub(crate) fn sent(&self, app_id: &str, pushkey: &str, now: Instant) {
-        self.note(app_id, pushkey, false, now);
-    }
-
-    /// Notes that PNM calls this token gone; false if it must not be believed.
-    pub(crate) fn may_reject(&self, app_id: &str, pushkey: &str, now: Instant) -> bool {
-        !self.note(app_id, pushkey, true, now)
-    }
-
-    fn note(&self, app_id: &str, pushkey: &str, gone: bool, now: Instant) -> bool {
+    /// Notes what was seen of a pushkey. False for one that is unknown or gone, if that must not be believed.
+    pub(crate) fn note(&self, app_id: &str, pushkey: &str, seen: Seen, now: Instant) -> bool {
         let token = self.hash.of([app_id, pushkey].map(str::as_bytes)).half();
-        let (before, after, counts) = {
+        let app = self.hash.of([app_id.as_bytes()]).half() >> 32;
+        let app = App(u32::try_from(app).unwrap_or_default());
+        let (trips, tripped) = {
             let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = window.tripped;
-            let counts = window.note(token, gone, now);
-            (before, window.tripped, counts)
+            let trips = window.note(token, app, seen, now);
+            (trips, window.tripped(app, seen))
         };
-        match (before, after) {
-            (false, true) => {
-                self.gauge.set(1.0);
-                tracing::error!(
-                    gone = counts.gone,
-                    tokens = counts.all,
-                    "PNM calls most push tokens gone: no more rejections until that stops; check PNM_URL and \
-                     the app ids"
-                );
-            }
-            (true, false) => {
-                self.gauge.set(0.0);
-                tracing::info!(
-                    gone = counts.gone,
-                    tokens = counts.all,
-                    "PNM no longer calls most push tokens gone: rejections go on"
-                );
-            }
-            _ => {}
+        for trip in trips {
+            self.tell(trip, app_id);
         }
-        after
+        !tripped
+    }
+
+    fn tell(&self, trip: Trip, app_id: &str) {
+        let Trip { of, on, counts } = trip;
+        let Counts { bad, all, .. } = counts;
+        match (of, on) {
+            (Of::App { any }, true) => {
+                self.gone.set(f64::from(any));
+                tracing::error!(
+                    %app_id,
+                    gone = bad,
+                    tokens = all,
+                    "PNM calls most push tokens of this app gone: no more rejections of them until that stops; check \
+                     PNM_URL and the app id"
+                );
+            }
+            (Of::App { any }, false) => {
+                self.gone.set(f64::from(any));
+                tracing::info!(
+                    "PNM no longer calls most push tokens of an app gone: their rejections go on"
+                );
+            }
+            (Of::Unknown, true) => {
+                self.unknown.set(1.0);
+                tracing::error!(
+                    unknown = bad,
+                    pushkeys = all,
+                    "most pushkeys that the homeserver names are unknown here: no more rejections of unknown ones until \
+                     that stops; check whether the database was lost or put back, or whether strangers send them"
+                );
+            }
+            (Of::Unknown, false) => {
+                self.unknown.set(0.0);
+                tracing::info!(
+                    unknown = bad,
+                    pushkeys = all,
+                    "most pushkeys that the homeserver names are known again: rejections of unknown ones go on"
+                );
+            }
+        }
     }
 }
 
-/// PNM's last verdict about each token, over the last ten minutes.
+/// Stands for an app id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct App(u32);
+
+/// What was last seen of each pushkey, over the last ten minutes.
 #[derive(Debug)]
 struct Window {
     start: Instant,
     /// The tick of the last sweep.
     tick: u64,
-    verdicts: HashMap<u64, Verdict>,
-    gone: usize,
-    tripped: bool,
-    max_tokens: usize,
+    tokens: HashMap<u64, Token>,
+    /// Sent and gone tokens, by app.
+    apps: HashMap<App, Counts>,
+    /// Unknown pushkeys among all.
+    unknown: Counts,
+    /// Apps whose rejections are stopped.
+    stopped: u32,
+    max_known: usize,
+    max_unknown: usize,
 }
 
+// Narrow on purpose: with the key 16 bytes a token.
 #[derive(Debug, Clone, Copy)]
-struct Verdict {
-    // Narrow on purpose: with the key 16 bytes a token. Enough for 1,300 years of ticks.
-    tick: u32,
-    gone: bool,
+struct Token {
+    app: App,
+    /// Ticks since it was seen.
+    age: u8,
+    seen: Seen,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    bad: usize,
+    all: usize,
+    tripped: bool,
+}
+
+/// Rejections of a kind stop, or go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Trip {
+    of: Of,
+    on: bool,
+    counts: Counts,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Counts {
-    gone: usize,
-    all: usize,
+enum Of {
+    /// Those of an app's gone tokens; `any` says for how many apps they are stopped now.
+    App { any: u32 },
+    /// Those of unknown pushkeys.
+    Unknown,
+}
+
+impl Counts {
+    fn add(&mut self, bad: bool) {
+        self.all += 1;
+        self.bad += usize::from(bad);
+    }
+
+    fn remove(&mut self, bad: bool) {
+        self.all -= 1;
+        self.bad -= usize::from(bad);
+    }
+
+    /// True if that changes anything.
+    fn judge(&mut self) -> bool {
+        let tripped = self.bad >= ENOUGH_BAD && self.bad * 2 > self.all;
+        std::mem::replace(&mut self.tripped, tripped) != tripped
+    }
 }
 
 impl Window {
-    fn new(start: Instant, max_tokens: usize) -> Self {
+    fn new(start: Instant) -> Self {
         Self {
             start,
             tick: 0,
-            verdicts: HashMap::new(),
-            gone: 0,
-            tripped: false,
-            max_tokens,
+            tokens: HashMap::new(),
+            apps: HashMap::new(),
+            unknown: Counts::default(),
+            stopped: 0,
+            max_known: MAX_KNOWN,
+            max_unknown: MAX_UNKNOWN,
         }
     }
 
-    fn note(&mut self, token: u64, gone: bool, now: Instant) -> Counts {
+    /// Whether rejections for what was seen are stopped.
+    fn tripped(&self, app: App, seen: Seen) -> bool {
+        match seen {
+            Seen::Unknown => self.unknown.tripped,
+            Seen::Gone => self.apps.get(&app).is_some_and(|counts| counts.tripped),
+            Seen::Known | Seen::Sent => false,
+        }
+    }
+
+    fn note(&mut self, token: u64, app: App, seen: Seen, now: Instant) -> Vec<Trip> {
         let tick = now.saturating_duration_since(self.start).as_secs() / TICK.as_secs();
+        let mut trips = Vec::new();
         if tick > self.tick {
-            self.sweep(tick);
+            self.sweep(tick, &mut trips);
         }
-        let verdict = Verdict {
-            tick: u32::try_from(self.tick).unwrap_or(u32::MAX),
-            gone,
-        };
-        let mut counts = Counts { gone: 0, all: 0 };
-        if let Some(known) = self.verdicts.get_mut(&token) {
-            self.gone -= usize::from(known.gone);
-            self.gone += usize::from(gone);
-            *known = verdict;
-        } else if self.verdicts.len() < self.max_tokens {
-            self.verdicts.insert(token, verdict);
-            self.gone += usize::from(gone);
+        let mut noted = Token { app, age: 0, seen };
+        if let Some(known) = self.tokens.get(&token).copied() {
+            // PNM's last word stands until it says another.
+            if seen == Seen::Known && known.seen != Seen::Unknown {
+                noted.seen = known.seen;
+            }
+            self.uncount(known);
+        }
+        self.count(noted);
+        self.judge(app, &mut trips);
+        if self.has_room(token, noted) {
+            self.tokens.insert(token, noted);
         } else {
-            counts = Counts {
-                gone: usize::from(gone),
-                all: 1,
-            };
+            self.uncount(noted);
         }
-        counts.gone += self.gone;
-        counts.all += self.verdicts.len();
-        self.tripped = counts.gone >= ENOUGH_GONE && counts.gone * 2 > counts.all;
-        counts
+        trips
     }
 
-    fn sweep(&mut self, tick: u64) {
+    fn has_room(&self, token: u64, noted: Token) -> bool {
+        let unknown = self.unknown.bad;
+        self.tokens.contains_key(&token)
+            || match noted.seen {
+                // It is counted already.
+                Seen::Unknown => unknown <= self.max_unknown,
+                _ => self.unknown.all - unknown <= self.max_known,
+            }
+    }
+
+    fn count(&mut self, token: Token) {
+        self.unknown.add(token.seen == Seen::Unknown);
+        if let Seen::Sent | Seen::Gone = token.seen {
+            let counts = self.apps.entry(token.app).or_default();
+            counts.add(token.seen == Seen::Gone);
+        }
+    }
+
+    fn uncount(&mut self, token: Token) {
+        self.unknown.remove(token.seen == Seen::Unknown);
+        if let (Seen::Sent | Seen::Gone, Some(counts)) = (token.seen, self.apps.get_mut(&token.app))
+        {
+            counts.remove(token.seen == Seen::Gone);
+        }
+    }
+
+    fn judge(&mut self, app: App, trips: &mut Vec<Trip>) {
+        if let Some(counts) = self.apps.get_mut(&app)
+            && counts.judge()
+        {
+            let counts = *counts;
+            self.trip(counts, trips);
+        }
+        if self.unknown.judge() {
+            trips.push(Trip {
+                of: Of::Unknown,
+                on: self.unknown.tripped,
+                counts: self.unknown,
+            });
+        }
+    }
+
+    fn trip(&mut self, counts: Counts, trips: &mut Vec<Trip>) {
+        if counts.tripped {
+            self.stopped += 1;
+        } else {
+            self.stopped -= 1;
+        }
+        trips.push(Trip {
+            of: Of::App { any: self.stopped },
+            on: counts.tripped,
+            counts,
+        });
+    }
+
+    fn sweep(&mut self, tick: u64, trips: &mut Vec<Trip>) {
+        let passed = u8::try_from(tick - self.tick).unwrap_or(u8::MAX);
         self.tick = tick;
-        self.verdicts
-            .retain(|_, verdict| u64::from(verdict.tick) + WINDOW_TICKS >= tick);
-        self.gone = self
-            .verdicts
-            .values()
-            .filter(|verdict| verdict.gone)
-            .count();
+        let mut old = Vec::new();
+        self.tokens.retain(|_, token| {
+            token.age = token.age.saturating_add(passed);
+            let keep = token.age <= WINDOW_TICKS;
+            if !keep {
+                old.push(*token);
+            }
+            keep
+        });
+        for token in old {
+            self.uncount(token);
+        }
+        let changed: Vec<Counts> = self
+            .apps
+            .values_mut()
+            .filter_map(|counts| counts.judge().then_some(*counts))
+            .collect();
+        for counts in changed {
+            self.trip(counts, trips);
+        }
+        self.apps.retain(|_, counts| counts.all > 0);
         // Gives memory back after a busy hour, without doing so at every sweep.
-        if self.verdicts.capacity() > 4 * self.verdicts.len().max(1024) {
-            self.verdicts.shrink_to(2 * self.verdicts.len());
+        if self.tokens.capacity() > 4 * self.tokens.len().max(1024) {
+            self.tokens.shrink_to(2 * self.tokens.len());
         }
     }
 }
@@ -172,24 +327,29 @@ mod tests {
     use super::*;
 
     const MINUTE: Duration = Duration::from_mins(1);
+    const A: App = App(1);
+    const B: App = App(2);
 
     fn window() -> (Window, Instant) {
         let start = Instant::now();
-        (Window::new(start, 1000), start)
+        (Window::new(start), start)
     }
 
-    /// Notes tokens `from..to` and says whether the last one left the guard tripped.
-    fn note(window: &mut Window, tokens: std::ops::Range<u64>, gone: bool, now: Instant) -> bool {
+    /// Notes tokens `from..to` of app A, and says whether the last one left its rejection stopped.
+    fn note(window: &mut Window, tokens: std::ops::Range<u64>, seen: Seen, now: Instant) -> bool {
         for token in tokens {
-            window.note(token, gone, now);
+            window.note(token, A, seen, now);
         }
-        window.tripped
+        window.tripped(A, seen)
     }
+
+    /// What makes a wrong mass of each kind, and what is well.
+    const KINDS: [(Seen, Seen); 2] = [(Seen::Gone, Seen::Sent), (Seen::Unknown, Seen::Known)];
 
     #[test]
-    fn trips_at_the_twentieth_if_more_than_half_are_gone() {
+    fn trips_at_the_twentieth_if_more_than_half_are_bad() {
         let cases = [
-            // sent, gone, tripped
+            // well, bad, tripped
             (0, 19, false),
             (0, 20, true),
             (1, 19, false),
@@ -198,90 +358,125 @@ mod tests {
             (20, 21, true),
             (500, 400, false),
         ];
-        for (sent, gone, tripped) in cases {
-            let (mut window, now) = window();
-            note(&mut window, 0..sent, false, now);
-            assert_eq!(
-                note(&mut window, 500..500 + gone, true, now),
-                tripped,
-                "{sent} {gone}"
-            );
+        for (bad, well) in KINDS {
+            for (wells, bads, tripped) in cases {
+                let (mut window, now) = window();
+                note(&mut window, 0..wells, well, now);
+                assert_eq!(
+                    note(&mut window, 500..500 + bads, bad, now),
+                    tripped,
+                    "{wells} {well:?} {bads} {bad:?}"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn each_app_counts_for_itself() {
+        let (mut window, now) = window();
+        note(&mut window, 0..100, Seen::Sent, now);
+        let rejected = (1000..1060)
+            .filter(|token| {
+                window.note(*token, B, Seen::Gone, now);
+                !window.tripped(B, Seen::Gone)
+            })
+            .count();
+        assert_eq!(rejected, 19);
+        window.note(1, A, Seen::Gone, now);
+        assert!(!window.tripped(A, Seen::Gone));
+    }
+
+    #[test]
+    fn unknown_pushkeys_are_weighed_against_those_of_all_apps() {
+        let (mut window, now) = window();
+        for token in 0..30 {
+            window.note(token, if token < 15 { A } else { B }, Seen::Sent, now);
+        }
+        assert!(!note(&mut window, 100..130, Seen::Unknown, now));
+        assert!(note(&mut window, 130..131, Seen::Unknown, now));
+        note(&mut window, 50..51, Seen::Known, now);
+        assert!(!window.tripped(A, Seen::Unknown));
     }
 
     #[test]
     fn the_verdict_that_makes_it_twenty_is_withheld_already() {
         let now = Instant::now();
         let guard = MassGuard::new(now);
-        let believed = |n: u32| guard.may_reject("app", &format!("k{n}"), now);
-        assert!((0..19).all(believed));
-        assert!(!believed(19));
-        assert!(!believed(0), "and so is every other from then on");
-        for n in 0..20 {
-            guard.sent("app", &format!("alive{n}"), now);
-        }
-        assert!(
-            guard.may_reject("app", "k0", now),
-            "half is not more than half"
-        );
+        let note = |n: u32, seen| guard.note("app", &format!("k{n}"), seen, now);
+        assert!((0..19).all(|n| note(n, Seen::Gone)));
+        assert!(!note(19, Seen::Gone));
+        assert!(!note(0, Seen::Gone), "and so is every other from then on");
+        assert!((100..120).all(|n| note(n, Seen::Sent)));
+        assert!(note(0, Seen::Gone), "half is not more than half");
     }
 
     #[test]
-    fn a_token_counts_once_with_its_last_verdict() {
+    fn a_token_counts_once_with_the_last_word_about_it() {
         let (mut window, now) = window();
         for _ in 0..100 {
-            note(&mut window, 1..2, true, now);
+            note(&mut window, 1..2, Seen::Gone, now);
         }
-        assert!(!window.tripped);
-        assert!(note(&mut window, 0..30, true, now));
-        assert!(
-            !note(&mut window, 0..15, false, now),
-            "15 of 30 have come back"
-        );
-        let counts = window.note(0, false, now);
-        assert_eq!(counts, Counts { gone: 15, all: 30 });
+        assert!(!window.tripped(A, Seen::Gone));
+        assert!(note(&mut window, 0..30, Seen::Gone, now));
+        note(&mut window, 0..15, Seen::Known, now);
+        assert!(window.tripped(A, Seen::Gone), "that is no word of PNM");
+        note(&mut window, 0..15, Seen::Sent, now);
+        assert!(!window.tripped(A, Seen::Gone), "15 of 30 have come back");
+        let counts = window.apps[&A];
+        assert_eq!((counts.bad, counts.all), (15, 30));
+        note(&mut window, 0..30, Seen::Unknown, now);
+        assert_eq!(window.apps[&A].all, 0);
+        assert_eq!((window.unknown.bad, window.unknown.all), (30, 30));
     }
 
     #[test]
-    fn verdicts_are_forgotten_after_ten_minutes() {
+    fn what_was_seen_is_forgotten_after_ten_minutes() {
         let (mut window, start) = window();
-        assert!(note(&mut window, 0..30, true, start));
-        assert!(note(&mut window, 30..31, true, start + 10 * MINUTE));
-        let counts = window.note(31, true, start + 10 * MINUTE + TICK);
-        assert_eq!(counts, Counts { gone: 2, all: 2 });
-        assert!(!window.tripped);
-        window.note(1, false, start + 100 * MINUTE);
-        assert_eq!((window.verdicts.len(), window.gone), (1, 0));
+        assert!(note(&mut window, 0..30, Seen::Gone, start));
+        assert!(note(&mut window, 30..31, Seen::Gone, start + 10 * MINUTE));
+        let trips = window.note(31, B, Seen::Sent, start + 10 * MINUTE + TICK);
+        assert!(matches!(
+            trips[..],
+            [Trip {
+                of: Of::App { any: 0 },
+                on: false,
+                ..
+            }]
+        ));
+        assert_eq!((window.apps[&A].bad, window.apps[&A].all), (1, 1));
+        window.note(1, A, Seen::Sent, start + 100 * MINUTE);
+        assert_eq!((window.tokens.len(), window.apps.len()), (1, 1));
     }
 
     #[test]
-    fn goes_on_while_the_retries_are_called_gone_too() {
-        let (mut window, start) = window();
-        for minute in 0..60 {
-            let tripped = note(&mut window, 0..20, true, start + minute * MINUTE);
-            assert!(tripped, "minute {minute}");
+    fn goes_on_while_the_retries_are_bad_too() {
+        for (bad, _) in KINDS {
+            let (mut window, start) = window();
+            for minute in 0..60 {
+                let tripped = note(&mut window, 0..20, bad, start + minute * MINUTE);
+                assert!(tripped, "minute {minute}");
+            }
         }
     }
 
     #[test]
     fn is_bounded_and_weighs_what_it_cannot_keep() {
-        let start = Instant::now();
-        let mut window = Window::new(start, 100);
-        note(&mut window, 0..50, false, start);
-        note(&mut window, 50..1000, false, start);
-        assert_eq!(window.verdicts.len(), 100);
-        assert_eq!(window.note(2000, true, start), Counts { gone: 1, all: 101 });
-        assert!(note(&mut window, 0..60, true, start));
-        let later = start + 20 * MINUTE;
-        window.note(1, false, later);
-        assert_eq!(window.verdicts.len(), 1);
+        let (mut window, start) = window();
+        (window.max_known, window.max_unknown) = (100, 50);
+        note(&mut window, 0..1000, Seen::Sent, start);
+        assert_eq!((window.tokens.len(), window.apps[&A].all), (100, 100));
+        note(&mut window, 2000..3000, Seen::Unknown, start);
+        assert_eq!((window.tokens.len(), window.unknown.bad), (150, 50));
+        assert!(note(&mut window, 0..60, Seen::Gone, start));
+        window.note(1, A, Seen::Sent, start + 20 * MINUTE);
+        assert_eq!(window.tokens.len(), 1);
     }
 
     #[test]
     fn a_clock_that_stands_or_steps_back_does_no_harm() {
         let (mut window, start) = window();
-        let later = start + MINUTE;
-        window.note(1, true, later);
-        assert_eq!(window.note(2, true, start), Counts { gone: 2, all: 2 });
+        window.note(1, A, Seen::Gone, start + MINUTE);
+        window.note(2, A, Seen::Gone, start);
+        assert_eq!((window.apps[&A].bad, window.apps[&A].all), (2, 2));
     }
 }

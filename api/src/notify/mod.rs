@@ -1,5 +1,6 @@
 //! `POST /_matrix/push/v1/notify` of the Matrix push gateway API.
 
+mod bucket;
 pub(crate) mod cache;
 mod dedupe;
 pub(crate) mod delivery;
@@ -7,6 +8,7 @@ mod description;
 mod guard;
 pub(crate) mod notification;
 pub(crate) mod pnm;
+pub(crate) mod trust;
 
 use std::collections::BTreeMap;
 
@@ -94,6 +96,15 @@ impl From<DeliveryError> for Problem {
                 let words = "This gateway cannot take notifications at the moment; try again.";
                 Self::new(Matter::Unavailable, words)
             }
+            DeliveryError::Limited(wait) => Self::new(
+                Matter::TooMany,
+                "Too many notifications without our pusher's mark; try again later.",
+            )
+            .after(wait),
+            DeliveryError::Forbidden => Self::new(
+                Matter::Forbidden,
+                "The notification does not come from a pusher of this gateway.",
+            ),
         }
     }
 }
@@ -101,9 +112,20 @@ impl From<DeliveryError> for Problem {
 impl IntoResponses for DeliveryError {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
         errors::described(&[
-            (Matter::BadJson, "Not JSON, no notification, or no devices"),
+            (
+                Matter::BadJson,
+                "Not JSON, no notification, no devices, or more than 100",
+            ),
+            (
+                Matter::Forbidden,
+                "It does not come from a pusher of ours, and NOTIFY_AUTH=require",
+            ),
             (Matter::TooSlow, "The request took longer than 30 s"),
             (Matter::TooLarge, "The body is longer than 256 KiB"),
+            (
+                Matter::TooMany,
+                "Too many that do not come from a pusher of ours: try again, see Retry-After",
+            ),
             (Matter::Upstream, "PNM did not take it: try again"),
             (
                 Matter::Unavailable,
@@ -117,9 +139,10 @@ impl From<ParseError> for Problem {
     fn from(error: ParseError) -> Self {
         let matter = match error {
             ParseError::NotJson => Matter::NotJson,
-            ParseError::NoNotification | ParseError::NoDevices | ParseError::BadDevice => {
-                Matter::BadJson
-            }
+            ParseError::NoNotification
+            | ParseError::NoDevices
+            | ParseError::TooManyDevices
+            | ParseError::BadDevice => Matter::BadJson,
         };
         Self::new(matter, error.to_string())
     }

@@ -10,6 +10,9 @@ use std::{borrow::Cow, fmt};
 use serde::de::{DeserializeSeed, Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+/// Most devices of a notification. Synapse names one, and no user has a hundred phones.
+const MAX_DEVICES: usize = 100;
+
 /// A notification as the homeserver sent it, borrowing from the request body where it can.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Notification<'a> {
@@ -40,6 +43,8 @@ pub(crate) struct Device<'a> {
     pub(crate) pushkey: Cow<'a, str>,
     /// `data.selector`, which we put into the pusher and the homeserver hands back.
     pub(crate) selector: Option<Cow<'a, str>>,
+    /// `data.mark`, by which we recognise a pusher of ours.
+    pub(crate) mark: Option<Cow<'a, str>>,
     /// `tweaks.sound`.
     pub(crate) sound: Option<Cow<'a, str>>,
 }
@@ -56,6 +61,9 @@ pub(crate) enum ParseError {
     /// `devices` is missing, no list or empty.
     #[error("\"devices\" must be a list of at least one device.")]
     NoDevices,
+    /// `devices` has more than [`MAX_DEVICES`].
+    #[error("\"devices\" must not be longer than 100.")]
+    TooManyDevices,
     /// An entry of `devices` does not say whom to notify.
     #[error("Every device must be an object with the non-empty texts \"app_id\" and \"pushkey\".")]
     BadDevice,
@@ -108,6 +116,9 @@ impl<'a> Notification<'a> {
         let devices: Vec<&RawValue> = devices
             .and_then(|list| serde_json::from_str(list.get()).ok())
             .ok_or(ParseError::NoDevices)?;
+        if devices.len() > MAX_DEVICES {
+            return Err(ParseError::TooManyDevices);
+        }
         it.devices = devices
             .into_iter()
             .map(Device::read)
@@ -122,11 +133,19 @@ impl<'a> Notification<'a> {
 
 impl<'a> Device<'a> {
     fn read(raw: &'a RawValue) -> Option<Self> {
-        let (mut app_id, mut pushkey, mut selector, mut sound) = (None, None, None, None);
+        let (mut app_id, mut pushkey, mut sound) = (None, None, None);
+        let (mut selector, mut mark) = (None, None);
         each_field(raw, |key, value| match key {
             b"app_id" => app_id = text(value),
             b"pushkey" => pushkey = text(value),
-            b"data" => selector = field(value, b"selector").and_then(text),
+            b"data" => {
+                (selector, mark) = (None, None);
+                each_field(value, |key, value| match key {
+                    b"selector" => selector = text(value),
+                    b"mark" => mark = text(value),
+                    _ => {}
+                });
+            }
             b"tweaks" => sound = field(value, b"sound").and_then(text),
             _ => {}
         });
@@ -134,6 +153,7 @@ impl<'a> Device<'a> {
             app_id: app_id.filter(|id| !id.is_empty())?,
             pushkey: pushkey.filter(|key| !key.is_empty())?,
             selector,
+            mark,
             sound,
         })
     }

@@ -10,7 +10,13 @@ mod open;
 mod statements;
 mod url;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -64,6 +70,8 @@ pub struct Sqlite {
     targets: Batch<Pushkey, Vec<TargetRow>>,
     tasks: Batch<TaskOf, Loaded>,
     epoch: feed::Epoch,
+    /// Whether the feed tells of other processes.
+    follows: Arc<AtomicBool>,
     options: Arc<SqliteConnectOptions>,
 }
 
@@ -124,6 +132,7 @@ impl Sqlite {
             readers,
             operators,
             epoch,
+            follows: Arc::default(),
             options: Arc::new(options),
         })
     }
@@ -135,6 +144,9 @@ impl Sqlite {
 
     /// Has the feed tell what other processes change, too.
     pub fn follow_others(&self) {
+        if self.follows.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let options = SqliteConnectOptions::clone(&self.options);
         let follow = feed::follow(options, self.epoch.clone(), self.feed.clone());
         self.vital.spawn("change feed", follow);

@@ -9,8 +9,10 @@ use std::{
 use axum::{Router, extract::State, http::StatusCode};
 use bytes::Bytes;
 use matrix2acrobits_shared::{
+    clock::Clock,
     flow::PushTarget,
     ids::{AppId, Pushkey, Selector},
+    matrix::mark::{self, MarkKey, MarkKeys},
     process::net::{self, Outgoing},
 };
 use matrix2acrobits_store::StoreError;
@@ -20,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 use super::*;
+use crate::notify::trust::NotifyAuth;
 
 /// Tokens whose names say what is the matter with them.
 #[derive(Clone, Default)]
@@ -44,8 +47,8 @@ impl TokenBook for Book {
                 selector: Selector::parse(selector.unwrap_or("s")).unwrap(),
                 app_id: AppId::parse(app).unwrap(),
                 pushkey: Pushkey::parse(key).unwrap(),
-                owned: true,
                 dead: false,
+                owned: app != "nobodys",
             }),
         })
     }
@@ -113,8 +116,28 @@ pub(crate) struct Fixture {
     stopping: CancellationToken,
 }
 
+fn key() -> MarkKey {
+    MarkKey::new(&[7; mark::KEY_BYTES])
+}
+
+fn rules(auth: NotifyAuth) -> Rules {
+    let keys = MarkKeys {
+        current: key(),
+        previous: None,
+    };
+    let now = std::time::Instant::now();
+    Rules {
+        fallback: "x".to_owned(),
+        trust: Arc::new(Trust::new(auth, keys, Clock::system(), now)),
+    }
+}
+
 /// A deliverer whose PNM answers as the names of the tokens say.
 pub(crate) async fn fixture() -> Fixture {
+    fixture_with(NotifyAuth::Off).await
+}
+
+async fn fixture_with(auth: NotifyAuth) -> Fixture {
     net::install_tls();
     let pnm = Pnm::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -132,7 +155,14 @@ pub(crate) async fn fixture() -> Fixture {
         TaskTracker::new(),
         CancellationToken::new(),
     );
-    let deliverer = Deliverer::new(book.clone(), client, "x", tracker.clone(), stopping.clone());
+    let rules = rules(auth);
+    let deliverer = Deliverer::new(
+        book.clone(),
+        client,
+        rules,
+        tracker.clone(),
+        stopping.clone(),
+    );
     Fixture {
         deliverer,
         book,
@@ -348,6 +378,100 @@ async fn mass_rejections_are_withheld() {
     );
 }
 
+/// The same with marks by our key.
+fn marked(event: &str, keys: &[&str]) -> Bytes {
+    let device = |pushkey: &&str| {
+        json!({"app_id": "app", "pushkey": pushkey,
+            "data": {"selector": "sel", "mark": key().mark(pushkey)}})
+    };
+    let devices: Vec<_> = keys.iter().map(device).collect();
+    let body = json!({"notification": {"event_id": event, "devices": devices}});
+    body.to_string().into()
+}
+
+#[tokio::test]
+async fn a_repeat_of_what_was_sent_costs_no_budget() {
+    let it = fixture_with(NotifyAuth::Prefer).await;
+    for _ in 0..20 {
+        let answer = it.deliverer.deliver(request("$same", &["k1"])).await;
+        assert_eq!(answer, Ok(vec![]));
+    }
+    for n in 0..9 {
+        let body = request(&format!("$e{n}"), &["k1"]);
+        assert_eq!(it.deliverer.deliver(body).await, Ok(vec![]));
+    }
+    let over = it.deliverer.deliver(request("$over", &["k1"])).await;
+    assert!(matches!(over, Err(DeliveryError::Limited(wait)) if wait <= Duration::from_secs(3)));
+    let body = marked("$over", &["k1"]);
+    assert_eq!(it.deliverer.deliver(body).await, Ok(vec![]));
+    assert_eq!(it.pnm.pushes("k1"), 11);
+}
+
+#[tokio::test]
+async fn without_a_mark_nothing_passes_where_it_is_required() {
+    let it = fixture_with(NotifyAuth::Require).await;
+    for key in ["k1", "unknown-1", "dead-1", "broken-1"] {
+        let answer = it.deliverer.deliver(request("$e", &[key])).await;
+        assert_eq!(answer, Err(DeliveryError::Forbidden), "{key}");
+    }
+    assert!(it.pnm.pushes.lock().unwrap().is_empty());
+    let body = marked("$e", &["k1", "unknown-1"]);
+    let answer = it.deliverer.deliver(body).await;
+    assert_eq!(answer, Ok(vec!["unknown-1".to_owned()]));
+}
+
+#[tokio::test]
+async fn tokens_of_nobody_neither_count_in_the_guard_nor_hold_others_up() {
+    let it = fixture().await;
+    for n in 0..STRANGERS_AT_A_TIME {
+        let deliverer = it.deliverer.clone();
+        let key = format!("slow-{n}");
+        let body = nobodys(&format!("$e{n}"), &key);
+        tokio::spawn(async move { deliverer.deliver(body).await });
+        it.pnm.until_pushed(&key).await;
+    }
+    let busy = it.deliverer.deliver(nobodys("$e", "slow-x")).await;
+    assert_eq!(busy, Err(DeliveryError::Unavailable("overloaded")));
+    let answer = it.deliverer.deliver(request("$e", &["k1"])).await;
+    assert_eq!(answer, Ok(vec![]));
+    it.pnm.gate.notify_waiters();
+    for n in 0..30 {
+        let key = format!("gone-{n}");
+        let deliver = async || it.deliverer.deliver(nobodys("$f", &key)).await;
+        let mut answer = deliver().await;
+        while answer == Err(DeliveryError::Unavailable("overloaded")) {
+            answer = deliver().await;
+        }
+        assert_eq!(answer, Ok(vec![key]));
+    }
+}
+
+/// A request about a token of nobody.
+fn nobodys(event: &str, key: &str) -> Bytes {
+    let device = json!({"app_id": "nobodys", "pushkey": key});
+    let body = json!({"notification": {"event_id": event, "devices": [device]}});
+    body.to_string().into()
+}
+
+#[tokio::test]
+async fn a_mass_of_unknown_pushkeys_is_not_rejected() {
+    let it = fixture().await;
+    let unknown = |n: u32| format!("unknown-{n}");
+    for n in 0..19 {
+        let answer = it.deliverer.deliver(request("$e", &[&unknown(n)])).await;
+        assert_eq!(answer, Ok(vec![unknown(n)]));
+    }
+    let withheld = it.deliverer.deliver(request("$e", &[&unknown(19)])).await;
+    assert_eq!(withheld, Err(DeliveryError::Unavailable("mass_unknown")));
+    for n in 0..20 {
+        let known = if n % 2 == 0 { "k" } else { "dead-" };
+        let body = request("$e", &[&format!("{known}{n}")]);
+        assert!(it.deliverer.deliver(body).await.is_ok());
+    }
+    let answer = it.deliverer.deliver(request("$e", &[&unknown(19)])).await;
+    assert_eq!(answer, Ok(vec![unknown(19)]), "half is normal again");
+}
+
 #[tokio::test]
 async fn troubles_are_no_verdicts_for_the_guard() {
     let it = fixture().await;
@@ -394,7 +518,8 @@ async fn the_deadline_ends_the_request_but_not_the_push() {
     .unwrap();
     let tracker = TaskTracker::new();
     let stopping = CancellationToken::new();
-    let deliverer = Deliverer::new(Book::default(), client, "x", tracker.clone(), stopping);
+    let rules = rules(NotifyAuth::Off);
+    let deliverer = Deliverer::new(Book::default(), client, rules, tracker.clone(), stopping);
     let start = Instant::now();
     let keys: Vec<_> = (0..=DEVICES_AT_A_TIME).map(|n| format!("k{n}")).collect();
     let keys: Vec<_> = keys.iter().map(String::as_str).collect();

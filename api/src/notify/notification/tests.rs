@@ -39,6 +39,7 @@ fn reads_a_full_notification() {
         app_id: "com.example.app".into(),
         pushkey: "pushkey-1".into(),
         selector: Some("sel-123".into()),
+        mark: None,
         sound: Some("default".into()),
     };
     assert_eq!(it.devices, [device]);
@@ -296,5 +297,30 @@ fn the_event_is_named_by_event_id_or_by_id() {
             (expected, odd),
             "{fields}"
         );
+    }
+}
+
+#[test]
+fn a_hundred_devices_are_enough() {
+    let devices = |count| {
+        let list = vec![r#"{"app_id":"a","pushkey":"k"}"#; count].join(",");
+        parse(&format!(r#""event_id":"$e","devices":[{list}]"#)).map(|_| ())
+    };
+    assert_eq!(devices(100), Ok(()));
+    assert_eq!(devices(101), Err(ParseError::TooManyDevices));
+}
+
+#[test]
+fn the_mark_is_read_from_the_data() {
+    let mark = |data: &str| {
+        let body = format!(
+            r#"{{"notification":{{"devices":[{{"app_id":"a","pushkey":"k","data":{data}}}]}}}}"#
+        );
+        let it = Notification::parse(body.as_bytes()).unwrap();
+        it.devices[0].mark.as_deref().map(str::to_owned)
+    };
+    assert_eq!(mark(r#"{"selector":"s","mark":"m"}"#).as_deref(), Some("m"));
+    for data in ["null", "5", r#"{"mark":5}"#, r#"{"selector":"m"}"#] {
+        assert_eq!(mark(data), None, "{data}");
     }
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
+/// The key of the marks that the homeserver's notifications carry.
+pub(crate) const MARK_KEY: [u8; 32] = [7; 32];
 /// The app of all phones.
 pub(crate) const APP_ID: &str = "com.acrobits.softphone";
 
@@ -44,7 +46,7 @@ pub(crate) enum Rows {
     Waiting,
 }
 
-/// Adds rows for `count` phones to a database that the api has created.
+/// Adds rows for `count` phones to a database that the api has created, and sets the key of the marks.
 pub(crate) async fn fill(file: &Path, count: u64, rows: &[Rows]) -> Result<(), sqlx::Error> {
     let options = SqliteConnectOptions::new().filename(file);
     let mut database = SqliteConnection::connect_with(&options).await?;
@@ -59,6 +61,9 @@ pub(crate) async fn fill(file: &Path, count: u64, rows: &[Rows]) -> Result<(), s
             run(&mut database, &format!("{numbers} {statement}")).await?;
         }
     }
+    let key = MARK_KEY.escape_ascii().to_string().replace("\\x", "");
+    let sql = format!("UPDATE meta SET value = x'{key}' WHERE name = 'mark_key'");
+    run(&mut database, &sql).await?;
     run(&mut database, "COMMIT").await?;
     run(&mut database, "PRAGMA wal_checkpoint(TRUNCATE)").await?;
     database.close().await

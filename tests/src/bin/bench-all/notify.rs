@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use matrix2acrobits_tests::marks::MarkKey;
+
 use crate::bench::{Bench, Error, Gateway, Helper, Sample, Upstream, ratio};
 use crate::chart::{Axis, Panel, Series, chart};
 use crate::connection::post;
@@ -17,13 +19,15 @@ pub(crate) const PATH: &str = "/_matrix/push/v1/notify";
 pub(crate) const TAKEN: &[u8] = br#"{"rejected":[]}"#;
 
 /// Notifications as Synapse sends them with `event_id_only`, one device each, for any of `tokens` phones with
-/// equal chance, which no cache likes; every event is a new one.
+/// equal chance, which no cache likes; every event is a new one, and comes from a pusher with our mark.
 pub(crate) fn requests(tokens: u64) -> Requests {
+    let key = MarkKey::new(&fill::MARK_KEY);
     Arc::new(move |number, into| {
         let phone = mixed(number) % tokens;
         let (token, selector) = (fill::token(phone), fill::selector(phone));
+        let mark = key.mark(&token);
         let body = format!(
-            r#"{{"notification":{{"event_id":"${number:043}","room_id":"!IaZKy7HV3BbBltwUTv6PaFNAhT-QNqNF5Rj0SHhOEoc","counts":{{"unread":2}},"prio":"high","devices":[{{"app_id":"{APP_ID}","pushkey":"{token}","pushkey_ts":1795330844,"data":{{"format":"event_id_only","selector":"{selector}"}}}}]}}}}"#
+            r#"{{"notification":{{"event_id":"${number:043}","room_id":"!IaZKy7HV3BbBltwUTv6PaFNAhT-QNqNF5Rj0SHhOEoc","counts":{{"unread":2}},"prio":"high","devices":[{{"app_id":"{APP_ID}","pushkey":"{token}","pushkey_ts":1795330844,"data":{{"format":"event_id_only","selector":"{selector}","mark":"{mark}"}}}}]}}}}"#
         );
         post(PATH, &body, into);
     })

@@ -1,0 +1,327 @@
+//! Whose notification it is: one with our pusher's mark, or one that anybody could have sent. Without the mark
+//! a notification is pushed within a small budget, or not at all (NOTIFY_AUTH).
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{PushTarget, feed::Changed},
+    matrix::mark::MarkKeys,
+};
+use matrix2acrobits_store::Store;
+use tokio::sync::Notify;
+
+use super::bucket::{Bucket, Rate};
+use crate::keyed_hash::{Hashed, KeyedHash};
+
+/// For one token.
+const PER_TOKEN: Rate = Rate {
+    at_once: 10,
+    one_per: Duration::from_secs(3),
+};
+/// For all tokens of nobody together.
+const OF_NOBODY: Rate = Rate {
+    at_once: 30,
+    one_per: Duration::from_secs(1),
+};
+/// From so many buckets on, empty ones are thrown out. There are no more full ones than there are tokens.
+const MANY_BUCKETS: usize = 4096;
+
+/// What becomes of notifications without our pusher's mark (NOTIFY_AUTH).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotifyAuth {
+    /// They are pushed within a budget.
+    Prefer,
+    /// They are refused.
+    Require,
+    /// They are as good as any.
+    Off,
+}
+
+impl NotifyAuth {
+    /// Reads the setting.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "prefer" => Ok(Self::Prefer),
+            "require" => Ok(Self::Require),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("must be prefer, require or off, not {text:?}")),
+        }
+    }
+}
+
+/// What a device of a notification brings along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marked {
+    Right,
+    Wrong,
+    Missing,
+}
+
+impl Marked {
+    pub(crate) const ALL: [Self; 3] = [Self::Right, Self::Wrong, Self::Missing];
+
+    /// The word for metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Right => "right",
+            Self::Wrong => "wrong",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// Pause before the keys are read again from a database that does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Takes the keys of the marks anew when another process may have changed them. Runs forever.
+pub(crate) async fn follow_keys(trust: Arc<Trust>, store: Store) {
+    let stale = Arc::new(Notify::new());
+    let told = stale.clone();
+    store.listen(move |changed| {
+        if changed == Changed::Everything {
+            told.notify_one();
+        }
+    });
+    loop {
+        stale.notified().await;
+        match store.mark_keys().await {
+            Ok(keys) => trust.set_keys(keys),
+            Err(error) => {
+                tracing::debug!(%error, "the keys of the marks cannot be read");
+                tokio::time::sleep(PAUSE).await;
+                stale.notify_one();
+            }
+        }
+    }
+}
+
+/// Knows the marks, and keeps the budgets of what comes without.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    auth: NotifyAuth,
+    keys: RwLock<MarkKeys>,
+    clock: Clock,
+    budgets: Budgets,
+}
+
+impl Trust {
+    pub(crate) fn new(auth: NotifyAuth, keys: MarkKeys, clock: Clock, now: Instant) -> Self {
+        Self {
+            auth,
+            keys: RwLock::new(keys),
+            clock,
+            budgets: Budgets::new(now),
+        }
+    }
+
+    /// From now on these keys count.
+    pub(crate) fn set_keys(&self, keys: MarkKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// Looks at the mark that came with a pushkey.
+    pub(crate) fn look(&self, pushkey: &str, mark: Option<&str>) -> Marked {
+        let Some(mark) = mark else {
+            return Marked::Missing;
+        };
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        if keys.accept(pushkey, mark, || self.clock.unix()) {
+            Marked::Right
+        } else {
+            Marked::Wrong
+        }
+    }
+
+    /// Whether a notification with such a device is refused unread.
+    pub(crate) fn refuses(&self, marked: Marked) -> bool {
+        self.auth == NotifyAuth::Require && marked != Marked::Right
+    }
+
+    /// Takes one push to `target` from the budgets. `Err` says how long they are used up.
+    pub(crate) fn take(
+        &self,
+        marked: Marked,
+        target: &PushTarget,
+        now: Instant,
+    ) -> Result<(), Duration> {
+        if marked == Marked::Right || self.auth == NotifyAuth::Off {
+            return Ok(());
+        }
+        self.budgets.take(target, now)
+    }
+}
+
+#[derive(Debug)]
+struct Budgets {
+    hash: KeyedHash,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    per_token: HashMap<Hashed, Bucket>,
+    of_nobody: Bucket,
+    /// Once there are so many buckets, the empty ones go.
+    sweep_at: usize,
+}
+
+impl Budgets {
+    fn new(now: Instant) -> Self {
+        Self {
+            hash: KeyedHash::random(),
+            state: Mutex::new(State {
+                per_token: HashMap::new(),
+                of_nobody: Bucket::new(now),
+                sweep_at: MANY_BUCKETS,
+            }),
+        }
+    }
+
+    fn take(&self, target: &PushTarget, now: Instant) -> Result<(), Duration> {
+        let texts = [target.app_id.as_str(), target.pushkey.as_str()];
+        let token = self.hash.of(texts.map(str::as_bytes));
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        let token_wait = state
+            .per_token
+            .get(&token)
+            .and_then(|it| it.wait(PER_TOKEN, now));
+        let shared_wait = state
+            .of_nobody
+            .wait(OF_NOBODY, now)
+            .filter(|_| !target.owned);
+        if let Some(wait) = token_wait.max(shared_wait) {
+            return Err(wait);
+        }
+        if state.per_token.len() >= state.sweep_at {
+            state.per_token.retain(|_, bucket| !bucket.is_empty(now));
+            state.sweep_at = MANY_BUCKETS.max(2 * state.per_token.len());
+        }
+        let bucket = state.per_token.entry(token);
+        bucket.or_insert(Bucket::new(now)).fill(PER_TOKEN, now);
+        if !target.owned {
+            state.of_nobody.fill(OF_NOBODY, now);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use matrix2acrobits_shared::{
+        ids::{AppId, Pushkey, Selector},
+        matrix::mark::{KEY_BYTES, MarkKey},
+    };
+
+    use super::*;
+
+    fn target(pushkey: &str, owned: bool) -> PushTarget {
+        PushTarget {
+            row_id: 1,
+            report: 1,
+            selector: Selector::parse("s").unwrap(),
+            app_id: AppId::parse("a").unwrap(),
+            pushkey: Pushkey::parse(pushkey).unwrap(),
+            dead: false,
+            owned,
+        }
+    }
+
+    fn trust(auth: NotifyAuth, now: Instant) -> Trust {
+        let keys = MarkKeys {
+            current: MarkKey::new(&[1; KEY_BYTES]),
+            previous: None,
+        };
+        Trust::new(auth, keys, Clock::system(), now)
+    }
+
+    #[test]
+    fn marks_are_told_apart_and_follow_the_key() {
+        let it = trust(NotifyAuth::Prefer, Instant::now());
+        let [old, new] = [1, 2].map(|byte| MarkKey::new(&[byte; KEY_BYTES]));
+        let [old_mark, new_mark] = [&old, &new].map(|key| key.mark("k"));
+        assert_eq!(it.look("k", None), Marked::Missing);
+        assert_eq!(it.look("k", Some(old_mark.as_str())), Marked::Right);
+        assert_eq!(it.look("l", Some(old_mark.as_str())), Marked::Wrong);
+        assert_eq!(it.look("k", Some(new_mark.as_str())), Marked::Wrong);
+        it.set_keys(MarkKeys {
+            current: new,
+            previous: Some((old, i64::MAX)),
+        });
+        assert_eq!(it.look("k", Some(old_mark.as_str())), Marked::Right);
+        assert_eq!(it.look("k", Some(new_mark.as_str())), Marked::Right);
+    }
+
+    #[test]
+    fn only_require_refuses_and_only_what_has_no_right_mark() {
+        for (auth, wrong, right) in [
+            (NotifyAuth::Prefer, false, false),
+            (NotifyAuth::Require, true, false),
+            (NotifyAuth::Off, false, false),
+        ] {
+            let it = trust(auth, Instant::now());
+            assert_eq!(it.refuses(Marked::Missing), wrong);
+            assert_eq!(it.refuses(Marked::Wrong), wrong);
+            assert_eq!(it.refuses(Marked::Right), right);
+        }
+    }
+
+    #[test]
+    fn a_token_has_ten_at_once_and_one_more_every_three_seconds() {
+        let now = Instant::now();
+        let it = trust(NotifyAuth::Prefer, now);
+        let (mine, yours) = (target("mine", true), target("yours", true));
+        for _ in 0..10 {
+            assert_eq!(it.take(Marked::Missing, &mine, now), Ok(()));
+        }
+        let three = Duration::from_secs(3);
+        assert_eq!(it.take(Marked::Wrong, &mine, now), Err(three));
+        assert_eq!(it.take(Marked::Missing, &yours, now), Ok(()));
+        assert_eq!(it.take(Marked::Right, &mine, now), Ok(()));
+        assert_eq!(it.take(Marked::Missing, &mine, now + three), Ok(()));
+        assert_eq!(it.take(Marked::Missing, &mine, now + three), Err(three));
+    }
+
+    #[test]
+    fn tokens_of_nobody_share_thirty_and_one_a_second() {
+        let now = Instant::now();
+        let it = trust(NotifyAuth::Prefer, now);
+        let second = Duration::from_secs(1);
+        let nobodys = |n: u32| target(&format!("n{n}"), false);
+        for n in 0..30 {
+            assert_eq!(it.take(Marked::Missing, &nobodys(n), now), Ok(()));
+        }
+        assert_eq!(it.take(Marked::Missing, &nobodys(30), now), Err(second));
+        assert_eq!(it.take(Marked::Missing, &target("o", true), now), Ok(()));
+        assert_eq!(it.take(Marked::Right, &nobodys(30), now), Ok(()));
+        let later = now + second;
+        assert_eq!(it.take(Marked::Missing, &nobodys(31), later), Ok(()));
+        assert_eq!(it.take(Marked::Missing, &nobodys(32), later), Err(second));
+    }
+
+    #[test]
+    fn without_the_check_there_is_no_budget() {
+        let now = Instant::now();
+        let it = trust(NotifyAuth::Off, now);
+        for _ in 0..100 {
+            assert_eq!(it.take(Marked::Missing, &target("n", false), now), Ok(()));
+        }
+    }
+
+    #[test]
+    fn empty_buckets_are_thrown_out() {
+        let now = Instant::now();
+        let budgets = Budgets::new(now);
+        for n in 0..MANY_BUCKETS {
+            budgets.take(&target(&format!("t{n}"), true), now).unwrap();
+        }
+        let later = now + Duration::from_mins(1);
+        budgets.take(&target("one more", true), later).unwrap();
+        assert_eq!(budgets.state.lock().unwrap().per_token.len(), 1);
+    }
+}
