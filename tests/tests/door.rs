@@ -1,7 +1,7 @@
 //! Whose notifications are pushed: marks, budgets for what comes without, and guards against rejecting in the mass.
 
 use matrix2acrobits_tests::app::{App, Builder};
-use matrix2acrobits_tests::fixtures::{BOB, Phone, message};
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
 use matrix2acrobits_tests::http::Reply;
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::process::Program;
@@ -37,7 +37,9 @@ fn rejected(reply: Reply) -> Value {
 /// What the homeserver's pusher of a phone carries.
 fn data(app: &App, phone: &Phone) -> Value {
     let pushers = app.homeserver.pushers();
-    let pusher = pushers.iter().find(|it| it.pushkey == phone.token);
+    let pusher = pushers
+        .iter()
+        .find(|it| it.pushkey == phone.token && it.user_id == phone.user);
     pusher.map(|it| it.body["data"].clone()).unwrap_or_default()
 }
 
@@ -282,6 +284,37 @@ async fn a_mass_of_unknown_pushkeys_is_put_off_until_most_are_known() {
         "half is not most"
     );
     assert_eq!(app.api().log_lines("are unknown here").len(), 1);
+}
+
+#[tokio::test]
+async fn a_gone_token_is_dead_for_the_account_that_was_pushed_to() {
+    let bobs = Phone::new("bob").with_token("one-phone");
+    let alices = Phone::new("alice").with_token("one-phone").of(ALICE);
+    let app = App::builder().both("PUSHER_APPEND", "true").start().await;
+    app.enroll(&[&bobs, &alices]).await;
+    app.pusher_set(&bobs).await;
+    app.pusher_set(&alices).await;
+    app.pnm.answer_for("one-phone", Answer::Gone);
+    let reply = notify(&app, "$1", &handed_back(&app, &bobs)).await;
+    assert_eq!(rejected(reply), json!(["one-phone"]));
+    app.pnm.answer_for("one-phone", Answer::Ok);
+    let reply = notify(&app, "$2", &bobs.device()).await;
+    assert_eq!(
+        rejected(reply),
+        json!(["one-phone"]),
+        "dead, PNM is not asked"
+    );
+    let reply = notify(&app, "$2", &alices.device()).await;
+    assert_eq!(rejected(reply), json!([]), "PNM has not said so for Alice");
+    app.settled().await;
+    assert_eq!(app.homeserver.pushkeys_of(ALICE), ["one-phone"]);
+    let selectors: Vec<_> = app
+        .pnm
+        .pushes()
+        .iter()
+        .map(|push| push.body["Selector"].clone())
+        .collect();
+    assert_eq!(selectors, [json!(bobs.selector), json!(alices.selector)]);
 }
 
 #[tokio::test]
