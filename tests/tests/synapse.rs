@@ -102,7 +102,8 @@ impl Bridge {
 
 #[tokio::test]
 async fn from_report_to_push() {
-    let mut bridge = Bridge::start(|settings| settings).await;
+    // So every push shows that Synapse hands the mark back.
+    let mut bridge = Bridge::start(|settings| settings.api("NOTIFY_AUTH", "require")).await;
     let phone = Phone::seed();
     the_pusher_is_listed(&bridge, &phone).await;
     a_message_arrives_within_a_second(&bridge, &phone).await;
@@ -115,6 +116,7 @@ async fn the_pusher_is_listed(bridge: &Bridge, phone: &Phone) {
     bridge.enroll(phone).await;
     let pushers = bridge.synapse.pushers(BOB).await;
     let url = format!("{}/_matrix/push/v1/notify", bridge.app.api().public_url());
+    let mark = bridge.app.database.mark_key().await.mark(&phone.token);
     let mut listed = pushers[0].clone();
     // Synapse adds null for what we do not set.
     listed
@@ -131,7 +133,7 @@ async fn the_pusher_is_listed(bridge: &Bridge, phone: &Phone) {
             "pushkey": phone.token,
             "lang": "en",
             "profile_tag": "",
-            "data": {"format": "event_id_only", "url": url, "selector": phone.selector},
+            "data": {"format": "event_id_only", "url": url, "selector": phone.selector, "mark": mark},
         })
     );
 }
