@@ -24,8 +24,9 @@ pub(crate) struct Gate {
     long: Duration,
     rules: Mutex<Rules>,
     changed: watch::Sender<u64>,
-    /// One claim of this worker at a time, or they would only get in each other's way.
-    claims: tokio::sync::Mutex<()>,
+    /// Held from reading the row until what it says is known: what this worker writes it must not take for
+    /// another's, and its own jobs must not get in each other's way.
+    row: tokio::sync::Mutex<()>,
 }
 
 /// Held by a job while its requests run.
@@ -60,7 +61,7 @@ impl Gate {
             long,
             rules: Mutex::new(Rules::new(name, concurrency, long)),
             changed: watch::Sender::new(0),
-            claims: tokio::sync::Mutex::new(()),
+            row: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -72,6 +73,7 @@ impl Gate {
 
     /// Follows what other workers found.
     pub(crate) async fn follow(&self) -> Result<(), StoreError> {
+        let _alone = self.row.lock().await;
         let view = self.store.read_gate().await?;
         let now = self.now();
         let news = self.rules().follow(view.row, view.workers, now);
@@ -238,6 +240,7 @@ impl Gate {
 
     /// Brings an event into the row; false if it changes nothing there.
     async fn apply(&self, event: &Event) -> Result<bool, StoreError> {
+        let _alone = self.row.lock().await;
         loop {
             let view = self.store.read_gate().await?;
             let now = self.now();
@@ -260,7 +263,6 @@ impl Gate {
     }
 
     async fn claim_slot(&self) -> bool {
-        let _alone = self.claims.lock().await;
         self.apply(&Event::Slot).await.unwrap_or(false)
     }
 

@@ -18,6 +18,12 @@ const BURST: i64 = 5;
 const SLOT_MS: i64 = 200;
 /// A success vouches for the homeserver for this long.
 const LATELY_MS: i64 = 50;
+/// So many requests it vouches for even though another one has failed meanwhile: enough to meet a success where
+/// half of the answers fail, and few beside those that are under way when the homeserver goes down.
+const SPARE: usize = 5;
+/// Nor do failures shut the gate so soon after a success: half of the answers of a homeserver may fail, and
+/// the failures in a row that come about by chance would have shut it most of the time.
+const FLAKY_MS: i64 = 3000;
 /// After a failure among requests that took no slots, this worker sends nothing for this long.
 const HOLD_MS: i64 = 1000;
 /// Time between two tries, and the least that a 429 makes everybody wait.
@@ -26,6 +32,9 @@ const TRY_MS: i64 = 1000;
 const LEASE_MS: i64 = 8000;
 /// How long the worker that tries waits for a job to try with, before another gets its turn.
 const TRIAL_MS: i64 = 2000;
+/// After an answered probe so many jobs may fail, one after the other, before the next probe: where half of the
+/// answers fail, one alone says little.
+const TRIES: u32 = 3;
 /// While the homeserver answers probes and nothing else, a job in backoff is tried no sooner than this long
 /// after the last request, so that backoff means something and its return is noticed all the same.
 const QUIET_MS: i64 = 10_000;
@@ -314,6 +323,7 @@ pub enum Admission {
 #[derive(Debug, Clone, Copy)]
 struct Trial {
     since_ms: i64,
+    failures: u32,
     running: bool,
     /// A job in backoff is brought forward at once.
     hurry: bool,
@@ -330,7 +340,12 @@ pub struct Gate {
     /// Workers that live, this one included.
     workers: usize,
     failures: usize,
+    /// A success that vouches for the homeserver.
     last_well_ms: Option<i64>,
+    /// Requests that it vouched for after a failure.
+    spent: usize,
+    /// When the homeserver last worked, as far as this worker knows.
+    worked_ms: Option<i64>,
     /// Whether requests were sent without slots lately.
     running_free: bool,
     hold_ms: i64,
@@ -356,6 +371,8 @@ impl Gate {
             workers: 1,
             failures: 0,
             last_well_ms: None,
+            spent: 0,
+            worked_ms: None,
             running_free: false,
             hold_ms: 0,
             shutting: 0,
@@ -379,6 +396,7 @@ impl Gate {
         if self.row.epoch != before.epoch || self.row.condition != before.condition {
             self.failures = 0;
             self.last_well_ms = None;
+            self.worked_ms = (self.row.condition == Condition::Open).then_some(now);
         }
         if self.row.holder.as_ref() != Some(&self.me) {
             self.trial = None;
@@ -486,6 +504,7 @@ impl Gate {
             }
         }
         self.running_free = free;
+        self.spent += usize::from(free && self.failures > 0);
         if enters {
             self.enter(ticket);
         }
@@ -494,7 +513,7 @@ impl Gate {
 
     fn is_vouched_for(&self, now: i64) -> bool {
         let lately = |well| (well..well + LATELY_MS).contains(&now);
-        self.failures == 0 && self.last_well_ms.is_some_and(lately)
+        (self.failures == 0 || self.spent < SPARE) && self.last_well_ms.is_some_and(lately)
     }
 
     /// A job has ended.
@@ -519,8 +538,9 @@ impl Gate {
             }
             _ if !self.is_current(ticket) => return None,
             Sign::Well if open => {
-                self.failures = 0;
+                (self.failures, self.spent) = (0, 0);
                 self.last_well_ms = Some(now);
+                self.worked_ms = Some(now);
                 return None;
             }
             Sign::Well => Event::Well(ticket.epoch),
@@ -530,8 +550,15 @@ impl Gate {
                     self.hold_ms = now + HOLD_MS;
                 }
                 let enough = FAILURES_TO_SHUT.div_ceil(self.workers).max(2);
-                if open && self.failures < enough {
+                let flaky = |worked| (worked..worked + FLAKY_MS).contains(&now);
+                if open && (self.failures < enough || self.worked_ms.is_some_and(flaky)) {
                     return None;
+                }
+                if let Some(trial) = &mut self.trial {
+                    trial.failures += 1;
+                    if trial.failures < TRIES {
+                        return None;
+                    }
                 }
                 Event::Down(ticket.epoch, reason.clone())
             }
@@ -586,6 +613,7 @@ impl Gate {
         if self.row.condition != Condition::Open && self.row.holder.as_ref() == Some(&self.me) {
             self.trial = Some(Trial {
                 since_ms: now,
+                failures: 0,
                 running: false,
                 hurry: back,
             });
