@@ -17,10 +17,14 @@ use metrics::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::notify::{pnm::outcome::Outcome, trust::Marked};
+use crate::{
+    http::places::Full,
+    notify::{pnm::outcome::Outcome, trust::Marked},
+};
 
 const HTTP_REQUESTS: &str = "matrix2acrobits_http_requests_total";
 const HTTP_DURATION: &str = "matrix2acrobits_http_request_duration_seconds";
+const CONNECTIONS_REFUSED: &str = "matrix2acrobits_connections_refused_total";
 const TOKEN_REPORTS: &str = "matrix2acrobits_token_reports_total";
 const LOGINS: &str = "matrix2acrobits_logins_total";
 const DEVICES: &str = "matrix2acrobits_notify_devices_total";
@@ -59,6 +63,11 @@ pub(crate) fn start() -> PrometheusHandle {
         "Time that they took, by route and class of status (2xx, 4xx, 5xx, aborted)"
     );
     let _ = Http::new();
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        "Connections that were closed at once because too many were open, by limit: all, or one address"
+    );
+    let _ = Connections::new();
     describe_counter!(
         TOKEN_REPORTS,
         "Token and account removal reports, by result"
@@ -279,6 +288,31 @@ pub(crate) struct InFlight<'a>(&'a Gauge);
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.decrement(1.0);
+    }
+}
+
+/// Counts connections that are refused.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    refused: ByLabel<Full, 2>,
+}
+
+impl Connections {
+    pub(crate) fn new() -> Self {
+        let counter = |full| {
+            let limit = match full {
+                Full::All => "all",
+                Full::Address => "address",
+            };
+            counter!(CONNECTIONS_REFUSED, "limit" => limit)
+        };
+        Self {
+            refused: ByLabel::new([Full::All, Full::Address], counter),
+        }
+    }
+
+    pub(crate) fn refused(&self, full: Full) {
+        self.refused.add(full, 1);
     }
 }
 

@@ -17,7 +17,7 @@ use matrix2acrobits_shared::{
 };
 use url::Url;
 
-use crate::{identity::Proxies, notify::trust::NotifyAuth};
+use crate::{http::peers::Proxies, notify::trust::NotifyAuth};
 
 /// Settings that only `serve` uses, as they come from flags and environment.
 #[derive(Debug, Clone, Args)]

@@ -25,6 +25,9 @@ use crate::{
     reports::{Reports, tokenless::Tokenless},
 };
 
+/// Enough for the connections of both listeners, those to PNM and the database.
+const FILES: u64 = 10_000;
+
 pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let settings = cli.serve.parse(&cli.shared)?;
     let admin_addr = cli.admin.addr()?;
@@ -32,6 +35,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let database = cli.shared.database()?;
     logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
     go_proxy::log_notes(&cli.shared, true);
+    raise_file_limit();
     let metrics = metrics::start();
     let auth = Auth::new(&settings).map_err(Failure::other)?;
 
@@ -102,8 +106,13 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     );
     // Health stays reachable until the last delivery is done.
     let admin_stop = CancellationToken::new();
-    let admin_task = tokio::spawn(serve(admin_listener, admin, admin_stop.clone()));
-    serve(listener, public, stop).await;
+    let admin_task = tokio::spawn(serve(
+        admin_listener,
+        admin,
+        settings.trusted_proxies.clone(),
+        admin_stop.clone(),
+    ));
+    serve(listener, public, settings.trusted_proxies, stop).await;
     deliveries.close();
     deliveries.wait().await;
     auth.finish().await;
@@ -111,6 +120,23 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let _ = admin_task.await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Many shells and service managers start programs with 1,024 file descriptors, which the listener's connections
+/// would use up, and allow more to those that ask.
+fn raise_file_limit() {
+    match rlimit::increase_nofile_limit(FILES) {
+        Ok(files) if files < FILES => {
+            tracing::warn!(
+                files,
+                needed = FILES,
+                "the limit on open files is low: under many connections new ones will fail; raise LimitNOFILE or \
+                 ulimit -n"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit on open files could not be raised"),
+    }
 }
 
 async fn bind(name: &'static str, addr: SocketAddr) -> Result<TcpListener, SettingError> {

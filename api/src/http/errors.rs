@@ -37,6 +37,8 @@ pub(crate) enum Matter {
     Upstream,
     /// We have trouble.
     Unavailable,
+    /// We have more to do than we can.
+    Overloaded,
 }
 
 impl Matter {
@@ -59,6 +61,7 @@ impl Matter {
             Self::TooMany => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             Self::Upstream => (StatusCode::BAD_GATEWAY, "M_UNKNOWN"),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "M_LIMIT_EXCEEDED"),
         }
     }
 }

@@ -4,3 +4,7 @@ pub(crate) mod errors;
 pub(crate) mod health;
 pub(crate) mod listener;
 pub(crate) mod observe;
+pub(crate) mod peers;
+pub(crate) mod places;
+mod refusal;
+mod seldom;

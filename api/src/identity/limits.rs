@@ -16,8 +16,10 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-use super::caller::network;
-use crate::keyed_hash::{Hashed, KeyedHash};
+use crate::{
+    http::peers::network,
+    keyed_hash::{Hashed, KeyedHash},
+};
 
 /// The time in which the failures below may happen; a full bucket lets one login through whenever its share
 /// of this has passed.
@@ -133,7 +135,7 @@ impl Limits {
     }
 
     fn keys(&self, name: &str, address: Option<IpAddr>) -> [Hashed; 3] {
-        let (name, network) = (spelling(name), network(address).to_be_bytes());
+        let (name, network) = (spelling(name), address.map_or(0, network).to_be_bytes());
         let key = |kind: &[u8], name: &[u8], network: &[u8]| self.hash.of([kind, name, network]);
         [
             key(b"both", name.as_bytes(), &network),

@@ -16,10 +16,13 @@ use std::{
 
 use matrix2acrobits_shared::{ids::UserId, secret::Secret};
 
-pub(crate) use self::caller::{Caller, Proxies};
+pub(crate) use self::caller::Caller;
 use self::{gate::Gate, strangers::Strangers};
 use crate::{
-    http::errors::{Matter, Problem},
+    http::{
+        errors::{Matter, Problem},
+        peers::Proxies,
+    },
     settings::Settings,
 };
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::caller::network;
+use crate::http::peers::network;
 
 const WINDOW: Duration = Duration::from_hours(1);
 /// Most addresses remembered; of one that is forgotten the count begins anew.
@@ -39,7 +39,7 @@ impl Strangers {
     /// How long this address has to wait before it may add another.
     pub(super) fn wait(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
         let share = self.share.filter(|_| !is_ourselves(address))?;
-        let clear_at = self.clear_at.get(&network(address))?;
+        let clear_at = self.clear_at.get(&key(address))?;
         let wait = (clear_at.saturating_duration_since(now) + share).saturating_sub(WINDOW);
         (!wait.is_zero()).then_some(wait)
     }
@@ -58,9 +58,14 @@ impl Strangers {
     /// This address has added one.
     pub(super) fn added(&self, address: Option<IpAddr>, now: Instant) {
         let Some(share) = self.share else { return };
-        let entry = self.clear_at.entry(network(address));
+        let entry = self.clear_at.entry(key(address));
         entry.and_upsert_with(|old| old.map_or(now, |old| old.into_value().max(now)) + share);
     }
+}
+
+/// Callers without an address share one.
+fn key(address: Option<IpAddr>) -> u128 {
+    address.map_or(0, network)
 }
 
 fn is_ourselves(address: Option<IpAddr>) -> bool {
