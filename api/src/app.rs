@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     appservice,
     http::{
-        errors,
+        bodies::Bodies,
+        errors::{self, method_not_allowed},
         health::{self, Readiness},
         observe::ObserveLayer,
     },
@@ -22,10 +23,15 @@ use crate::{
 };
 
 /// The endpoints for phones and the homeserver.
-pub(crate) fn public(reports: Reports, deliverer: Deliverer, hs_token: Option<Secret>) -> Router {
+pub(crate) fn public(
+    reports: Reports,
+    deliverer: Deliverer,
+    hs_token: Option<Secret>,
+    bodies: &Bodies,
+) -> Router {
     let router = Router::new()
-        .merge(reports::router(reports))
-        .merge(notify::router(deliverer))
+        .merge(reports::router(reports, bodies))
+        .merge(notify::router(deliverer, bodies))
         .route("/health", get(health::health));
     let router = match hs_token {
         Some(token) => router.merge(appservice::router(token)),
@@ -33,7 +39,7 @@ pub(crate) fn public(reports: Reports, deliverer: Deliverer, hs_token: Option<Se
     };
     router
         .fallback(errors::not_found)
-        .method_not_allowed_fallback(errors::method_not_allowed)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(ObserveLayer::new())
 }
 
@@ -59,6 +65,6 @@ pub(crate) fn admin(
         )
         .merge(operator::router(store, answers, tokenless, token))
         .fallback(errors::not_found)
-        .method_not_allowed_fallback(errors::method_not_allowed)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(ObserveLayer::new())
 }

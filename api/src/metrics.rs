@@ -18,7 +18,7 @@ use metrics::{
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::{
-    http::places::Full,
+    http::shares::Full,
     notify::{pnm::outcome::Outcome, trust::Marked},
 };
 

@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     app,
     cli::{Cli, Failure},
-    http::listener::serve,
+    http::{bodies::Bodies, listener::serve},
     identity::Auth,
     metrics,
     notify::{
@@ -103,6 +103,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         },
         deliverer,
         settings.hs_token.clone(),
+        &Bodies::new(settings.trusted_proxies.clone()),
     );
     // Health stays reachable until the last delivery is done.
     let admin_stop = CancellationToken::new();

@@ -23,6 +23,7 @@ pub mod nethcti;
 pub mod pnm;
 pub mod process;
 pub mod python;
+pub mod raw;
 pub mod server;
 pub mod synapse;
 pub mod tls;

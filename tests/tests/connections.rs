@@ -1,14 +1,11 @@
 //! How many connections the public listener holds: nobody can take all of them.
 
-use std::net::SocketAddr;
-
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{Phone, message};
 use matrix2acrobits_tests::http::send;
+use matrix2acrobits_tests::raw::Raw;
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
 
 /// Connections of both ends of these tests, and some for the rest of a process.
 const FILES: u64 = 10_000;
@@ -21,43 +18,20 @@ fn raise_file_limit() {
     );
 }
 
-fn listener(app: &App) -> SocketAddr {
-    let url = app.api().public_url();
-    url.trim_start_matches("http://").parse().unwrap()
-}
-
-async fn connect(app: &App, from: &str) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    let from = SocketAddr::new(from.parse().unwrap(), 0);
-    socket.bind(from).unwrap();
-    socket.connect(listener(app)).await.unwrap()
-}
-
-/// Asks for something small; the status, or none if the connection is closed without an answer.
-async fn status(stream: &mut TcpStream) -> Option<u16> {
-    // A connection that was refused may be gone before this arrives.
-    let _ = stream
-        .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await;
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.ok()?;
-    std::str::from_utf8(&head[9..]).ok()?.parse().ok()
-}
-
 /// Connections that are served, from one address.
-async fn hold(app: &App, from: &str, count: usize) -> Vec<TcpStream> {
+async fn hold(app: &App, from: &str, count: usize) -> Vec<Raw> {
     let mut held = Vec::with_capacity(count);
     for number in 0..count {
-        let mut stream = connect(app, from).await;
-        assert_eq!(status(&mut stream).await, Some(200), "{from}, {number}");
-        held.push(stream);
+        let mut raw = Raw::from(app, from).await;
+        assert_eq!(raw.ask().await, Some(200), "{from}, {number}");
+        held.push(raw);
     }
     held
 }
 
 async fn refused(app: &App, from: &str) {
     for _ in 0..20 {
-        let answer = status(&mut connect(app, from).await).await;
+        let answer = Raw::from(app, from).await.ask().await;
         assert!(matches!(answer, None | Some(503)), "{answer:?}");
     }
 }
@@ -67,10 +41,7 @@ async fn one_address_holds_256_and_others_are_served() {
     let app = App::builder().without_worker().start().await;
     let held = hold(&app, "127.0.0.2", 256).await;
     refused(&app, "127.0.0.2").await;
-    assert_eq!(
-        status(&mut connect(&app, "127.0.0.3").await).await,
-        Some(200)
-    );
+    assert_eq!(Raw::from(&app, "127.0.0.3").await.ask().await, Some(200));
     send(app.public(Method::GET, "/health"))
         .await
         .expect_status(200);
@@ -83,7 +54,7 @@ async fn one_address_holds_256_and_others_are_served() {
 
     drop(held);
     eventually(SOON, "its places are free again", async || {
-        status(&mut connect(&app, "127.0.0.2").await).await == Some(200)
+        Raw::from(&app, "127.0.0.2").await.ask().await == Some(200)
     })
     .await;
 }
@@ -107,18 +78,18 @@ async fn a_proxy_holds_3072_and_all_together_4096() {
     let mut others = Vec::new();
     while others.len() < 1024 {
         let from = format!("127.0.2.{}", others.len() / 256 + 1);
-        let mut stream = connect(&app, &from).await;
-        if status(&mut stream).await != Some(200) {
+        let mut raw = Raw::from(&app, &from).await;
+        if raw.ask().await != Some(200) {
             break;
         }
-        others.push(stream);
+        others.push(raw);
     }
     // The connections of this test's client are among the 4,096.
     assert!((1000..1024).contains(&others.len()), "{}", others.len());
     refused(&app, "127.0.0.9").await;
     others.truncate(500);
     eventually(SOON, "there are places again", async || {
-        status(&mut connect(&app, "127.0.0.9").await).await == Some(200)
+        Raw::from(&app, "127.0.0.9").await.ask().await == Some(200)
     })
     .await;
 }

@@ -529,3 +529,25 @@ async fn a_head_that_is_too_long_is_refused() {
     let reply = send(request.header("x-long", &long)).await;
     assert_eq!(reply.status, 431);
 }
+
+#[tokio::test]
+async fn head_changes_nothing() {
+    let app = App::builder().without_worker().start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    for path in [
+        "/api/client/push_token_report?selector=s&token_msgs=t&app_id_msgs=a".to_owned(),
+        format!(
+            "/api/client/account_removal_report?{}",
+            encoded(&[("selector", &phone.selector)])
+        ),
+    ] {
+        let reply = send(app.public(Method::HEAD, &path)).await;
+        assert_eq!((reply.status, reply.text.as_str()), (405, ""));
+    }
+    assert_eq!(app.database.count("push_tokens").await, 1);
+    app.notify(&message("$1", &[phone.device()]))
+        .await
+        .expect_status(200);
+    assert_eq!(app.pnm.pushes().len(), 1);
+}

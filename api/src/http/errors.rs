@@ -30,8 +30,11 @@ pub(crate) enum Matter {
     NotFound,
     NoSuchPath,
     NoSuchMethod,
+    /// What is not HTTP, or not an HTTP that we speak.
+    NotHttp,
     TooSlow,
     TooLarge,
+    HeadTooLarge,
     TooMany,
     /// Somebody whom we depend on has trouble.
     Upstream,
@@ -56,8 +59,10 @@ impl Matter {
             Self::NotFound => (StatusCode::NOT_FOUND, "M_NOT_FOUND"),
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "M_UNRECOGNIZED"),
             Self::NoSuchMethod => (StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED"),
+            Self::NotHttp => (StatusCode::BAD_REQUEST, "M_UNRECOGNIZED"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE"),
+            Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "M_TOO_LARGE"),
             Self::TooMany => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             Self::Upstream => (StatusCode::BAD_GATEWAY, "M_UNKNOWN"),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),

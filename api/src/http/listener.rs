@@ -1,4 +1,4 @@
-//! Serves a router on a listener so that slow or silent clients cannot hold it up.
+//! Accepts connections, as many as there are places for, and waits for them when the process stops.
 
 use std::{
     net::SocketAddr,
@@ -6,45 +6,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{ConnectInfo, Request},
-    middleware::{self, Next},
-    response::{IntoResponse as _, Response},
-};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
+use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
-use tower::util::ServiceExt as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     http::{
-        errors::{Matter, Problem},
+        connection,
+        errors::Matter,
         peers::Proxies,
-        places::{Full, Places},
         refusal::refusal,
         seldom::Seldom,
+        shares::{Amounts, Full, Shares},
     },
     metrics::Connections,
 };
 
-/// How long a connection may take to send a request's headers, and may idle between requests: longer than
-/// the 60 s of common reverse proxies, so that they close first.
-const HEADERS: Duration = Duration::from_secs(75);
-/// How long a request may take in all, its body included: twice what a notification may take.
-const REQUEST: Duration = Duration::from_secs(30);
-/// Most of a request's head, in bytes, give or take what one read brings; more is answered 431. Reports by GET
-/// have their fields there.
-const MAX_HEAD: usize = 32 * 1024;
+/// Connections of a listener.
+const CONNECTIONS: Amounts = Amounts {
+    all: 4096,
+    address: 256,
+    proxy: 3072,
+};
 /// Pause after a failed accept, most often for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop`, then finishes the requests that have begun. One of `proxies` may hold more connections
+/// Serves until `stop`, then answers the requests that are complete. One of `proxies` may hold more connections
 /// than others.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -52,9 +39,8 @@ pub(crate) async fn serve(
     proxies: Proxies,
     stop: CancellationToken,
 ) {
-    let router = router.layer(middleware::from_fn(bounded));
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Places::new(proxies));
+    let connections = TaskTracker::new();
+    let places = Arc::new(Shares::new(CONNECTIONS, proxies));
     let door = Door::new();
     loop {
         let accepted = tokio::select! {
@@ -69,7 +55,7 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let place = match places.take(peer.ip()) {
+        let place = match places.take(peer.ip(), 1) {
             Ok(place) => place,
             Err(full) => {
                 door.refuse(&stream, peer, full);
@@ -79,29 +65,15 @@ pub(crate) async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let router = router.clone();
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request
-                .extensions_mut()
-                .insert::<ConnectInfo<SocketAddr>>(ConnectInfo(peer));
-            router.clone().oneshot(request)
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        let (router, stop) = (router.clone(), stop.clone());
+        connections.spawn(async move {
             let _place = place;
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended");
-            }
+            connection::serve(stream, peer, router, stop).await;
         });
     }
     drop(listener);
-    graceful.shutdown().await;
+    connections.close();
+    connections.wait().await;
 }
 
 /// Turns away what cannot be served, and tells the operator now and then.
@@ -140,13 +112,5 @@ impl Door {
         if let Some(times) = self.failures.due(Instant::now()) {
             tracing::warn!(%error, times, "connections could not be accepted");
         }
-    }
-}
-
-/// A trickling body does not hold a connection for ever.
-async fn bounded(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(REQUEST, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Problem::new(Matter::TooSlow, "The request took too long.").into_response(),
     }
 }

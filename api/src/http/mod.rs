@@ -1,10 +1,13 @@
 //! What all endpoints share: the listener, the form of errors, request ids and logs, health.
 
+pub(crate) mod bodies;
+mod connection;
 pub(crate) mod errors;
 pub(crate) mod health;
 pub(crate) mod listener;
 pub(crate) mod observe;
 pub(crate) mod peers;
-pub(crate) mod places;
+mod progress;
 mod refusal;
 mod seldom;
+pub(crate) mod shares;

@@ -15,8 +15,9 @@ use std::collections::BTreeMap;
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    extract::{State, rejection::BytesRejection},
     http::{HeaderValue, header::CONTENT_TYPE},
+    middleware,
     response::{IntoResponse as _, Response},
     routing::post,
 };
@@ -28,7 +29,10 @@ use utoipa::{
 };
 
 use crate::{
-    http::errors::{self, Matter, Problem},
+    http::{
+        bodies::{self, Bodies},
+        errors::{self, Matter, Problem},
+    },
     notify::{
         delivery::{Deliverer, DeliveryError, TokenBook},
         notification::ParseError,
@@ -44,10 +48,13 @@ const MAX_BODY: usize = 256 * 1024;
 pub(crate) struct Description;
 
 /// The endpoint.
-pub(crate) fn router<T: TokenBook>(deliverer: Deliverer<T>) -> Router {
+pub(crate) fn router<T: TokenBook>(deliverer: Deliverer<T>, bodies: &Bodies) -> Router {
     Router::new()
         .route("/_matrix/push/v1/notify", post(notify))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(
+            bodies.up_to(MAX_BODY),
+            bodies::read,
+        ))
         .with_state(deliverer)
 }
 
@@ -120,7 +127,7 @@ impl IntoResponses for DeliveryError {
                 Matter::Forbidden,
                 "It does not come from a pusher of ours, and NOTIFY_AUTH=require",
             ),
-            (Matter::TooSlow, "The request took longer than 30 s"),
+            (Matter::TooSlow, "The request took too long to arrive"),
             (Matter::TooLarge, "The body is longer than 256 KiB"),
             (
                 Matter::TooMany,
@@ -163,17 +170,21 @@ mod tests {
     use tower::util::ServiceExt as _;
 
     use super::*;
-    use crate::notify::delivery::tests::{fixture, request};
+    use crate::{
+        http::peers::Proxies,
+        notify::delivery::tests::{fixture, request},
+    };
 
     #[tokio::test]
     async fn answers_in_json_whatever_happens() {
         let it = fixture().await;
-        let router = router(it.deliverer.clone());
+        let router = router(it.deliverer.clone(), &Bodies::new(Proxies::default()));
         let large = Bytes::from(vec![b' '; MAX_BODY + 1]);
         let malformed =
             json!({"errcode": "M_BAD_JSON", "error": "The body has no object \"notification\"."});
         let not_json = json!({"errcode": "M_NOT_JSON", "error": "The body is not JSON."});
-        let too_large = json!({"errcode": "M_TOO_LARGE", "error": "The body is too large."});
+        let too_large =
+            json!({"errcode": "M_TOO_LARGE", "error": "The body is longer than 256 KiB."});
         let cases = [
             (request("$e", &["k1"]), 200, json!({"rejected": []})),
             (

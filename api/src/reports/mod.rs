@@ -8,8 +8,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, FromRef, FromRequest, FromRequestParts as _, Request, State},
+    extract::{FromRef, FromRequest, FromRequestParts as _, Request, State},
     http::header::CONTENT_TYPE,
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -31,7 +32,10 @@ use self::{
     tokenless::Tokenless,
 };
 use crate::{
-    http::errors::{self, Matter, Problem, method_not_allowed},
+    http::{
+        bodies::{self, Bodies},
+        errors::{self, Matter, Problem, method_not_allowed},
+    },
     identity::{Auth, AuthError, Caller},
 };
 
@@ -59,7 +63,7 @@ impl FromRef<Reports> for Auth {
 }
 
 /// The endpoints.
-pub(crate) fn router(reports: Reports) -> Router {
+pub(crate) fn router(reports: Reports, bodies: &Bodies) -> Router {
     // axum answers HEAD with the handler of GET, and this one changes something.
     let report = get(report_by_get).head(method_not_allowed);
     let removal = get(removal_by_get).head(method_not_allowed);
@@ -69,7 +73,10 @@ pub(crate) fn router(reports: Reports) -> Router {
             "/api/client/account_removal_report",
             removal.post(removal_by_post),
         )
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(
+            bodies.up_to(MAX_BODY),
+            bodies::read,
+        ))
         .with_state(reports)
 }
 
@@ -359,7 +366,7 @@ impl IntoResponses for ReportError {
             (Matter::InvalidParam, "A field is missing or wrong"),
             (Matter::LoginRefused, "The login was refused"),
             (Matter::Forbidden, "The selector belongs to another user"),
-            (Matter::TooSlow, "The request took longer than 30 s"),
+            (Matter::TooSlow, "The request took too long to arrive"),
             (Matter::TooLarge, "The body is longer than 64 KiB"),
             (
                 Matter::TooMany,

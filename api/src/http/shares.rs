@@ -1,0 +1,206 @@
+//! Shares of what there is only so much of, such as connections: one address gets a part, so that nobody can
+//! take everything.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::http::peers::{Proxies, network};
+
+/// How much there is of something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Amounts {
+    /// In all.
+    pub(super) all: usize,
+    /// For one address (IPv6: one /64).
+    pub(super) address: usize,
+    /// For an address where a reverse proxy may stand, with everybody behind it.
+    pub(super) proxy: usize,
+}
+
+/// What there is, and who holds how much of it.
+#[derive(Debug)]
+pub(super) struct Shares {
+    amounts: Amounts,
+    proxies: Proxies,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    all: usize,
+    by_address: HashMap<u128, usize>,
+}
+
+/// Why there is nothing left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// All of it is taken.
+    All,
+    /// This address has its share.
+    Address,
+}
+
+/// An amount that somebody holds; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    shares: Arc<Shares>,
+    key: u128,
+    amount: usize,
+}
+
+impl Shares {
+    pub(super) fn new(amounts: Amounts, proxies: Proxies) -> Self {
+        Self {
+            amounts,
+            proxies,
+            held: Mutex::default(),
+        }
+    }
+
+    /// As much as that, for this address.
+    pub(super) fn take(self: &Arc<Self>, peer: IpAddr, amount: usize) -> Result<Share, Full> {
+        let peer = peer.to_canonical();
+        // A proxy counts by itself, not with its neighbours in the same IPv6 network.
+        let (key, most) = if self.proxies.may_be(peer) {
+            let bits = match peer {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+                IpAddr::V6(v6) => v6.to_bits(),
+            };
+            (bits, self.amounts.proxy)
+        } else {
+            (network(peer), self.amounts.address)
+        };
+        let mut held = self.lock();
+        if held.all + amount > self.amounts.all {
+            return Err(Full::All);
+        }
+        let here = held.by_address.get(&key).copied().unwrap_or_default();
+        if here + amount > most {
+            return Err(Full::Address);
+        }
+        held.by_address.insert(key, here + amount);
+        held.all += amount;
+        let shares = self.clone();
+        Ok(Share {
+            shares,
+            key,
+            amount,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.shares.lock();
+        held.all = held.all.saturating_sub(self.amount);
+        if let Some(here) = held.by_address.get_mut(&self.key) {
+            *here = here.saturating_sub(self.amount);
+            if *here == 0 {
+                held.by_address.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares() -> Arc<Shares> {
+        let proxies = Proxies::parse("10.0.0.0/8, 2001:db8::5").unwrap();
+        let amounts = Amounts {
+            all: 40,
+            address: 3,
+            proxy: 30,
+        };
+        Arc::new(Shares::new(amounts, proxies))
+    }
+
+    /// Takes one after the other for as long as there are any for these addresses.
+    fn fill(shares: &Arc<Shares>, peers: &[&str]) -> (Vec<Share>, Full) {
+        let peers: Vec<IpAddr> = peers.iter().map(|peer| peer.parse().unwrap()).collect();
+        let mut taken = Vec::new();
+        loop {
+            match shares.take(peers[taken.len() % peers.len()], 1) {
+                Ok(place) => taken.push(place),
+                Err(full) => return (taken, full),
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_address_may_hold() {
+        for (peers, most) in [
+            (&["192.0.2.1"][..], 3),
+            (&["192.0.2.1", "::ffff:192.0.2.1"], 3),
+            (&["2001:db8:0:1::1", "2001:db8:0:1:ffff::2"], 3),
+            (&["2001:db8:0:1::1", "2001:db8:0:2::1"], 6),
+            (&["127.0.0.2"], 3),
+            (&["127.0.0.1"], 30),
+            (&["::1"], 30),
+            (&["10.1.2.3"], 30),
+            (&["2001:db8::5"], 30),
+        ] {
+            let (taken, full) = fill(&shares(), peers);
+            assert_eq!((taken.len(), full), (most, Full::Address), "{peers:?}");
+        }
+    }
+
+    #[test]
+    fn neighbours_of_a_proxy_take_nothing_of_its_own() {
+        let shares = shares();
+        let (_taken, _) = fill(&shares, &["2001:db8::6"]);
+        assert!(shares.take("2001:db8::5".parse().unwrap(), 1).is_ok());
+    }
+
+    #[test]
+    fn there_is_an_end_for_all_together() {
+        let shares = shares();
+        let (proxy, _) = fill(&shares, &["10.0.0.1"]);
+        let (other, full) = fill(&shares, &["10.0.0.2"]);
+        assert_eq!(
+            (proxy.len() + other.len(), full),
+            (40, Full::All),
+            "two proxies"
+        );
+        let stranger = "192.0.2.1".parse().unwrap();
+        assert_eq!(shares.take(stranger, 1).unwrap_err(), Full::All);
+        drop(other);
+        assert!(shares.take(stranger, 1).is_ok());
+    }
+
+    #[test]
+    fn what_is_given_back_leaves_nothing_behind() {
+        let shares = shares();
+        for number in 0..10_000_u32 {
+            let peer = IpAddr::V4(number.into());
+            drop(shares.take(peer, 1).unwrap());
+        }
+        let held = shares.lock();
+        assert_eq!((held.all, held.by_address.len()), (0, 0));
+    }
+
+    #[test]
+    fn large_amounts_count_as_what_they_are() {
+        let shares = shares();
+        let peer = "192.0.2.1".parse().unwrap();
+        let two = shares.take(peer, 2).unwrap();
+        assert_eq!(shares.take(peer, 2).unwrap_err(), Full::Address);
+        let _one = shares.take(peer, 1).unwrap();
+        drop(two);
+        assert!(shares.take(peer, 2).is_ok());
+        let proxy = "10.0.0.1".parse().unwrap();
+        let _most = shares.take(proxy, 30).unwrap();
+        assert_eq!(
+            shares.take("10.0.0.2".parse().unwrap(), 10).unwrap_err(),
+            Full::All
+        );
+    }
+}
