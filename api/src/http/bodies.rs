@@ -4,12 +4,13 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
     body::Body,
     extract::{ConnectInfo, Request, State},
+    http::header::EXPECT,
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -29,6 +30,11 @@ const IN_FLIGHT: Amounts = Amounts {
     address: 8 << 20,
     proxy: 32 << 20,
 };
+
+/// Most bytes of a refused body that are read all the same.
+const DISCARDED: usize = 1 << 20;
+/// How long that may take.
+const DISCARDING: Duration = Duration::from_secs(2);
 
 /// The budget that all routes share.
 #[derive(Debug, Clone)]
@@ -72,6 +78,10 @@ pub(crate) async fn read(State(limit): State<Limit>, request: Request, next: Nex
     let size = request.body().size_hint().exact();
     let size = size.map_or(Some(limit), |size| usize::try_from(size).ok());
     let Some(size) = size.filter(|size| *size <= limit) else {
+        // A client that asks first has sent nothing yet.
+        if !request.headers().contains_key(EXPECT) {
+            discard(request.into_body()).await;
+        }
         return too_large(limit);
     };
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
@@ -93,6 +103,23 @@ pub(crate) async fn read(State(limit): State<Limit>, request: Request, next: Nex
             Problem::new(Matter::NotJson, words).into_response()
         }
     }
+}
+
+/// Reads a refused body without keeping it: closing a connection on bytes that are still on their way resets it,
+/// and the client would never see why.
+async fn discard(mut body: Body) {
+    let mut left = DISCARDED;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, |bytes| bytes.len());
+            if bytes > left {
+                return;
+            }
+            left -= bytes;
+        }
+    };
+    // One that takes longer is cut off.
+    let _ = tokio::time::timeout(DISCARDING, reading).await;
 }
 
 fn too_large(limit: usize) -> Response {
