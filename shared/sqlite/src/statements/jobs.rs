@@ -11,7 +11,7 @@ use super::{from_json, json};
 use crate::errors::from_sqlx;
 
 /// Gives each of these pushers, which have none, a job that is due at its time. It writes what apalis' own `push_tasks`
-/// writes (a test compares) and the pusher's id, but all in one statement.
+/// writes and the pusher's id, but all in one statement.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     pushers: &[(i64, i64)],
