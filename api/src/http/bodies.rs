@@ -111,7 +111,7 @@ async fn discard(mut body: Body) {
     let mut left = DISCARDED;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
-            let bytes = frame.data_ref().map_or(0, |bytes| bytes.len());
+            let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
             if bytes > left {
                 return;
             }

@@ -56,6 +56,52 @@ async fn pushers_survive_the_change_of_their_table() {
     assert_eq!(last, 12);
 }
 
+/// The migration that gives the queue columns of its own.
+const QUEUE_COLUMNS: i64 = 20_261_125_000_002;
+
+#[tokio::test]
+async fn jobs_of_the_first_version_keep_their_facts() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/old.db?mode=rwc", folder.path().display());
+    let mut old = SqliteConnection::connect(&url).await.unwrap();
+    let ours = sqlx::migrate!("../../migrations/sqlite");
+    let theirs = SqliteStorage::migrations();
+    let all = ours.iter().chain(theirs.iter());
+    let before = all.filter(|it| it.version < QUEUE_COLUMNS).cloned();
+    let before = Migrator::with_migrations(before.collect());
+    before.run_direct(None, &mut old, false).await.unwrap();
+    let jobs = r#"INSERT INTO Jobs (id, job, job_type, status, attempts, run_at, metadata, idempotency_key)
+                  VALUES ('1', '{}', 'sync_pusher', 'Pending', 0, 5, '{}', 'pusher:1'),
+                      ('2', '{}', 'sync_pusher', 'Queued', 1, 5, NULL, 'pusher:2'),
+                      ('3', '{}', 'sync_pusher', 'Failed', 2, 5, '{"not_before":77}', 'pusher:3'),
+                      ('4', '{}', 'sync_pusher', 'Killed', 3, 5, '{"lost":4}', 'pusher:4'),
+                      ('5', '{}', 'sync_pusher', 'Pending', 1, 5, '{"lost":0}', 'pusher:5'),
+                      ('6', '{}', 'sync_pusher', 'Failed', 2, 5, 'no {json', 'pusher:6'),
+                      ('7', '{}', 'sync_pusher', 'Failed', 2, 5, '{"not_before":"soon"}', 'pusher:x')"#;
+    sqlx::query(jobs).execute(&mut old).await.unwrap();
+    old.close().await.unwrap();
+
+    let url = url.trim_end_matches("?mode=rwc");
+    let database = DatabaseUrl::from_str(url).unwrap();
+    let sharing = Sharing::ahead(Duration::from_secs(10));
+    let store = Sqlite::open(&database, sharing, Clock::system()).await;
+    let kept = "SELECT json_array(id, status, attempts, pusher_id, not_before, lost, recalled) FROM Jobs ORDER BY id";
+    let kept: Vec<String> = sqlx::query_scalar(kept)
+        .fetch_all(store.unwrap().readers())
+        .await
+        .unwrap();
+    let expected = [
+        r#"["1","Pending",0,1,null,null,0]"#,
+        r#"["2","Queued",1,2,null,null,0]"#,
+        r#"["3","Failed",2,3,77,null,0]"#,
+        r#"["4","Killed",3,4,null,4,0]"#,
+        r#"["5","Pending",1,5,null,null,0]"#,
+        r#"["6","Failed",2,6,null,null,0]"#,
+        r#"["7","Failed",2,null,null,null,0]"#,
+    ];
+    assert_eq!(kept, expected);
+}
+
 #[test]
 fn two_open_a_new_file_at_once() {
     for _ in 0..60 {
