@@ -86,6 +86,14 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         );
     }
 
+    // Without the store this process is of no use; its supervisor starts it anew.
+    let (vital, ends) = (store.clone(), stop.clone());
+    let watch = vital.clone();
+    tokio::spawn(async move {
+        watch.died().await;
+        ends.cancel();
+    });
+
     let tokenless = Arc::new(Tokenless::new(Clock::system()));
     let admin = app::admin(
         store.clone(),
@@ -119,6 +127,9 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     auth.finish().await;
     admin_stop.cancel();
     let _ = admin_task.await;
+    if vital.has_died() {
+        return Err(Failure::other("a task of the store ended by a panic"));
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -117,6 +117,9 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         marks::renew(jobs.store.clone(), jobs.pusher.clone(), jobs.key.clone()),
     ));
     tasks.spawn(feed(shared.clone(), sender));
+    // A task of the store that has panicked ends this one, and so the worker.
+    let store = shared.store.clone();
+    tasks.spawn(until(stop.clone(), async move { store.died().await }));
     // Beats until the last job has ended: others must not take over what still runs here.
     let ended = CancellationToken::new();
     tasks.spawn(until(ended.clone(), heartbeat(shared.clone())));

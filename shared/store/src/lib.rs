@@ -108,6 +108,13 @@ impl Store {
         }
     }
 
+    /// Whether one has.
+    pub fn has_died(&self) -> bool {
+        match self {
+            Self::Sqlite(database) => database.vital.has_died(),
+        }
+    }
+
     /// Has `listener` told what commits of this process or another make untrue of what is remembered: after the
     /// commit, and before anybody is answered. It must be quick and must not wait.
     pub fn listen(&self, listener: impl Fn(Changed<'_>) + Send + Sync + 'static) {
