@@ -64,38 +64,6 @@ impl Program {
     }
 }
 
-/// Builds both binaries, in the profile of this program, so that they lie next to it. Only for a program that
-/// `cargo run` has started: tests find theirs built.
-pub fn build() -> Result<(), String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut cargo = std::process::Command::new(cargo);
-    cargo.arg("build");
-    for program in [Program::Api, Program::Worker] {
-        cargo.args(["-p", program.name()]);
-    }
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    // `cargo run` describes the running package to it. A build script that looks at such variables (ring's
-    // does) would run again, and half of the dependencies with it, here and in the next build.
-    for (name, _) in std::env::vars_os() {
-        let told = ["CARGO_PKG_", "CARGO_MANIFEST_"];
-        if told
-            .iter()
-            .any(|prefix| name.to_string_lossy().starts_with(prefix))
-        {
-            cargo.env_remove(name);
-        }
-    }
-    let status = cargo.status();
-    let status = status.map_err(|error| format!("cargo does not start: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err("the programs do not build".into())
-    }
-}
-
 fn set_up<'a>(command: &'a mut Command, env: &Env) -> &'a mut Command {
     command
         .env_clear()

@@ -131,7 +131,6 @@ async fn play(args: Args) -> Result<(), Error> {
         }
         None => {}
     }
-    matrix2acrobits_tests::process::build()?;
     let bench = Bench::new(args.quick)?;
     bench.cores.stay_off();
     println!("{}\n", docs::machine(&bench));

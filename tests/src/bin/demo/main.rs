@@ -5,6 +5,7 @@
 )]
 
 mod synapse;
+mod tell;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -16,7 +17,8 @@ use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::http::segment;
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::within;
-use serde_json::Value;
+
+use tell::{answered, rounded, short, show, title};
 
 /// Shows what matrix2acrobits does, step by step. Nothing leaves this machine.
 #[derive(Debug, Parser)]
@@ -45,8 +47,6 @@ async fn main() -> ExitCode {
 }
 
 async fn play(args: &Args) -> Step {
-    println!("Building the two programs.");
-    matrix2acrobits_tests::process::build()?;
     if args.synapse {
         return synapse::play(args.keep).await;
     }
@@ -78,12 +78,10 @@ async fn report_during_outage(app: &App, phone: &Phone) -> Step {
     );
     app.homeserver.break_with(Fault::Refuse).await;
     app.map(&phone.selector, BOB).await;
-    println!("  POST /api/client/push_token_report {}", phone.report());
+    println!("  POST /api/client/push_token_report");
+    show(&phone.report());
     let reply = app.report(&phone.report()).await;
-    println!(
-        "  -> {} {} after {:?}",
-        reply.status, reply.text, reply.took
-    );
+    answered(reply.status, &reply.text, reply.took);
     require(reply.status == 200, "the report is not taken")?;
     reached("a job that waits in the database", async || {
         app.database
@@ -108,7 +106,10 @@ async fn homeserver_returns(app: &App, phone: &Phone) -> Step {
     let back = Instant::now();
     app.homeserver.repair().await;
     reached("the pusher", async || has_only(app, phone)).await?;
-    println!("  set {:?} after the homeserver's return:", back.elapsed());
+    println!(
+        "  set {} after the homeserver's return:",
+        rounded(back.elapsed())
+    );
     let body = app.homeserver.pushers().pop().map(|pusher| pusher.body);
     show(&body.unwrap_or_default());
     reached("an empty queue", async || {
@@ -148,7 +149,7 @@ async fn token_changes(app: &App, phone: &Phone) -> Result<Phone, String> {
         } else {
             "set"
         };
-        println!("  {kind:8}{}", call.pushkey());
+        println!("  {kind:8}{}", short(call.pushkey()));
     }
     Ok(renewed)
 }
@@ -210,16 +211,6 @@ async fn stop(app: &mut App) -> Step {
 
 fn has_only(app: &App, phone: &Phone) -> bool {
     app.homeserver.pushkeys_of(BOB) == [phone.token.clone()]
-}
-
-fn title(number: u8, text: &str) {
-    println!("\n{number}. {text}");
-}
-
-fn show(body: &Value) {
-    for line in format!("{body:#}").lines() {
-        println!("  {line}");
-    }
 }
 
 fn require(holds: bool, otherwise: &str) -> Step {

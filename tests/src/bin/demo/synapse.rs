@@ -11,7 +11,10 @@ use matrix2acrobits_tests::pnm::{Answer, Push};
 use matrix2acrobits_tests::process::Program;
 use matrix2acrobits_tests::synapse::{self, Synapse, User};
 
-use super::{Step, reached, require, show, stop, title};
+use super::{
+    Step, reached, require, stop,
+    tell::{answered, rounded, short, show, title},
+};
 
 pub(super) async fn play(keep: bool) -> Step {
     install()?;
@@ -66,16 +69,13 @@ async fn report_while_it_is_down(app: &App, synapse: &mut Synapse, phone: &Phone
     synapse.stop().await;
     app.map(&phone.selector, BOB).await;
     let reply = app.report(&phone.report()).await;
-    println!(
-        "  -> {} {} after {:?}",
-        reply.status, reply.text, reply.took
-    );
+    answered(reply.status, &reply.text, reply.took);
     require(reply.status == 200, "the report is not taken")?;
     title(2, "Synapse comes back, and gets the pusher.");
     synapse.start_again().await;
     let back = Instant::now();
     pushers_are(synapse, &[phone]).await?;
-    println!("  set {:?} after Synapse was ready:", back.elapsed());
+    println!("  set {} after Synapse was ready:", rounded(back.elapsed()));
     for pusher in synapse.pushers(BOB).await {
         show(&pusher);
     }
@@ -87,10 +87,8 @@ async fn message(app: &App, alice: &User, room: &str) -> Step {
     let said = Instant::now();
     let event = alice.say(room, "Hello!").await;
     let push = push_of(app, &event).await?;
-    println!(
-        "  {:?} after she wrote:",
-        push.at.saturating_duration_since(said)
-    );
+    let late = push.at.saturating_duration_since(said);
+    println!("  {} after she wrote:", rounded(late));
     show(&push.body);
     Ok(())
 }
@@ -106,7 +104,7 @@ async fn token_changes(app: &App, synapse: &Synapse, phone: &Phone) -> Result<Ph
     let reply = app.report(&renewed.report()).await;
     require(reply.status == 200, "the report is not taken")?;
     pushers_are(synapse, &[&renewed]).await?;
-    println!("  Synapse lists {} alone", renewed.token);
+    println!("  Synapse lists {} alone", short(&renewed.token));
     Ok(renewed)
 }
 
