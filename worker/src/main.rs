@@ -2,16 +2,21 @@
 
 mod admin;
 mod beat;
-mod cli;
+mod commands;
+mod doctor;
+mod feeder;
 mod gate;
+mod heartbeat;
+mod job;
 mod marks;
 mod metrics;
+mod prober;
 mod run;
 mod settings;
 mod startup;
-mod sync_pusher;
+mod upkeep;
 
-use cli::{Cli, Command};
+use commands::{Cli, Command};
 use matrix2acrobits_shared::process::{net, settings::parse_cli};
 
 #[tokio::main]
@@ -20,11 +25,11 @@ async fn main() {
     let cli: Cli = parse_cli();
     let result = match cli.command.clone().unwrap_or(Command::Run) {
         Command::Run => startup::run(&cli).await,
-        Command::Jobs(jobs) => cli::jobs::run(&cli, &jobs).await,
-        Command::Replay(replay) => cli::replay::run(&cli, &replay).await,
-        Command::Marks(marks) => cli::marks::run(&cli, &marks).await,
-        Command::Doctor(doctor) => cli::doctor::run(&cli, &doctor).await,
-        Command::Healthcheck => cli::healthcheck(&cli).await,
+        Command::Jobs(jobs) => commands::jobs::run(&cli, &jobs).await,
+        Command::Replay(replay) => commands::replay::run(&cli, &replay).await,
+        Command::Marks(marks) => commands::marks::run(&cli, &marks).await,
+        Command::Doctor(doctor) => doctor::run(&cli, &doctor).await,
+        Command::Healthcheck => commands::healthcheck(&cli).await,
     };
     if let Err(failure) = result {
         failure.exit();

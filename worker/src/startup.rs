@@ -14,10 +14,10 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     admin,
     beat::Beat,
-    cli::{Cli, Failure},
+    commands::{Cli, Failure},
     gate::Gate,
+    job::Jobs,
     metrics, run,
-    sync_pusher::Jobs,
 };
 
 pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {

@@ -1,6 +1,5 @@
 //! The worker's command line.
 
-pub(crate) mod doctor;
 pub(crate) mod jobs;
 pub(crate) mod marks;
 pub(crate) mod replay;
@@ -19,7 +18,10 @@ use matrix2acrobits_store::{DatabaseUrl, LookError, Role, Store};
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
-use crate::settings::{AdminArgs, RunArgs};
+use crate::{
+    doctor,
+    settings::{AdminArgs, RunArgs},
+};
 
 /// Sets, renews and deletes pushers at the Matrix homeserver, from a durable queue.
 ///
@@ -63,7 +65,7 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
 
 /// Opens a database that must be there and of this release: a listing of a new, empty one would mislead, and a
 /// command must not change what the running processes work on.
-async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
+pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database: DatabaseUrl = cli.shared.database()?;
     let wrong = |problem: LookError| SettingError::new("DATABASE_URL", problem.to_string());
     Store::look(&database).await.map_err(wrong)?;
@@ -71,7 +73,7 @@ async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
 }
 
 /// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.
-fn print(line: impl fmt::Display) -> bool {
+pub(crate) fn print(line: impl fmt::Display) -> bool {
     use std::io::Write;
     writeln!(std::io::stdout(), "{line}").is_ok()
 }

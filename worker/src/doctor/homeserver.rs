@@ -6,7 +6,7 @@ use super::{
     Report,
     ask::{Asker, Reply},
 };
-use crate::{cli::Cli, settings::Settings};
+use crate::{commands::Cli, settings::Settings};
 
 /// Seconds that two clocks may differ: a proxy's Date can be a little old.
 const SKEW: i64 = 30;

@@ -11,7 +11,8 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_store::{Store, StoreError};
 
-use super::{Failure, Report, ask::Asker};
+use super::{Report, ask::Asker};
+use crate::commands::Failure;
 
 const PAGE: u32 = 1000;
 

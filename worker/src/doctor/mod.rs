@@ -13,9 +13,12 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_store::Store;
 
-use super::{Cli, Failure, open_existing, print};
-use crate::settings::Settings;
 use ask::Asker;
+
+use crate::{
+    commands::{Cli, Failure, open_existing, print},
+    settings::Settings,
+};
 
 /// A ready job that has waited longer than this many seconds is not being taken.
 const STUCK: i64 = 60;

@@ -1,0 +1,141 @@
+//! Takes due jobs from the queue, and watches the database so that it knows when there are some.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use matrix2acrobits_shared::{
+    flow::{Claim, Claimed, Held},
+    rules::jobs,
+};
+use matrix2acrobits_store::StoreError;
+use tokio::sync::mpsc;
+
+use crate::{
+    metrics,
+    run::{PAUSE, Shared, WATCH},
+};
+
+/// How often the queue is looked at while something waits for its time.
+const POLL_WAITING: Duration = Duration::from_millis(500);
+/// How often it is looked at whatever the watcher says.
+const POLL_IDLE: Duration = Duration::from_secs(15);
+/// How often the gate is read even if nothing seems to have changed: workers die without a word.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+/// Takes due jobs from the queue as long as the gate lets some through and there is room.
+pub(crate) async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
+    let mut gate = shared.gate.watch();
+    while !shared.stop.is_cancelled() {
+        gate.mark_unchanged();
+        let room = shared
+            .most
+            .saturating_sub(shared.held.load(Ordering::SeqCst));
+        let wanted = if shared.gate.is_open() {
+            room
+        } else {
+            // One to try with, if none is at hand.
+            usize::from(shared.gate.is_trying() && room == shared.most)
+        };
+        let pause = match take(&shared, wanted).await {
+            Ok(taken) => {
+                let enough = !taken.is_empty() && taken.len() >= wanted;
+                for held in taken {
+                    // The channel has room for all that may be held, and apalis listens until we stop.
+                    if jobs.send(held).await.is_err() {
+                        break;
+                    }
+                }
+                if enough {
+                    continue;
+                }
+                waiting_pause(&shared).await
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot take jobs");
+                PAUSE
+            }
+        };
+        tokio::select! {
+            () = shared.wake.notified() => {}
+            _ = gate.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = shared.stop.cancelled() => {}
+        }
+    }
+}
+
+async fn take(shared: &Shared, wanted: usize) -> Result<Vec<Held>, StoreError> {
+    if wanted == 0 {
+        return Ok(Vec::new());
+    }
+    let limit = i64::try_from(wanted).unwrap_or(i64::MAX);
+    let suspect = shared.suspects.load(Ordering::SeqCst) == 0;
+    let claim = Claim {
+        worker: shared.name.clone(),
+        settings: shared.settings.clone(),
+        limit,
+        suspect,
+    };
+    let Claimed {
+        jobs,
+        unreadable,
+        outdated,
+    } = shared.store.claim(claim).await?;
+    if unreadable > 0 {
+        tracing::error!(
+            unreadable,
+            reason = "unreadable",
+            "dead letters: these jobs cannot be read"
+        );
+        metrics::unreadable_jobs(u64::try_from(unreadable).unwrap_or(u64::MAX));
+    }
+    if outdated != shared.outdated.swap(outdated, Ordering::SeqCst) && outdated {
+        tracing::warn!(
+            "a worker that started later has another PROXY_URL, PUSH_FORMAT or key: this one takes no jobs while that one lives"
+        );
+    }
+    shared.held.fetch_add(jobs.len(), Ordering::SeqCst);
+    let suspects = jobs.iter().filter(|held| held.suspect).count();
+    shared.suspects.fetch_add(suspects, Ordering::SeqCst);
+    Ok(jobs)
+}
+
+async fn waiting_pause(shared: &Shared) -> Duration {
+    match shared.store.next_due().await {
+        // Whether that other worker still lives has to be looked up.
+        _ if shared.outdated.load(Ordering::SeqCst) => jobs::HEARTBEAT,
+        Ok(None) => POLL_IDLE,
+        Ok(Some(_)) => POLL_WAITING,
+        Err(_) => PAUSE,
+    }
+}
+
+/// Wakes the feeder and has the gate follow when any process has written to the database.
+pub(crate) async fn watch(shared: Arc<Shared>) {
+    loop {
+        let result = async {
+            let mut watcher = shared.store.watcher().await?;
+            let mut ticks = tokio::time::interval(WATCH);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut followed = Instant::now();
+            loop {
+                ticks.tick().await;
+                let changed = watcher.changed().await?;
+                if changed {
+                    shared.wake.notify_one();
+                }
+                if changed || followed.elapsed() >= FOLLOW {
+                    shared.gate.follow().await?;
+                    followed = Instant::now();
+                }
+            }
+        };
+        let result: Result<(), StoreError> = result.await;
+        if let Err(error) = result {
+            tracing::debug!(%error, "cannot watch the database");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}

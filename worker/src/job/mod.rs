@@ -1,0 +1,196 @@
+//! The job: makes the homeserver's pusher what its row says, and records what became of it. Nothing of
+//! apalis decides about a job's end; see docs/architecture.md for why.
+
+mod act;
+mod log;
+mod outcome;
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{Finished, Held},
+    matrix::{client::Homeserver, mark::MarkKey, pushers::PusherSettings},
+    process::shutdown::Stopping,
+    rules::{
+        outcome::Meaning,
+        pushers::{FinishSettings, Loaded, Outcome, PusherTask},
+    },
+};
+use matrix2acrobits_store::{Store, StoreError};
+use tokio::sync::watch;
+use ulid::Ulid;
+
+use self::{
+    log::{PANICKED, log},
+    outcome::idle_outcome,
+};
+use crate::{
+    gate::{Gate, Pass},
+    metrics,
+    settings::Settings,
+};
+
+/// Pause between attempts to reach our own database.
+const DATABASE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Everything that a job needs.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    pub(crate) store: Store,
+    pub(crate) homeserver: Homeserver,
+    pub(crate) settings: Settings,
+    pub(crate) pusher: PusherSettings,
+    /// The key of the marks that pushers carry; it changes when the operator renews it.
+    pub(crate) key: watch::Sender<MarkKey>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) stopping: Stopping,
+}
+
+impl Jobs {
+    /// Runs one job to its recorded end. Only stopping leaves it as it is, for the next worker.
+    pub(crate) async fn run(&self, held: Held) {
+        let Some(row) = self.load(&held).await else {
+            return;
+        };
+        // One key from the first look to the record of what was set.
+        let key = self.key.borrow().clone();
+        if let Some(outcome) = idle_outcome(row.goal) {
+            self.finish(&held, &row, &key, outcome).await;
+            return;
+        }
+        let pass = tokio::select! {
+            pass = self.gate.enter() => pass,
+            () = self.stopping.stop.cancelled() => return,
+        };
+        let started = Instant::now();
+        if held.suspect {
+            // Should it kill this worker, too, it is known which job it was.
+            self.insist(|| self.store.begin(held.clone())).await;
+        }
+        // It may have changed while we waited.
+        let Some(row) = self.load(&held).await else {
+            return;
+        };
+        let outcome = match idle_outcome(row.goal) {
+            Some(outcome) => outcome,
+            None => self.act_guarded(&held, &row, &key, &pass).await,
+        };
+        drop(pass);
+        self.finish(&held, &row, &key, outcome).await;
+        metrics::job_took(started.elapsed());
+    }
+
+    async fn load(&self, held: &Held) -> Option<PusherTask> {
+        let loaded = self
+            .insist(|| self.store.task(held, self.pusher.append))
+            .await?;
+        match loaded {
+            Loaded::Task(task) => return Some(task),
+            Loaded::Gone => {
+                self.insist(|| self.store.drop_job(held.clone())).await;
+            }
+            Loaded::Unreadable => {
+                let error = "the pusher cannot be read";
+                tracing::error!(
+                    job = held.job_id,
+                    reason = "unreadable",
+                    "dead letter: {error}"
+                );
+                metrics::unreadable_jobs(1);
+                self.insist(|| self.store.kill_job(held.clone(), error.into()))
+                    .await;
+            }
+        }
+        None
+    }
+
+    /// [`Jobs::act`], but a panic is a dead letter, and nothing runs for ever.
+    async fn act_guarded(
+        &self,
+        held: &Held,
+        row: &PusherTask,
+        key: &MarkKey,
+        pass: &Pass<'_>,
+    ) -> Outcome {
+        let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
+        let act = AssertUnwindSafe(self.act(row, key, pass)).catch_unwind();
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(longest, act) => ended,
+            () = self.stopping.abandon.cancelled() => return self.abandoned(),
+        };
+        let meaning = match ended {
+            Ok(Ok(Some(meaning))) => meaning,
+            Ok(Ok(None)) => return self.put_off(held),
+            Ok(Err(_)) => {
+                return Outcome::Dead {
+                    error: PANICKED.into(),
+                };
+            }
+            Err(_) => Meaning::Outage {
+                reason: "the job took too long".into(),
+                maybe_done: true,
+                asked: None,
+            },
+        };
+        let (sign, outcome) = self.outcome(held, row, meaning);
+        tokio::select! {
+            () = self.gate.record(pass, &sign) => {}
+            () = self.stopping.abandon.cancelled() => {}
+        }
+        outcome
+    }
+
+    async fn finish(&self, held: &Held, row: &PusherTask, key: &MarkKey, outcome: Outcome) {
+        log(held, row, &outcome);
+        metrics::job(&outcome, held.attempts + 1, age(self.store.clock(), held));
+        let settings = FinishSettings {
+            fingerprint: self.pusher.fingerprint(key),
+            settings: self.pusher.name(),
+            append: self.pusher.append,
+            refresh_after: i64::try_from(self.settings.refresh_after.as_secs()).unwrap_or(i64::MAX),
+        };
+        let finish = || {
+            self.store.finish(Finished {
+                held: held.clone(),
+                task: row.clone(),
+                outcome: outcome.clone(),
+                settings: settings.clone(),
+            })
+        };
+        if self.insist(finish).await == Some(false) {
+            tracing::warn!(user = %row.user_id, "another worker took this job over; the pusher will be checked");
+        }
+    }
+
+    /// Repeats a database operation until it works: a job whose end is not written would be held for ever.
+    /// None when the worker stops first.
+    async fn insist<T, F>(&self, operation: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        loop {
+            match operation().await {
+                Ok(value) => return Some(value),
+                Err(error) => tracing::debug!(%error, "the database does not answer; trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(DATABASE_PAUSE) => {}
+                () = self.stopping.stop.cancelled() => return None,
+            }
+        }
+    }
+}
+
+/// How long ago a job was made: its id says it (a ULID).
+fn age(clock: &Clock, held: &Held) -> Option<Duration> {
+    let made = Ulid::from_string(&held.job_id).ok()?.timestamp_ms();
+    Some(Duration::from_millis(
+        clock.unix_millis().saturating_sub(made),
+    ))
+}

@@ -1,0 +1,101 @@
+//! What a response means for the job and for the gate.
+
+use std::time::Duration;
+
+use matrix2acrobits_shared::{
+    flow::Held,
+    rules::{
+        gate::Sign,
+        outcome::Meaning,
+        pushers::{Goal, Outcome, PusherTask},
+    },
+};
+
+use super::Jobs;
+
+/// What becomes of a job that needs nothing from the homeserver.
+pub(super) fn idle_outcome(goal: Goal) -> Option<Outcome> {
+    match goal {
+        Goal::Nothing | Goal::Yield => Some(Outcome::Nothing),
+        Goal::Outdone => Some(Outcome::Outdone),
+        Goal::Set | Goal::Check | Goal::Delete => None,
+    }
+}
+
+impl Jobs {
+    /// The worker has to end before the homeserver answers.
+    pub(super) fn abandoned(&self) -> Outcome {
+        Outcome::Retry {
+            run_at: self.store.clock().unix(),
+            error: "the worker stopped before the homeserver answered".into(),
+            maybe_done: true,
+            strict: false,
+        }
+    }
+
+    /// The gate shut while the job ran, and nothing is known of its own work.
+    pub(super) fn put_off(&self, held: &Held) -> Outcome {
+        let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
+        Outcome::Retry {
+            run_at: self
+                .store
+                .clock()
+                .after(self.settings.retry.delay(failures)),
+            error: "the homeserver was taken for unwell before the pusher was set".into(),
+            maybe_done: false,
+            strict: false,
+        }
+    }
+
+    /// What the meaning says of the homeserver, and what of the job.
+    pub(super) fn outcome(
+        &self,
+        held: &Held,
+        row: &PusherTask,
+        meaning: Meaning,
+    ) -> (Sign, Outcome) {
+        let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
+        // Never sooner than our own backoff, and if the homeserver asks for a time nothing brings it forward.
+        let retry = |own: Duration, error: String, maybe_done, asked: Option<Duration>| {
+            let wait = asked.map_or(own, |asked| asked.max(own));
+            Outcome::Retry {
+                run_at: self.store.clock().after(wait),
+                error,
+                maybe_done,
+                strict: asked.is_some(),
+            }
+        };
+        let backoff = self.settings.retry.delay(failures);
+        match meaning {
+            Meaning::Done if row.goal == Goal::Delete => (Sign::Well, Outcome::Removed),
+            Meaning::Done => (Sign::Well, Outcome::Registered),
+            Meaning::Refused { reason } => (Sign::Well, Outcome::Dead { error: reason }),
+            Meaning::Later { reason, asked } => {
+                (Sign::Well, retry(backoff, reason, false, Some(asked)))
+            }
+            Meaning::Outage {
+                reason,
+                maybe_done,
+                asked,
+            } => {
+                let outcome = retry(backoff, reason.clone(), maybe_done, asked);
+                (Sign::Unwell(reason), outcome)
+            }
+            Meaning::Limited { asked } => {
+                let wait = asked.map_or(backoff, |asked| asked.max(backoff));
+                let error = format!(
+                    "HTTP 429: asked to wait {}",
+                    humantime::format_duration(wait)
+                );
+                (
+                    Sign::Limited(wait),
+                    retry(backoff, error, false, Some(wait)),
+                )
+            }
+            Meaning::Misconfigured { reason, asked } => {
+                let outcome = retry(self.settings.retry.max, reason.clone(), false, asked);
+                (Sign::Misconfigured(reason), outcome)
+            }
+        }
+    }
+}
