@@ -18,7 +18,7 @@ use crate::{
     },
     metrics,
     notify::{self, delivery::Deliverer, pnm::answers::Answers},
-    operator,
+    operator::{self, servers::Servers},
     reports::{self, Reports, tokenless::Tokenless},
 };
 
@@ -47,6 +47,7 @@ pub(crate) fn public(
 pub(crate) fn admin(
     store: Store,
     token: Option<Secret>,
+    servers: Servers,
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
     handle: PrometheusHandle,
@@ -63,7 +64,7 @@ pub(crate) fn admin(
             "/metrics",
             get(metrics::render).with_state((store.clone(), handle)),
         )
-        .merge(operator::router(store, answers, tokenless, token))
+        .merge(operator::router(store, answers, tokenless, token, servers))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(ObserveLayer::new())

@@ -4,7 +4,6 @@
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::header::AUTHORIZATION,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -12,7 +11,10 @@ use axum::{
 use matrix2acrobits_shared::secret::Secret;
 use serde_json::json;
 
-use crate::http::errors::{Matter, Problem};
+use crate::http::{
+    bearer::bearer,
+    errors::{Matter, Problem},
+};
 
 /// The endpoints, behind `token`.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(token: Secret) -> Router<S> {
@@ -25,11 +27,7 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(token: Secret) -> Router<
 }
 
 async fn require_token(State(token): State<Secret>, request: Request, next: Next) -> Response {
-    let given = request
-        .headers()
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    if given.is_some_and(|given| token.matches(given)) {
+    if bearer(request.headers()).is_some_and(|given| token.matches(given)) {
         return next.run(request).await;
     }
     Problem::new(Matter::Forbidden, "This is not the homeserver's token.").into_response()

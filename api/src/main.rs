@@ -22,9 +22,9 @@ use matrix2acrobits_shared::process::{net, settings::parse_cli};
 #[tokio::main]
 async fn main() {
     net::install_tls();
-    let cli: Cli = parse_cli();
+    let (cli, exposed) = parse_cli::<Cli>();
     let result = match cli.command.clone().unwrap_or(Command::Serve) {
-        Command::Serve => startup::run(&cli).await,
+        Command::Serve => startup::run(&cli, &exposed).await,
         Command::Healthcheck => cli::healthcheck(&cli).await,
         Command::Registration => operator::registration::run(&cli),
         Command::Openapi => openapi::run(),

@@ -4,7 +4,11 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use matrix2acrobits_shared::{
     clock::Clock,
-    process::{go_proxy, logs, settings::SettingError, shutdown},
+    process::{
+        go_proxy, logs,
+        settings::{Exposed, SettingError},
+        shutdown,
+    },
 };
 use matrix2acrobits_store::{Role, Store};
 use tokio::net::TcpListener;
@@ -22,18 +26,21 @@ use crate::{
         pnm::client::PnmClient,
         trust::{self, Trust},
     },
+    operator::servers::Servers,
     reports::{Reports, tokenless::Tokenless},
 };
 
 /// Enough for the connections of both listeners, those to PNM and the database.
 const FILES: u64 = 10_000;
 
-pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
+pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let settings = cli.serve.parse(&cli.shared)?;
     let admin_addr = cli.admin.addr()?;
     let admin_token = cli.shared.admin_token()?;
+    let servers = Servers::new(&cli.shared)?;
     let database = cli.shared.database()?;
     logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    exposed.warn();
     go_proxy::log_notes(&cli.shared, true);
     raise_file_limit();
     let metrics = metrics::start();
@@ -98,6 +105,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     let admin = app::admin(
         store.clone(),
         admin_token,
+        servers,
         answers,
         tokenless.clone(),
         metrics,

@@ -84,6 +84,68 @@ async fn a_missing_or_wrong_admin_token_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_body_needs_no_content_type_and_bearer_has_no_case() {
+    let app = App::builder().without_worker().start().await;
+    let path = "/api/internal/mappings/s";
+    let body = json!({"user_id": BOB}).to_string();
+    for scheme in ["Bearer", "bearer", "BEARER"] {
+        let request = app
+            .admin_bare(Method::PUT, path)
+            .header("Authorization", format!("{scheme} {ADMIN_TOKEN}"));
+        for content_type in [None, Some("application/json"), Some("text/plain")] {
+            let request = request.try_clone().unwrap().body(body.clone());
+            let request = match content_type {
+                Some(content_type) => request.header("Content-Type", content_type),
+                None => request,
+            };
+            send(request).await.expect_status(200);
+        }
+        for bad in ["", "{", "[]", r#"{"user_id": 1}"#] {
+            let request = request.try_clone().unwrap().body(bad);
+            send(request).await.expect_error(400);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_user_of_another_server_is_mapped_only_where_ours_is_not_stated() {
+    let path = "/api/internal/mappings/s";
+    let foreign = json!({"user_id": "@bob:evil.org"});
+    let app = App::builder().without_worker().start().await;
+    let reply = app.admin(Method::PUT, path, Some(foreign.clone())).await;
+    let reply = reply.expect_error(400);
+    assert!(reply.text.contains("MATRIX_SERVER_NAME"), "{}", reply.text);
+    app.admin(Method::GET, path, None).await.expect_error(404);
+    app.map("s", BOB).await;
+    let file = app.file.with_file_name("mappings.csv");
+    std::fs::write(&file, "a,@bob:evil.org\nb,@bob:example.org\n").unwrap();
+    let import = ["mappings", "import", file.to_str().unwrap()];
+    let (code, text) = run(Program::Api, &import, &app.api_env).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("@bob:evil.org is of another server"),
+        "{text}"
+    );
+    app.admin(Method::GET, "/api/internal/mappings/a", None)
+        .await
+        .expect_error(404);
+    app.admin(Method::GET, "/api/internal/mappings/b", None)
+        .await
+        .expect_status(200);
+
+    // The host of the homeserver's URL says nothing for sure.
+    let app = App::builder()
+        .without_worker()
+        .unset("MATRIX_SERVER_NAME")
+        .api("MATRIX_HOMESERVER_URL", "http://127.0.0.1:9")
+        .start()
+        .await;
+    app.admin(Method::PUT, path, Some(foreign))
+        .await
+        .expect_status(200);
+}
+
+#[tokio::test]
 async fn the_public_listener_has_no_admin() {
     let app = App::builder().without_worker().start().await;
     send(app.public(Method::GET, "/health"))
@@ -413,6 +475,9 @@ async fn the_application_service_endpoints_need_their_token() {
             .expect_error(404);
         let request = open.public(method.clone(), path).json(&transaction);
         send(request.bearer_auth("wrong")).await.expect_error(403);
+        let request = open.public(method.clone(), path).json(&transaction);
+        let any_case = request.header("Authorization", "bearer hs-secret");
+        send(any_case).await.expect_status(status);
         let request = open.public(method, path).json(&transaction);
         let reply = send(request.bearer_auth("hs-secret"))
             .await

@@ -403,3 +403,29 @@ async fn the_server_name_is_taken_from_the_homeservers_address() {
         .await
         .expect_status(200);
 }
+
+#[tokio::test]
+async fn secrets_on_the_command_line_are_warned_of() {
+    let folder = folder();
+    for (program, flags) in [
+        (Program::Api, &["--admin-token", "--matrix-hs-token"][..]),
+        (Program::Worker, &["--matrix-as-token"]),
+    ] {
+        let secret = "secret-on-the-command-line";
+        let args: Vec<_> = flags.iter().flat_map(|&flag| [flag, secret]).collect();
+        let mut process = Process::start(program, &args, &env(program, &folder, &[]));
+        process.listening().await;
+        let lines = process.log_lines("a secret stands on the command line");
+        assert_eq!(lines.len(), flags.len(), "{}", process.log());
+        for (line, flag) in lines.iter().zip(flags) {
+            assert!(line.contains("WARN") && line.contains(flag), "{line}");
+        }
+        assert!(!process.log().contains(secret), "{}", process.log());
+
+        let by_environment = env(program, &folder, &[("ADMIN_TOKEN", Some(secret))]);
+        let mut process = Process::start(program, &[], &by_environment);
+        process.listening().await;
+        let lines = process.log_lines("a secret stands on the command line");
+        assert!(lines.is_empty(), "{lines:?}");
+    }
+}

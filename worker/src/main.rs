@@ -22,9 +22,9 @@ use matrix2acrobits_shared::process::{net, settings::parse_cli};
 #[tokio::main]
 async fn main() {
     net::install_tls();
-    let cli: Cli = parse_cli();
+    let (cli, exposed) = parse_cli::<Cli>();
     let result = match cli.command.clone().unwrap_or(Command::Run) {
-        Command::Run => startup::run(&cli).await,
+        Command::Run => startup::run(&cli, &exposed).await,
         Command::Jobs(jobs) => commands::jobs::run(&cli, &jobs).await,
         Command::Replay(replay) => commands::replay::run(&cli, &replay).await,
         Command::Marks(marks) => commands::marks::run(&cli, &marks).await,

@@ -6,7 +6,11 @@ use matrix2acrobits_shared::{
     clock::Clock,
     ids::log_id,
     matrix::client::Homeserver,
-    process::{go_proxy, logs, settings::SettingError, shutdown},
+    process::{
+        go_proxy, logs,
+        settings::{Exposed, SettingError},
+        shutdown,
+    },
 };
 use matrix2acrobits_store::{Role, Store};
 use tokio::{net::TcpListener, sync::watch};
@@ -20,12 +24,13 @@ use crate::{
     metrics, run,
 };
 
-pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
+pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let settings = cli.run.parse(&cli.shared)?;
     let admin_addr = cli.admin.addr()?;
     let database = cli.shared.database()?;
     cli.shared.admin_token()?;
     logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    exposed.warn();
     go_proxy::log_notes(&cli.shared, false);
     let metrics = metrics::start();
 

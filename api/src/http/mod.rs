@@ -1,5 +1,6 @@
 //! What all endpoints share: the listener, the form of errors, request ids and logs, health.
 
+pub(crate) mod bearer;
 pub(crate) mod bodies;
 mod connection;
 pub(crate) mod errors;

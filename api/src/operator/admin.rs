@@ -7,9 +7,9 @@ use axum::{
     Json, Router,
     extract::{
         Path, Query, Request, State,
-        rejection::{JsonRejection, QueryRejection},
+        rejection::{BytesRejection, QueryRejection},
     },
-    http::{HeaderMap, header::AUTHORIZATION},
+    http::HeaderMap,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
@@ -22,17 +22,23 @@ use matrix2acrobits_shared::{
     secret::Secret,
 };
 use matrix2acrobits_store::{Store, StoreError};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::{
     IntoResponses, OpenApi, ToSchema,
     openapi::{self, RefOr},
 };
 
-use super::views::{
-    Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, Replayed,
-    TokenRow, Tokens,
+use super::{
+    servers::Servers,
+    views::{
+        Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, Replayed,
+        TokenRow, Tokens,
+    },
 };
-use crate::http::errors::{self, Matter, Problem, method_not_allowed};
+use crate::http::{
+    bearer::bearer,
+    errors::{self, Matter, Problem, method_not_allowed},
+};
 
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
@@ -56,6 +62,7 @@ pub(crate) struct Description;
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     pub(crate) store: Store,
+    pub(crate) servers: Servers,
 }
 
 /// The endpoints, behind `token`; without one they all answer 403.
@@ -102,11 +109,8 @@ async fn require_token(
 }
 
 fn given_token(headers: &HeaderMap) -> Option<&str> {
-    let text = |name| headers.get(name)?.to_str().ok();
-    let bearer = text(AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
-    bearer
-        .or_else(|| text("x-super-admin-token"))
-        .map(str::trim)
+    let legacy = || Some(headers.get("x-super-admin-token")?.to_str().ok()?.trim());
+    bearer(headers).or_else(legacy)
 }
 
 /// Why an admin call failed.
@@ -159,10 +163,10 @@ impl IntoResponses for SelectorError {
     }
 }
 
-/// Describes [`AdminError`] where a body may be too large.
-struct ReplayError;
+/// Describes [`AdminError`] where there is a body.
+struct BodyError;
 
-impl IntoResponses for ReplayError {
+impl IntoResponses for BodyError {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
         errors::described(&[&ALWAYS[..], &[(Matter::TooLarge, "")]].concat())
     }
@@ -174,6 +178,15 @@ fn refused(matter: Matter, words: impl Into<Cow<'static, str>>) -> AdminError {
 
 fn invalid(words: impl Into<Cow<'static, str>>) -> AdminError {
     refused(Matter::InvalidParam, words)
+}
+
+/// A body, whatever its Content-Type says.
+type BodyBytes = Result<Bytes, BytesRejection>;
+
+/// Reads a body as JSON; `words` say what it should be.
+fn json<T: DeserializeOwned>(body: BodyBytes, words: &'static str) -> Result<T, AdminError> {
+    let body = body.map_err(|rejection| AdminError::Refused(rejection.into()))?;
+    serde_json::from_slice(&body).map_err(|_| refused(Matter::BadJson, words))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -390,22 +403,20 @@ async fn get_mapping(
         ("selector" = String, Path, description = "At most 256 bytes"),
     ),
     request_body = NewMapping,
-    responses((status = 200, body = MappingSet), SelectorError)
+    responses((status = 200, body = MappingSet), BodyError)
 )]
 async fn put_mapping(
     State(admin): State<Admin>,
     Path(selector): Path<String>,
-    body: Result<Json<NewMapping>, JsonRejection>,
+    body: BodyBytes,
 ) -> Result<Json<MappingSet>, AdminError> {
     let selector = selector_of(&selector)?;
-    let Json(mapping) = body.map_err(|_| {
-        refused(
-            Matter::BadJson,
-            r#"The body must be {"user_id": "@user:server"}."#,
-        )
-    })?;
+    let mapping: NewMapping = json(body, r#"The body must be {"user_id": "@user:server"}."#)?;
     let user_id = UserId::parse(mapping.user_id.trim())
         .map_err(|error| invalid(format!("user_id {error}.")))?;
+    if let Some(words) = admin.servers.refuse(&user_id) {
+        return Err(invalid(words));
+    }
     admin
         .store
         .put_mapping(selector.clone(), user_id.clone())
@@ -529,20 +540,17 @@ impl ReplayRequest {
     summary = "Have pushers compared with the homeserver, and set where they are missing or differ",
     description = "",
     request_body = ReplayRequest,
-    responses((status = 200, body = Replayed), ReplayError)
+    responses((status = 200, body = Replayed), BodyError)
 )]
 async fn replay(
     State(admin): State<Admin>,
     query: Result<Query<ReplayRequest>, QueryRejection>,
-    body: Bytes,
+    body: BodyBytes,
 ) -> Result<Json<Replayed>, AdminError> {
-    let request = if body.trim_ascii().is_empty() {
+    let request = if body.as_ref().is_ok_and(|body| body.trim_ascii().is_empty()) {
         query.map_err(|_| invalid("The query cannot be read."))?.0
     } else {
-        serde_json::from_slice(&body).map_err(|_| {
-            let words = r#"The body must be JSON such as {"dead": true}."#;
-            refused(Matter::BadJson, words)
-        })?
+        json(body, r#"The body must be JSON such as {"dead": true}."#)?
     };
     let replay = request.selection(admin.store.clock().unix())?;
     let replayed = replay_all(&admin.store, replay).await?;

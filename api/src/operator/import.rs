@@ -13,7 +13,7 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_store::go_proxy::{GoProxyDatabase, GoProxyRow};
 
-use super::{mappings, tally::Tally};
+use super::{mappings, servers::Servers, tally::Tally};
 use crate::{
     cli::{Cli, Failure, open_import, print},
     reports::fields::is_placeholder,
@@ -40,7 +40,11 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         return Err(wrong("is not a file".into()).into());
     }
     let mappings = match &args.mappings {
-        Some(file) => Some(mappings::read("--mappings", file)?),
+        Some(file) => Some(mappings::read(
+            "--mappings",
+            file,
+            &Servers::new(&cli.shared)?,
+        )?),
         None => None,
     };
     let mut old = GoProxyDatabase::open(&args.from)

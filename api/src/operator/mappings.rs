@@ -9,6 +9,7 @@ use matrix2acrobits_store::Import;
 
 use super::{
     mapping_file::{self, Placed},
+    servers::Servers,
     tally::Tally,
 };
 use crate::cli::{Cli, Failure, open_existing, open_import, print};
@@ -54,7 +55,7 @@ enum Format {
 pub(crate) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Import(args) => {
-            let rows = read("FILE", &args.file)?;
+            let rows = read("FILE", &args.file, &Servers::new(&cli.shared)?)?;
             let mut import = open_import(cli, args.dry_run).await?;
             take(&mut import, rows).await?;
             if args.dry_run {
@@ -66,8 +67,12 @@ pub(crate) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
     }
 }
 
-/// Reads a file of mappings; `name` is the argument that names it.
-pub(super) fn read(name: &'static str, file: &Path) -> Result<Vec<Placed>, Failure> {
+/// Reads a file of mappings; `name` is the argument that names it. A row with a user of another server is wrong.
+pub(super) fn read(
+    name: &'static str,
+    file: &Path,
+    servers: &Servers,
+) -> Result<Vec<Placed>, Failure> {
     let mut text = String::new();
     let result = if file == Path::new("-") {
         std::io::stdin()
@@ -80,7 +85,14 @@ pub(super) fn read(name: &'static str, file: &Path) -> Result<Vec<Placed>, Failu
     let problem =
         |problem: String| SettingError::new(name, format!("{}: {problem}", file.display()));
     result.map_err(|error| problem(format!("cannot be read: {error}")))?;
-    Ok(mapping_file::parse(&text).map_err(problem)?)
+    let mut rows = mapping_file::parse(&text).map_err(problem)?;
+    for (_, row) in &mut rows {
+        let refused = row.as_ref().ok().and_then(|row| servers.refuse(&row.user));
+        if let Some(reason) = refused {
+            *row = Err(reason);
+        }
+    }
+    Ok(rows)
 }
 
 /// Takes the rows of a file.

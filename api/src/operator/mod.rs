@@ -5,6 +5,7 @@ pub(crate) mod import;
 mod mapping_file;
 pub(crate) mod mappings;
 pub(crate) mod registration;
+pub(crate) mod servers;
 mod status;
 mod tally;
 mod views;
@@ -15,8 +16,8 @@ use axum::Router;
 use matrix2acrobits_shared::secret::Secret;
 use matrix2acrobits_store::Store;
 
-use self::admin::Admin;
 pub(crate) use self::admin::Description;
+use self::{admin::Admin, servers::Servers};
 use crate::{notify::pnm::answers::Answers, reports::tokenless::Tokenless};
 
 /// The endpoints and the page, behind `token`.
@@ -25,6 +26,7 @@ pub(crate) fn router(
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
     token: Option<Secret>,
+    servers: Servers,
 ) -> Router {
     Router::new()
         .merge(status::router(
@@ -33,5 +35,5 @@ pub(crate) fn router(
             tokenless,
             token.clone(),
         ))
-        .merge(admin::router(Admin { store }, token))
+        .merge(admin::router(Admin { store, servers }, token))
 }

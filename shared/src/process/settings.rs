@@ -8,7 +8,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use clap::Args;
+use clap::{Args, parser::ValueSource};
 use url::Url;
 
 use crate::{
@@ -22,6 +22,8 @@ use crate::{
 
 /// Exit code of a process whose settings are wrong.
 pub const EXIT_BAD_SETTING: i32 = 2;
+
+const SERVER_NAME: &str = "MATRIX_SERVER_NAME";
 
 /// A setting that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -144,20 +146,25 @@ impl SharedArgs {
 
     /// The server name of user IDs, where it is known.
     pub fn server_name(&self) -> Result<Option<ServerName>, SettingError> {
-        let name = "MATRIX_SERVER_NAME";
-        let set = optional(name, self.matrix_server_name.as_deref(), |text| {
-            ServerName::parse(text).map_err(|e| e.to_string())
-        })?;
-        if set.is_some() {
-            return Ok(set);
-        }
-        if let Some(user) = self.as_user_id() {
-            return Ok(Some(user.server_name()));
+        let stated = self.stated_server_name()?;
+        if stated.is_some() {
+            return Ok(stated);
         }
         let url = self.homeserver_url()?;
         let host = url.as_ref().and_then(Url::host_str);
-        host.map(|host| ServerName::parse(host).map_err(|e| SettingError::new(name, e.to_string())))
-            .transpose()
+        host.map(|host| {
+            ServerName::parse(host).map_err(|e| SettingError::new(SERVER_NAME, e.to_string()))
+        })
+        .transpose()
+    }
+
+    /// The server name of user IDs, where the operator has stated it. The host of MATRIX_HOMESERVER_URL is a guess:
+    /// under delegation, or for an address in a local network, users are of another server.
+    pub fn stated_server_name(&self) -> Result<Option<ServerName>, SettingError> {
+        let set = optional(SERVER_NAME, self.matrix_server_name.as_deref(), |text| {
+            ServerName::parse(text).map_err(|e| e.to_string())
+        })?;
+        Ok(set.or_else(|| Some(self.as_user_id()?.server_name())))
     }
 
     /// Whom outgoing calls trust. The process must have a TLS provider by now.
@@ -343,10 +350,15 @@ pub fn required_secret(
     secret_or_file(name, value, file_name, file)?.ok_or_else(|| SettingError::missing(name))
 }
 
-/// Parses the command line and the environment. Help and version print and exit 0; anything wrong is
-/// one line and [`EXIT_BAD_SETTING`].
-pub fn parse_cli<C: clap::Parser>() -> C {
-    C::try_parse().unwrap_or_else(|error| {
+/// Parses the command line and the environment, and says which secrets stand on the command line. Help and version
+/// print and exit 0; anything wrong is one line and [`EXIT_BAD_SETTING`].
+pub fn parse_cli<C: clap::Parser>() -> (C, Exposed) {
+    let command = C::command();
+    let parsed = command.clone().try_get_matches().and_then(|matches| {
+        let cli = C::from_arg_matches(&matches).map_err(|error| error.format(&mut C::command()))?;
+        Ok((cli, Exposed::of(&command, &matches)))
+    });
+    parsed.unwrap_or_else(|error| {
         if !error.use_stderr() {
             error.exit();
         }
@@ -356,6 +368,35 @@ pub fn parse_cli<C: clap::Parser>() -> C {
         let problem: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
         exit_with(problem.join(" "))
     })
+}
+
+/// The flags with secrets on the command line, where every user of the machine can read them in the process list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposed(Vec<String>);
+
+impl Exposed {
+    /// Secrets are the arguments whose values help does not show.
+    fn of(command: &clap::Command, matches: &clap::ArgMatches) -> Self {
+        let secrets = command.get_arguments().filter(|arg| {
+            arg.is_hide_env_values_set()
+                && matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
+        });
+        Self(
+            secrets
+                .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+                .collect(),
+        )
+    }
+
+    /// Leaves one line in the log for each. Logs must be on by now.
+    pub fn warn(&self) {
+        for flag in &self.0 {
+            tracing::warn!(
+                flag,
+                "a secret stands on the command line, where every user of this machine can read it in the process list: use the environment variable, or a file"
+            );
+        }
+    }
 }
 
 /// Prints the one line that says which setting is wrong, and exits with [`EXIT_BAD_SETTING`].
@@ -409,6 +450,33 @@ mod tests {
             "https://x/#f",
         ] {
             assert!(base_url(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn secrets_on_the_command_line_are_named() {
+        let command = clap::Command::new("x")
+            .args([
+                clap::Arg::new("token")
+                    .long("token")
+                    .global(true)
+                    .hide_env_values(true),
+                clap::Arg::new("key")
+                    .long("key")
+                    .global(true)
+                    .hide_env_values(true)
+                    .default_value("k"),
+                clap::Arg::new("url").long("url").global(true),
+            ])
+            .subcommand(clap::Command::new("run"));
+        for (line, expected) in [
+            ("x --url u", &[][..]),
+            ("x --token t --url u", &["--token"]),
+            ("x --token t run --url u", &["--token"]),
+            ("x run --token t --key k", &["--token", "--key"]),
+        ] {
+            let matches = command.clone().get_matches_from(line.split(' '));
+            assert_eq!(Exposed::of(&command, &matches).0, expected, "{line}");
         }
     }
 
