@@ -26,6 +26,7 @@ const HTTP_REQUESTS: &str = "matrix2acrobits_http_requests_total";
 const HTTP_DURATION: &str = "matrix2acrobits_http_request_duration_seconds";
 const CONNECTIONS_REFUSED: &str = "matrix2acrobits_connections_refused_total";
 const TOKEN_REPORTS: &str = "matrix2acrobits_token_reports_total";
+const FORGOTTEN: &str = "matrix2acrobits_unclaimed_rows_forgotten_total";
 const LOGINS: &str = "matrix2acrobits_logins_total";
 const DEVICES: &str = "matrix2acrobits_notify_devices_total";
 const REJECTIONS: &str = "matrix2acrobits_rejections_total";
@@ -75,6 +76,11 @@ pub(crate) fn start() -> PrometheusHandle {
     for result in REPORT_RESULTS {
         counter!(TOKEN_REPORTS, "result" => result).absolute(0);
     }
+    describe_counter!(
+        FORGOTTEN,
+        "Phones without a mapping or login that were forgotten, by reason; old: no report for 30 days, surplus: too many"
+    );
+    let _ = Forgotten::new();
     describe_counter!(LOGINS, "Logins of reports, by result");
     for result in LOGIN_RESULTS {
         counter!(LOGINS, "result" => result).absolute(0);
@@ -129,6 +135,27 @@ pub(crate) fn mass_guard() -> Gauge {
 /// Whether rejections of unknown pushkeys are stopped.
 pub(crate) fn mass_unknown_guard() -> Gauge {
     gauge!(UNKNOWN_GUARD)
+}
+
+/// Rows of nobody that went.
+#[derive(Debug)]
+pub(crate) struct Forgotten {
+    old: Counter,
+    surplus: Counter,
+}
+
+impl Forgotten {
+    pub(crate) fn new() -> Self {
+        let [old, surplus] =
+            ["old", "surplus"].map(|reason| counter!(FORGOTTEN, "reason" => reason));
+        Self { old, surplus }
+    }
+
+    pub(crate) fn count(&self, gone: matrix2acrobits_store::Forgotten) {
+        let number = |rows| u64::try_from(rows).unwrap_or(u64::MAX);
+        self.old.increment(number(gone.old));
+        self.surplus.increment(number(gone.surplus));
+    }
 }
 
 /// The counters of one metric, one for each value of a label.

@@ -27,7 +27,7 @@ use crate::{
         trust::{self, Trust},
     },
     operator::servers::Servers,
-    reports::{Reports, tokenless::Tokenless},
+    reports::{Reports, tokenless::Tokenless, upkeep::Upkeep},
 };
 
 /// Enough for the connections of both listeners, those to PNM and the database.
@@ -79,6 +79,8 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     );
     tokio::spawn(trust::follow_keys(trust, store.clone()));
     tokio::spawn(tokens.clone().warm_up());
+    let upkeep = Arc::new(Upkeep::default());
+    tokio::spawn(upkeep.clone().run(store.clone()));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen_addr = %listener.local_addr().map_err(Failure::other)?,
@@ -116,6 +118,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
             store,
             auth: auth.clone(),
             tokenless,
+            upkeep,
         },
         deliverer,
         settings.hs_token.clone(),

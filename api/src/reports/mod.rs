@@ -3,6 +3,7 @@
 mod description;
 pub(crate) mod fields;
 pub(crate) mod tokenless;
+pub(crate) mod upkeep;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -30,6 +31,7 @@ use utoipa::{
 use self::{
     fields::{FieldError, Fields},
     tokenless::Tokenless,
+    upkeep::Upkeep,
 };
 use crate::{
     http::{
@@ -54,6 +56,8 @@ pub(crate) struct Reports {
     pub(crate) auth: Auth,
     /// Told of reports that hold no token.
     pub(crate) tokenless: Arc<Tokenless>,
+    /// Told of rows that nobody stands for.
+    pub(crate) upkeep: Arc<Upkeep>,
 }
 
 impl FromRef<Reports> for Auth {
@@ -237,6 +241,7 @@ async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Report
         } => {
             if stranger {
                 app.auth.stranger_added(caller);
+                app.upkeep.added();
             }
             let user = user.as_ref().map_or("nobody yet", |user| user.as_str());
             if changed {

@@ -47,7 +47,7 @@ pub use open::OpenError;
 pub use url::DatabaseUrl;
 
 use connection::WriteConnection;
-use statements::{gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers};
+use statements::{accounts, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers};
 
 /// Connections for lookups, which are short; each costs a thread.
 const READERS: u32 = 4;
@@ -273,6 +273,11 @@ impl Sqlite {
     /// How many tokens for messages belong to nobody yet, and so have no pusher.
     pub async fn count_unmapped(&self) -> Result<i64> {
         tokens::count_unmapped(&self.operators).await
+    }
+
+    /// How many rows nobody stands for.
+    pub async fn count_of_nobody(&self) -> Result<i64> {
+        accounts::count_of_nobody(&self.operators).await
     }
 
     /// Up to `limit` rows of tokens with ids above `after`.

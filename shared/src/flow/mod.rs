@@ -33,7 +33,7 @@ pub use imports::{import_mappings, import_tokens};
 pub use mappings::{delete_mapping, put_mapping};
 pub use queue::{Claim, Claimed, Heartbeat, Held};
 pub use queue::{beat, begin, claim, drop_job, kill_job, register, release};
-pub use removals::{mark_dead, remove_account, remove_tokens};
+pub use removals::{forget_strangers, mark_dead, remove_account, remove_tokens};
 pub use upkeep::{check_pushers, enqueue_pushers, renew_pushers};
 pub use views::{
     DeadLetter, GateReport, GateState, GateStatus, GateView, JobListing, PushTarget, PusherListing,
@@ -108,6 +108,14 @@ pub enum Phones<'a> {
     After(i64, i64),
     /// The one with this id.
     Id(i64),
+    /// Those that nobody stands for (no mapping, no login, not imported) and that were last reported before a time;
+    /// those that were reported longest ago first, at most so many.
+    OfNobody {
+        /// Seconds since 1970.
+        before: i64,
+        /// At most so many.
+        limit: i64,
+    },
 }
 
 /// A job as the queue has it.

@@ -67,6 +67,21 @@ pub async fn remove_tokens(
     Ok((forget(tx, &phones).await?, last))
 }
 
+/// Forgets up to `limit` rows that nobody stands for and that were last reported before a time, those that were
+/// reported longest ago first. Returns how many went.
+pub async fn forget_strangers(tx: &mut dyn Transaction, before: i64, limit: i64) -> Result<usize> {
+    let which = Phones::OfNobody { before, limit };
+    let found = tx.phones(which).await?;
+    let mut selectors: Vec<_> = found.iter().map(|phone| phone.selector.as_str()).collect();
+    selectors.sort_unstable();
+    selectors.dedup();
+    tx.lock_selectors(&selectors).await?;
+    // A phone may have reported, or got a mapping, until it was locked.
+    let mut phones = tx.phones(which).await?;
+    phones.retain(|phone| found.iter().any(|it| it.id == phone.id));
+    forget(tx, &phones).await
+}
+
 /// The homeserver drops a pusher when it reads our rejection: what is set before is lost, in seconds.
 const REJECTION_READ: i64 = 10;
 

@@ -8,6 +8,13 @@ use crate::ids::{AppId, Device, Pushkey, Selector, UserId};
 /// reports at every start costs no write.
 const TOUCH_AFTER: i64 = 3600;
 
+/// A row that nobody stands for (no mapping, no login, not imported) goes when it was last reported so long ago, in
+/// seconds.
+pub const STRANGERS_STAY: i64 = 30 * 86_400;
+
+/// Most of these rows, some 40 MB; beyond that those go that were reported longest ago.
+pub const MOST_STRANGERS: i64 = 100_000;
+
 /// A field of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Field<T> {

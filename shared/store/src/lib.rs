@@ -54,6 +54,15 @@ pub enum Store {
     Sqlite(Sqlite),
 }
 
+/// How many rows of nobody went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Because nobody reported them for long.
+    pub old: usize,
+    /// Because there were too many.
+    pub surplus: usize,
+}
+
 /// Calls a database's own function.
 macro_rules! ask {
     ($store:expr, $function:ident ( $($argument:expr),* )) => {
@@ -473,6 +482,37 @@ impl Store {
                 some => deleted += some,
             }
         }
+    }
+
+    /// Forgets rows that nobody stands for: those that were last reported `stay` seconds ago, and what there is beyond
+    /// `most`, those first that were reported longest ago. In small transactions, and counted by an index.
+    pub async fn forget_strangers(&self, stay: i64, most: i64) -> Result<Forgotten> {
+        let before = self.clock().unix() - stay;
+        let mut forgotten = Forgotten::default();
+        loop {
+            match self.forget_chunk(before, CHUNK).await? {
+                0 => break,
+                gone => forgotten.old += gone,
+            }
+        }
+        let mut surplus = ask!(self, count_of_nobody())? - most;
+        while surplus > 0 {
+            let gone = self.forget_chunk(i64::MAX, surplus.min(CHUNK)).await?;
+            if gone == 0 {
+                break;
+            }
+            forgotten.surplus += gone;
+            surplus -= i64::try_from(gone).unwrap_or(i64::MAX);
+        }
+        Ok(forgotten)
+    }
+
+    async fn forget_chunk(&self, before: i64, limit: i64) -> Result<usize> {
+        self.writer()
+            .write(move |tx| {
+                Box::pin(async move { flow::forget_strangers(tx, before, limit).await })
+            })
+            .await
     }
 
     /// How many pushers a replay is about.

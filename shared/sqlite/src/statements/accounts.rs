@@ -4,7 +4,7 @@ use matrix2acrobits_shared::{
     flow::{Phones, Result},
     rules::report::{Account, Phone},
 };
-use sqlx::SqliteConnection;
+use sqlx::{SqliteConnection, SqliteExecutor};
 
 use super::{from_json, inserted, json};
 use crate::errors::from_sqlx;
@@ -62,6 +62,7 @@ pub(crate) async fn phones(
         Phones::Selectors(selectors) => of_selectors(connection, selectors).await?,
         Phones::After(after, limit) => after_id(connection, after, limit).await?,
         Phones::Id(id) => vec![id],
+        Phones::OfNobody { before, limit } => of_nobody(connection, before, limit).await?,
     };
     let ids = json(ids)?;
     let rows = sqlx::query_scalar!(
@@ -118,6 +119,37 @@ async fn after_id(connection: &mut SqliteConnection, after: i64, limit: i64) -> 
     .map_err(from_sqlx)
 }
 
+async fn of_nobody(connection: &mut SqliteConnection, before: i64, limit: i64) -> Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT id AS "id!"
+           FROM push_tokens
+           WHERE of_nobody = 1
+             AND updated_at < ?
+             -- An operator's shell may have changed these.
+             AND owner IS NULL
+             AND imported = 0
+           ORDER BY updated_at
+           LIMIT ?"#,
+        before,
+        limit
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// How many rows nobody stands for.
+pub(crate) async fn count_of_nobody(executor: impl SqliteExecutor<'_>) -> Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!"
+           FROM push_tokens
+           WHERE of_nobody = 1"#
+    )
+    .fetch_one(executor)
+    .await
+    .map_err(from_sqlx)
+}
+
 /// Makes rows; returns their ids, in order.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
@@ -127,9 +159,14 @@ pub(crate) async fn insert(
     let rows = json(phones.iter().map(|it| row(it)))?;
     let done = sqlx::query!(
         "INSERT INTO push_tokens (selector, device, owner, token_msgs, app_id_msgs, token_calls, app_id_calls,
-             imported, report, dead_at, created_at, updated_at)
+             imported, report, dead_at, created_at, updated_at, of_nobody)
          SELECT value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
-             value ->> 8, value ->> 9, value ->> 10, ?2, value ->> 11
+             value ->> 8, value ->> 9, value ->> 10, ?2, value ->> 11,
+             value ->> 3 IS NULL
+                 AND value ->> 8 = 0
+                 AND NOT EXISTS (SELECT 1
+                                 FROM mappings m
+                                 WHERE m.selector = value ->> 1)
          FROM json_each(?1)
          ORDER BY key",
         rows,
@@ -155,7 +192,12 @@ pub(crate) async fn update(connection: &mut SqliteConnection, phones: &[&Phone])
              imported = i.value ->> 8,
              report = i.value ->> 9,
              dead_at = i.value ->> 10,
-             updated_at = i.value ->> 11
+             updated_at = i.value ->> 11,
+             of_nobody = i.value ->> 3 IS NULL
+                 AND i.value ->> 8 = 0
+                 AND NOT EXISTS (SELECT 1
+                                 FROM mappings m
+                                 WHERE m.selector = i.value ->> 1)
          FROM json_each(?) i
          WHERE push_tokens.id = i.value ->> 0",
         rows
