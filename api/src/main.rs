@@ -6,6 +6,7 @@ mod cli;
 mod http;
 mod identity;
 mod keyed_hash;
+mod limiter;
 mod metrics;
 mod notify;
 mod openapi;

@@ -1,6 +1,6 @@
 //! Starts `serve`: settings, logs, database, the two listeners; and stops them in order.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -58,12 +58,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     )
     .map_err(Failure::other)?;
     let keys = store.mark_keys().await.map_err(Failure::other)?;
-    let trust = Trust::new(
-        settings.notify_auth,
-        keys,
-        store.clock().clone(),
-        Instant::now(),
-    );
+    let trust = Trust::new(settings.notify_auth, keys, store.clock().clone());
     let trust = Arc::new(trust);
     let answers = pnm.answers();
     let deliveries = TaskTracker::new();
@@ -95,14 +90,8 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         );
     }
 
-    // Without the store this process is of no use; its supervisor starts it anew.
-    let (vital, ends) = (store.clone(), stop.clone());
-    let watch = vital.clone();
-    tokio::spawn(async move {
-        watch.died().await;
-        ends.cancel();
-    });
-
+    let vital = store.clone();
+    tokio::spawn(end_with(vital.clone(), stop.clone()));
     let tokenless = Arc::new(Tokenless::new(Clock::system()));
     let admin = app::admin(
         store.clone(),
@@ -143,6 +132,12 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Without the store this process is of no use; its supervisor starts it anew.
+async fn end_with(store: Store, stop: CancellationToken) {
+    store.died().await;
+    stop.cancel();
 }
 
 /// Many shells and service managers start programs with 1,024 file descriptors, which the listener's connections

@@ -28,6 +28,7 @@ use crate::http::{
 const IN_FLIGHT: Amounts = Amounts {
     all: 32 << 20,
     address: 8 << 20,
+    network: 16 << 20,
     proxy: 32 << 20,
 };
 

@@ -26,6 +26,7 @@ use crate::{
 const CONNECTIONS: Amounts = Amounts {
     all: 4096,
     address: 256,
+    network: 1024,
     proxy: 3072,
 };
 /// Pause after a failed accept, most often for want of file descriptors.

@@ -107,6 +107,17 @@ pub(crate) fn network(address: IpAddr) -> u128 {
     }
 }
 
+/// The network around [`network`]'s: an IPv4 /24 or an IPv6 /48, which is what can be had for little. Addresses of this
+/// machine have none.
+pub(crate) fn wider(address: IpAddr) -> Option<u128> {
+    let bits = match address.to_canonical() {
+        address if address.is_loopback() => return None,
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits() >> 8 << 8,
+        IpAddr::V6(v6) => v6.to_bits() >> 80 << 80,
+    };
+    Some(bits)
+}
+
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
@@ -192,6 +203,32 @@ mod tests {
         assert_eq!(proxies.client_of(peer, &headers), peer);
         let nobody = Proxies::parse("").unwrap();
         assert_eq!(nobody.client_of(peer, &headers), peer);
+    }
+
+    #[test]
+    fn networks() {
+        let of = |address: &str| {
+            let address = address.parse().unwrap();
+            (network(address), wider(address))
+        };
+        for (one, other, same, same_wider) in [
+            ("192.0.2.1", "::ffff:192.0.2.1", true, true),
+            ("192.0.2.1", "192.0.2.255", false, true),
+            ("192.0.2.1", "192.0.3.1", false, false),
+            ("2001:db8:1:2::1", "2001:db8:1:2:ffff::1", true, true),
+            ("2001:db8:1:2::1", "2001:db8:1:3::1", false, true),
+            ("2001:db8:1:2::1", "2001:db8:2:2::1", false, false),
+        ] {
+            let (one, other) = (of(one), of(other));
+            assert_eq!(
+                (one.0 == other.0, one.1 == other.1),
+                (same, same_wider),
+                "{other:?}"
+            );
+        }
+        for here in ["127.0.0.1", "127.9.9.9", "::1"] {
+            assert_eq!(of(here).1, None);
+        }
     }
 
     #[test]

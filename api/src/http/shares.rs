@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::http::peers::{Proxies, network};
+use crate::http::peers::{Proxies, network, wider};
 
 /// How much there is of something.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +16,8 @@ pub(super) struct Amounts {
     pub(super) all: usize,
     /// For one address (IPv6: one /64).
     pub(super) address: usize,
+    /// For the network around it (IPv4: a /24, IPv6: a /48).
+    pub(super) network: usize,
     /// For an address where a reverse proxy may stand, with everybody behind it.
     pub(super) proxy: usize,
 }
@@ -31,7 +33,15 @@ pub(super) struct Shares {
 #[derive(Debug, Default)]
 struct Held {
     all: usize,
-    by_address: HashMap<u128, usize>,
+    by: HashMap<Holder, usize>,
+}
+
+/// Who holds something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Holder {
+    Proxy(IpAddr),
+    Address(u128),
+    Network(u128),
 }
 
 /// Why there is nothing left.
@@ -39,7 +49,7 @@ struct Held {
 pub(crate) enum Full {
     /// All of it is taken.
     All,
-    /// This address has its share.
+    /// This address, or the network around it, has its share.
     Address,
 }
 
@@ -47,7 +57,7 @@ pub(crate) enum Full {
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Arc<Shares>,
-    key: u128,
+    holders: [Option<Holder>; 2],
     amount: usize,
 }
 
@@ -63,30 +73,34 @@ impl Shares {
     /// As much as that, for this address.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr, amount: usize) -> Result<Share, Full> {
         let peer = peer.to_canonical();
-        // A proxy counts by itself, not with its neighbours in the same IPv6 network.
-        let (key, most) = if self.proxies.may_be(peer) {
-            let bits = match peer {
-                IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-                IpAddr::V6(v6) => v6.to_bits(),
-            };
-            (bits, self.amounts.proxy)
+        let amounts = self.amounts;
+        // A proxy counts by itself, not with its neighbours in the same network.
+        let shares = if self.proxies.may_be(peer) {
+            [Some((Holder::Proxy(peer), amounts.proxy)), None]
         } else {
-            (network(peer), self.amounts.address)
+            let around = wider(peer).map(|around| (Holder::Network(around), amounts.network));
+            [
+                Some((Holder::Address(network(peer)), amounts.address)),
+                around,
+            ]
         };
         let mut held = self.lock();
-        if held.all + amount > self.amounts.all {
+        if held.all + amount > amounts.all {
             return Err(Full::All);
         }
-        let here = held.by_address.get(&key).copied().unwrap_or_default();
-        if here + amount > most {
+        let full = |(holder, most)| held.by.get(&holder).map_or(0, |here| *here) + amount > most;
+        if shares.into_iter().flatten().any(full) {
             return Err(Full::Address);
         }
-        held.by_address.insert(key, here + amount);
         held.all += amount;
+        let holders = shares.map(|share| share.map(|(holder, _)| holder));
+        for holder in holders.into_iter().flatten() {
+            *held.by.entry(holder).or_default() += amount;
+        }
         let shares = self.clone();
         Ok(Share {
             shares,
-            key,
+            holders,
             amount,
         })
     }
@@ -100,10 +114,12 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut held = self.shares.lock();
         held.all = held.all.saturating_sub(self.amount);
-        if let Some(here) = held.by_address.get_mut(&self.key) {
-            *here = here.saturating_sub(self.amount);
-            if *here == 0 {
-                held.by_address.remove(&self.key);
+        for holder in self.holders.into_iter().flatten() {
+            if let Some(here) = held.by.get_mut(&holder) {
+                *here = here.saturating_sub(self.amount);
+                if *here == 0 {
+                    held.by.remove(&holder);
+                }
             }
         }
     }
@@ -118,6 +134,7 @@ mod tests {
         let amounts = Amounts {
             all: 40,
             address: 3,
+            network: 8,
             proxy: 30,
         };
         Arc::new(Shares::new(amounts, proxies))
@@ -142,6 +159,15 @@ mod tests {
             (&["192.0.2.1", "::ffff:192.0.2.1"], 3),
             (&["2001:db8:0:1::1", "2001:db8:0:1:ffff::2"], 3),
             (&["2001:db8:0:1::1", "2001:db8:0:2::1"], 6),
+            (&["192.0.2.1", "192.0.2.2", "192.0.2.3"], 8),
+            (
+                &["2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8:0:3::1"],
+                8,
+            ),
+            (
+                &["2001:db8:0:1::1", "2001:db8:1:2::1", "2001:db8:2:3::1"],
+                9,
+            ),
             (&["127.0.0.2"], 3),
             (&["127.0.0.1"], 30),
             (&["::1"], 30),
@@ -184,7 +210,7 @@ mod tests {
             drop(shares.take(peer, 1).unwrap());
         }
         let held = shares.lock();
-        assert_eq!((held.all, held.by_address.len()), (0, 0));
+        assert_eq!((held.all, held.by.len()), (0, 0));
     }
 
     #[test]

@@ -8,18 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::http::peers::network;
+use crate::{
+    http::peers::{network, wider},
+    limiter::{Limit, Limiter, Rate},
+};
 
 const WINDOW: Duration = Duration::from_hours(1);
-/// Most addresses remembered; of one that is forgotten the count begins anew.
-const MAX_ADDRESSES: u64 = 50_000;
+/// The network around an address may add so many times as many.
+const WIDER: u32 = 8;
 
-/// Per network, when what it has added is forgotten: each addition counts for its share of [`WINDOW`].
+/// What each network has added.
 #[derive(Debug)]
 pub(super) struct Strangers {
     /// None: no limit.
-    share: Option<Duration>,
-    clear_at: moka::sync::Cache<u128, Instant>,
+    rate: Option<Rate>,
+    limiter: Limiter,
     said: AtomicBool,
 }
 
@@ -27,21 +30,15 @@ impl Strangers {
     /// `most` per hour; 0: no limit.
     pub(super) fn new(most: u32) -> Self {
         Self {
-            share: (most > 0).then(|| WINDOW / most),
-            clear_at: moka::sync::Cache::builder()
-                .max_capacity(MAX_ADDRESSES)
-                .time_to_live(WINDOW)
-                .build(),
+            rate: (most > 0).then(|| Rate::most(most, WINDOW)),
+            limiter: Limiter::new(),
             said: AtomicBool::new(false),
         }
     }
 
     /// How long this address has to wait before it may add another.
     pub(super) fn wait(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
-        let share = self.share.filter(|_| !is_ourselves(address))?;
-        let clear_at = self.clear_at.get(&key(address))?;
-        let wait = (clear_at.saturating_duration_since(now) + share).saturating_sub(WINDOW);
-        (!wait.is_zero()).then_some(wait)
+        self.limiter.wait(&self.limits(address), now)
     }
 
     /// A report was refused for that: said once, since it may be a proxy that all phones come through.
@@ -49,23 +46,31 @@ impl Strangers {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 address = address.map(tracing::field::display),
-                "too many selectors without a mapping come from one address: new ones get 429 for a while. If it \
-                 is your proxy's, name it in TRUSTED_PROXIES; else see NEW_SELECTORS_PER_HOUR"
+                "too many selectors without a mapping come from one address, or from its network: new ones get 429 for a \
+                 while. If it is your proxy's, name it in TRUSTED_PROXIES; else see NEW_SELECTORS_PER_HOUR"
             );
         }
     }
 
     /// This address has added one.
     pub(super) fn added(&self, address: Option<IpAddr>, now: Instant) {
-        let Some(share) = self.share else { return };
-        let entry = self.clear_at.entry(key(address));
-        entry.and_upsert_with(|old| old.map_or(now, |old| old.into_value().max(now)) + share);
+        self.limiter.fill(&self.limits(address), now);
     }
-}
 
-/// Callers without an address share one.
-fn key(address: Option<IpAddr>) -> u128 {
-    address.map_or(0, network)
+    /// Callers without an address share one.
+    fn limits(&self, address: Option<IpAddr>) -> Vec<Limit> {
+        let Some(rate) = self.rate.filter(|_| !is_ourselves(address)) else {
+            return Vec::new();
+        };
+        let limit = |kind: &[u8], network: u128, rate| Limit {
+            key: self.limiter.key([kind, &network.to_be_bytes()]),
+            rate,
+        };
+        let here = limit(b"address", address.map_or(0, network), rate);
+        let around = address.and_then(wider);
+        let around = around.map(|around| limit(b"network", around, rate.times(WIDER)));
+        [here].into_iter().chain(around).collect()
+    }
 }
 
 fn is_ourselves(address: Option<IpAddr>) -> bool {
@@ -103,6 +108,19 @@ mod tests {
         assert_eq!(strangers.wait(here, now + quarter), None);
         strangers.added(here, now + quarter);
         assert_eq!(strangers.wait(here, now + quarter), Some(quarter));
+    }
+
+    #[test]
+    fn the_network_around_has_eight_times_as_much() {
+        let strangers = Strangers::new(4);
+        let now = Instant::now();
+        let address = |n: u8| Some(IpAddr::from([198, 51, 100, n]));
+        for n in 0..32 {
+            assert_eq!(strangers.wait(address(n), now), None);
+            strangers.added(address(n), now);
+        }
+        assert_eq!(strangers.wait(address(99), now), Some(WINDOW / 32));
+        assert_eq!(strangers.wait("198.51.101.1".parse().ok(), now), None);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! `POST /_matrix/push/v1/notify` of the Matrix push gateway API.
 
-mod bucket;
 pub(crate) mod cache;
 mod dedupe;
 pub(crate) mod delivery;

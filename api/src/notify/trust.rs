@@ -2,8 +2,7 @@
 //! a notification is pushed within a small budget, or not at all (NOTIFY_AUTH).
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -15,8 +14,7 @@ use matrix2acrobits_shared::{
 use matrix2acrobits_store::Store;
 use tokio::sync::Notify;
 
-use super::bucket::{Bucket, Rate};
-use crate::keyed_hash::{Hashed, KeyedHash};
+use crate::limiter::{Limit, Limiter, Rate};
 
 /// For one token.
 const PER_TOKEN: Rate = Rate {
@@ -28,8 +26,6 @@ const OF_NOBODY: Rate = Rate {
     at_once: 30,
     one_per: Duration::from_secs(1),
 };
-/// From so many buckets on, empty ones are thrown out. There are no more full ones than there are tokens.
-const MANY_BUCKETS: usize = 4096;
 
 /// What becomes of notifications without our pusher's mark (NOTIFY_AUTH).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,16 +102,16 @@ pub(crate) struct Trust {
     auth: NotifyAuth,
     keys: RwLock<MarkKeys>,
     clock: Clock,
-    budgets: Budgets,
+    budgets: Limiter,
 }
 
 impl Trust {
-    pub(crate) fn new(auth: NotifyAuth, keys: MarkKeys, clock: Clock, now: Instant) -> Self {
+    pub(crate) fn new(auth: NotifyAuth, keys: MarkKeys, clock: Clock) -> Self {
         Self {
             auth,
             keys: RwLock::new(keys),
             clock,
-            budgets: Budgets::new(now),
+            budgets: Limiter::new(),
         }
     }
 
@@ -152,62 +148,19 @@ impl Trust {
         if marked == Marked::Right || self.auth == NotifyAuth::Off {
             return Ok(());
         }
-        self.budgets.take(target, now)
-    }
-}
-
-#[derive(Debug)]
-struct Budgets {
-    hash: KeyedHash,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    per_token: HashMap<Hashed, Bucket>,
-    of_nobody: Bucket,
-    /// Once there are so many buckets, the empty ones go.
-    sweep_at: usize,
-}
-
-impl Budgets {
-    fn new(now: Instant) -> Self {
-        Self {
-            hash: KeyedHash::random(),
-            state: Mutex::new(State {
-                per_token: HashMap::new(),
-                of_nobody: Bucket::new(now),
-                sweep_at: MANY_BUCKETS,
-            }),
-        }
-    }
-
-    fn take(&self, target: &PushTarget, now: Instant) -> Result<(), Duration> {
-        let texts = [target.app_id.as_str(), target.pushkey.as_str()];
-        let token = self.hash.of(texts.map(str::as_bytes));
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = &mut *state;
-        let token_wait = state
-            .per_token
-            .get(&token)
-            .and_then(|it| it.wait(PER_TOKEN, now));
-        let shared_wait = state
-            .of_nobody
-            .wait(OF_NOBODY, now)
-            .filter(|_| !target.owned);
-        if let Some(wait) = token_wait.max(shared_wait) {
-            return Err(wait);
-        }
-        if state.per_token.len() >= state.sweep_at {
-            state.per_token.retain(|_, bucket| !bucket.is_empty(now));
-            state.sweep_at = MANY_BUCKETS.max(2 * state.per_token.len());
-        }
-        let bucket = state.per_token.entry(token);
-        bucket.or_insert(Bucket::new(now)).fill(PER_TOKEN, now);
-        if !target.owned {
-            state.of_nobody.fill(OF_NOBODY, now);
-        }
-        Ok(())
+        let token = [target.app_id.as_str(), target.pushkey.as_str()].map(str::as_bytes);
+        let token = Limit {
+            key: self.budgets.key(token),
+            rate: PER_TOKEN,
+        };
+        let shared = Limit {
+            key: self.budgets.key([b"of nobody"]),
+            rate: OF_NOBODY,
+        };
+        let limits = [token, shared];
+        // The shared one is for tokens of nobody alone.
+        let limits = if target.owned { &limits[..1] } else { &limits };
+        self.budgets.take(limits, now)
     }
 }
 
@@ -232,17 +185,17 @@ mod tests {
         }
     }
 
-    fn trust(auth: NotifyAuth, now: Instant) -> Trust {
+    fn trust(auth: NotifyAuth) -> Trust {
         let keys = MarkKeys {
             current: MarkKey::new(&[1; KEY_BYTES]),
             previous: None,
         };
-        Trust::new(auth, keys, Clock::system(), now)
+        Trust::new(auth, keys, Clock::system())
     }
 
     #[test]
     fn marks_are_told_apart_and_follow_the_key() {
-        let it = trust(NotifyAuth::Prefer, Instant::now());
+        let it = trust(NotifyAuth::Prefer);
         let [old, new] = [1, 2].map(|byte| MarkKey::new(&[byte; KEY_BYTES]));
         let [old_mark, new_mark] = [&old, &new].map(|key| key.mark("k"));
         assert_eq!(it.look("k", None), Marked::Missing);
@@ -264,7 +217,7 @@ mod tests {
             (NotifyAuth::Require, true, false),
             (NotifyAuth::Off, false, false),
         ] {
-            let it = trust(auth, Instant::now());
+            let it = trust(auth);
             assert_eq!(it.refuses(Marked::Missing), wrong);
             assert_eq!(it.refuses(Marked::Wrong), wrong);
             assert_eq!(it.refuses(Marked::Right), right);
@@ -274,7 +227,7 @@ mod tests {
     #[test]
     fn a_token_has_ten_at_once_and_one_more_every_three_seconds() {
         let now = Instant::now();
-        let it = trust(NotifyAuth::Prefer, now);
+        let it = trust(NotifyAuth::Prefer);
         let (mine, yours) = (target("mine", true), target("yours", true));
         for _ in 0..10 {
             assert_eq!(it.take(Marked::Missing, &mine, now), Ok(()));
@@ -290,7 +243,7 @@ mod tests {
     #[test]
     fn tokens_of_nobody_share_thirty_and_one_a_second() {
         let now = Instant::now();
-        let it = trust(NotifyAuth::Prefer, now);
+        let it = trust(NotifyAuth::Prefer);
         let second = Duration::from_secs(1);
         let nobodys = |n: u32| target(&format!("n{n}"), false);
         for n in 0..30 {
@@ -307,21 +260,9 @@ mod tests {
     #[test]
     fn without_the_check_there_is_no_budget() {
         let now = Instant::now();
-        let it = trust(NotifyAuth::Off, now);
+        let it = trust(NotifyAuth::Off);
         for _ in 0..100 {
             assert_eq!(it.take(Marked::Missing, &target("n", false), now), Ok(()));
         }
-    }
-
-    #[test]
-    fn empty_buckets_are_thrown_out() {
-        let now = Instant::now();
-        let budgets = Budgets::new(now);
-        for n in 0..MANY_BUCKETS {
-            budgets.take(&target(&format!("t{n}"), true), now).unwrap();
-        }
-        let later = now + Duration::from_mins(1);
-        budgets.take(&target("one more", true), later).unwrap();
-        assert_eq!(budgets.state.lock().unwrap().per_token.len(), 1);
     }
 }
