@@ -308,9 +308,19 @@ pub(crate) async fn wait_too_long(
 ) -> Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"SELECT rowid AS "key!"
-           FROM Jobs
+           FROM Jobs INDEXED BY jobs_due
            WHERE job_type = 'sync_pusher'
              AND status IN ('Pending', 'Failed')
+             AND lost IS NULL
+             AND run_at > ?1
+             AND (status = 'Pending' OR run_at > ?2)
+             AND (not_before IS NULL OR run_at > ?3)
+           UNION ALL
+           SELECT rowid
+           FROM Jobs INDEXED BY jobs_suspect
+           WHERE job_type = 'sync_pusher'
+             AND status IN ('Pending', 'Failed')
+             AND lost IS NOT NULL
              AND run_at > ?1
              AND (status = 'Pending' OR run_at > ?2)
              AND (not_before IS NULL OR run_at > ?3)
