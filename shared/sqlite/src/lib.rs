@@ -24,6 +24,7 @@ use matrix2acrobits_shared::{
         DeadLetter, GateView, JobListing, Pair, PushTarget, PusherListing, QueueState, Result,
         TargetRow, TokenListing, WorkerStatus,
         batch::Batch,
+        counts::Counts,
         feed::{Feed, Vital},
         writer::Writer,
     },
@@ -69,6 +70,8 @@ pub struct Sqlite {
     operators: SqlitePool,
     targets: Batch<Pushkey, Vec<TargetRow>>,
     tasks: Batch<TaskOf, Loaded>,
+    job_counts: Counts<Vec<(String, i64)>>,
+    pusher_counts: Counts<Vec<(String, i64)>>,
     epoch: feed::Epoch,
     /// Whether the feed tells of other processes.
     follows: Arc<AtomicBool>,
@@ -126,6 +129,8 @@ impl Sqlite {
             writer: Writer::start(&vital, Box::new(connection)),
             targets: read_targets(&vital, readers.clone()),
             tasks: read_tasks(&vital, readers.clone(), clock.clone()),
+            job_counts: Counts::default(),
+            pusher_counts: Counts::default(),
             feed,
             vital,
             clock,
@@ -260,14 +265,16 @@ impl Sqlite {
 
     /// Jobs by state, and the age of the oldest that could run.
     pub async fn queue_state(&self) -> Result<QueueState> {
-        let counts = jobs::count(&self.operators).await?;
+        let counts = self.job_counts.get(jobs::count(&self.operators)).await?;
         let next_due = jobs::next_due(&self.operators).await?;
         Ok(QueueState::new(&counts, next_due, self.clock.unix()))
     }
 
     /// Pushers by state.
     pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
-        pushers::count(&self.operators).await
+        self.pusher_counts
+            .get(pushers::count(&self.operators))
+            .await
     }
 
     /// How many tokens for messages belong to nobody yet, and so have no pusher.

@@ -1,8 +1,9 @@
 //! Each transaction, once: lock, read facts, let [`crate::rules`] decide, apply the changes. [`Transaction`] is
 //! all that it needs of a database. How transactions are committed in groups and told to others is in
-//! [`writer`], how reads are shared in [`batch`].
+//! [`writer`], how reads are shared in [`batch`] and [`counts`].
 
 pub mod batch;
+pub mod counts;
 pub mod feed;
 mod finish;
 mod imports;

@@ -1,0 +1,71 @@
+//! Counts of whole tables. They cost what is stored, not what is shown, so those that take long are kept for a while:
+//! however often somebody asks, counting takes at most a fiftieth of the time.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Mutex, time::Instant};
+
+use super::Result;
+
+/// A count that is this quick (of some 50,000 rows) is taken anew each time.
+const QUICK: Duration = Duration::from_millis(20);
+/// For how many times as long as it took a count is kept.
+const KEPT: u32 = 50;
+
+/// A count, and until when it is told again. Those who ask meanwhile wait for the one who counts.
+#[derive(Debug, Clone)]
+pub struct Counts<T>(Arc<Mutex<Option<(Instant, T)>>>);
+
+impl<T> Default for Counts<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T: Clone> Counts<T> {
+    /// The last count, or what `count` says now.
+    pub async fn get(&self, count: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut kept = self.0.lock().await;
+        let started = Instant::now();
+        if let Some((until, counts)) = kept.as_ref()
+            && *until > started
+        {
+            return Ok(counts.clone());
+        }
+        let counts = count.await?;
+        let took = started.elapsed();
+        *kept = (took > QUICK).then(|| (Instant::now() + took * KEPT, counts.clone()));
+        Ok(counts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn count(counts: &Counts<u32>, number: u32, took: u64) -> u32 {
+        let counting = async {
+            tokio::time::sleep(Duration::from_millis(took)).await;
+            Ok(number)
+        };
+        counts.get(counting).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_count_is_told_again_for_a_while() {
+        let counts = Counts::default();
+        assert_eq!(count(&counts, 1, 100).await, 1);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(count(&counts, 2, 100).await, 1);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(count(&counts, 3, 1).await, 3);
+        assert_eq!(count(&counts, 4, 1).await, 4, "a quick one is not kept");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_ask_at_once_share_a_count() {
+        let counts = Counts::default();
+        let both = tokio::join!(count(&counts, 1, 100), count(&counts, 2, 100));
+        assert_eq!(both, (1, 1));
+    }
+}
