@@ -25,6 +25,7 @@ pub mod process;
 pub mod python;
 pub mod raw;
 pub mod server;
+pub mod siege;
 pub mod synapse;
 pub mod tls;
 

@@ -5,9 +5,10 @@ use super::{
     settle::{PairState, Pairs},
     writer::Bulk,
 };
+use crate::ids::log_id;
 use crate::rules::{
     jobs::DEAD_AFTER,
-    pushers::{Change, FinishSettings, Outcome, PusherTask, record, rivals},
+    pushers::{Change, FinishSettings, Outcome, Pusher, PusherTask, record, rivals},
 };
 
 /// A job that has run.
@@ -82,6 +83,9 @@ impl Finished {
         }
         if !self.settings.append {
             for (rival, change) in rivals(&state.pushers, at, &self.outcome) {
+                if change == Change::Absent {
+                    tell_takeover(&state.pushers[rival], &state.pushers[at]);
+                }
                 state.change(rival, &change, now);
             }
         }
@@ -117,4 +121,14 @@ impl Finished {
             state.change(at, &change, now);
         }
     }
+}
+
+/// A phone that is passed on does this, and anybody with a login who has learnt the pushkey.
+fn tell_takeover(former: &Pusher, pusher: &Pusher) {
+    tracing::warn!(
+        pushkey = %log_id(&pusher.pushkey),
+        user = %pusher.user_id,
+        former = %former.user_id,
+        "another user has reported this pushkey and takes the pusher over"
+    );
 }
