@@ -62,7 +62,8 @@ impl Database {
 
     /// All jobs.
     pub async fn jobs(&self) -> Vec<Job> {
-        let sql = "SELECT status, attempts, run_at, lock_by, pusher_id FROM Jobs";
+        let sql = "SELECT status, attempts, run_at, lock_by, iif(typeof(pusher_id) = 'integer', pusher_id, NULL)
+                   FROM Jobs";
         let rows = sqlx::query(sql).fetch_all(&self.pool).await.unwrap();
         let job = |row: &sqlx::sqlite::SqliteRow| Job {
             status: row.get(0),
@@ -108,6 +109,18 @@ impl Database {
         pushers.retain(|pusher| pusher.pushkey == pushkey);
         pushers.sort_by_key(|pusher| pusher.wanted != "present");
         pushers.into_iter().next()
+    }
+
+    /// The selectors of all phones.
+    pub async fn selectors(&self) -> Vec<String> {
+        let sql = "SELECT selector FROM push_tokens";
+        sqlx::query_scalar(sql).fetch_all(&self.pool).await.unwrap()
+    }
+
+    /// The tokens of all phones.
+    pub async fn tokens(&self) -> Vec<String> {
+        let sql = "SELECT token_msgs FROM push_tokens WHERE token_msgs IS NOT NULL";
+        sqlx::query_scalar(sql).fetch_all(&self.pool).await.unwrap()
     }
 
     /// How many rows a table has.

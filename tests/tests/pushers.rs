@@ -306,21 +306,6 @@ async fn a_job_that_vanished_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_job_that_cannot_be_read_is_a_dead_letter_and_stops_nobody() {
-    let mut app = App::start().await;
-    assert_eq!(app.worker_mut().terminate().await, Some(0));
-    app.enroll(&[&Phone::new("unreadable")]).await;
-    app.database
-        .meddle("UPDATE Jobs SET job = CAST('{\"x\":' AS BLOB)")
-        .await;
-    let phone = Phone::new("readable");
-    app.enroll(&[&phone]).await;
-    app.start_worker().await;
-    app.pusher_set(&phone).await;
-    app.dead_letters(1).await;
-}
-
-#[tokio::test]
 async fn every_field_that_synapse_requires_is_sent_and_none_is_null() {
     let app = App::start().await;
     let phone = Phone::seed();

@@ -359,15 +359,14 @@ fn read_tasks(vital: &Vital, readers: SqlitePool, clock: Clock) -> Batch<TaskOf,
             let facts = pushers::pairs(&readers, &keys).await?;
             let loaded = asked.iter().map(|it| {
                 let place = found.iter().position(|(id, _)| *id == it.id);
-                place.map_or(Loaded::Gone, |place| {
-                    Loaded::read(
-                        &facts[place].pushers,
-                        it.id,
-                        it.job_attempts,
-                        it.append,
-                        now,
-                    )
-                })
+                let Some(pushers) = place.map(|place| &facts[place].pushers) else {
+                    return Loaded::Gone;
+                };
+                if pushers.iter().all(|pusher| pusher.id != it.id) {
+                    // What stands for its app id or pushkey is no text by which it can be found.
+                    return Loaded::Unreadable;
+                }
+                Loaded::read(pushers, it.id, it.job_attempts, it.append, now)
             });
             Ok(loaded.collect())
         }

@@ -122,7 +122,20 @@ pub async fn kill_job(tx: &mut dyn Transaction, held: &Held, error: &str) -> Res
     let now = tx.now();
     let mut pairs = Pairs::load_of(tx, &[held.pusher_id]).await?;
     let Some((state, at)) = pairs.find(held.pusher_id) else {
-        return tx.drop_job(held.pusher_id, &held.worker).await;
+        if tx.pairs_of(&[held.pusher_id]).await?.is_empty() {
+            return tx.drop_job(held.pusher_id, &held.worker).await;
+        }
+        // It is there, but what stands for its app id or pushkey is no text by which it can be found.
+        let jobs = tx.jobs_of(&held.worker).await?;
+        let job = jobs
+            .into_iter()
+            .find(|it| it.pusher_id == Some(held.pusher_id));
+        let Some(mut job) = job.map(|it| it.job) else {
+            return Ok(false);
+        };
+        job.kill(error, now);
+        tx.update_jobs(&[&job]).await?;
+        return Ok(true);
     };
     let ours = state.pushers[at]
         .job

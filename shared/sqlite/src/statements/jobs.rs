@@ -102,7 +102,8 @@ pub(crate) async fn read(
     let rows = sqlx::query_scalar!(
         r#"SELECT CAST(json_group_array(json_object(
                'id', CAST(j.id AS TEXT),
-               'pusher_id', j.pusher_id,
+               -- apalis' table is not STRICT: anything may stand there.
+               'pusher_id', iif(typeof(j.pusher_id) = 'integer', j.pusher_id, NULL),
                'payload', CAST(j.job AS TEXT),
                'job', json_object(
                    'key', j.rowid,
@@ -361,18 +362,21 @@ pub(crate) async fn correct_waits(
 /// When the next job that waits is due.
 pub(crate) async fn next_due(executor: impl SqliteExecutor<'_>) -> Result<Option<i64>> {
     sqlx::query_scalar!(
-        r#"SELECT min(run_at) AS "run_at: i64"
+        r#"SELECT CAST(min(run_at) AS INTEGER) AS "run_at: i64"
+           -- What is no number sorts behind the largest one.
            FROM (SELECT min(run_at) AS run_at
                  FROM Jobs
                  WHERE job_type = 'sync_pusher'
                    AND status IN ('Pending', 'Failed')
                    AND lost IS NULL
+                   AND run_at < 9223372036854775807
                  UNION ALL
                  SELECT min(run_at)
                  FROM Jobs
                  WHERE job_type = 'sync_pusher'
                    AND status IN ('Pending', 'Failed')
-                   AND lost IS NOT NULL)"#
+                   AND lost IS NOT NULL
+                   AND run_at < 9223372036854775807)"#
     )
     .fetch_one(executor)
     .await
