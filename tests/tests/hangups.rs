@@ -1,0 +1,194 @@
+//! Clients that hang up before they are answered: what they asked for is done or not, and pushes go by what is
+//! stored, without a restart.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
+use matrix2acrobits_tests::fixtures::{Phone, message};
+use matrix2acrobits_tests::http::{encoded, segment};
+use matrix2acrobits_tests::raw::Raw;
+use matrix2acrobits_tests::{SOON, eventually};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+const COUNT: usize = 24;
+
+/// How long after the last byte each client hangs up: as the request is read, as it is handled, while its write waits
+/// for the lock. Every moment has to be right, so that none has to be met.
+fn patience(number: usize) -> Duration {
+    Duration::from_millis([0, 0, 1, 3, 10, 30, 100, 300][number % 8])
+}
+
+fn phones(name: &str) -> Vec<Phone> {
+    let phone = |number| Phone::new(&format!("{name}-{number}"));
+    (0..COUNT).map(phone).collect()
+}
+
+fn removal(phone: &Phone) -> String {
+    let body = encoded(&[("selector", &phone.selector)]);
+    request("POST", "/api/client/account_removal_report", &body)
+}
+
+fn report(phone: &Phone) -> String {
+    let body = encoded(&[
+        ("selector", &phone.selector),
+        ("token_msgs", &phone.token),
+        ("app_id_msgs", &phone.app_id),
+    ]);
+    request("POST", "/api/client/push_token_report", &body)
+}
+
+fn deletion(phone: &Phone) -> String {
+    let path = format!("/api/internal/push_tokens/{}", segment(&phone.selector));
+    request("DELETE", &path, "")
+}
+
+fn request(method: &str, path: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Sends these requests while somebody else has the database's write lock, hangs up, and lets the lock go.
+async fn hang_up(app: &App, url: &str, requests: &[String]) {
+    let addr = url.trim_start_matches("http://");
+    let lock = app.database.lock().await;
+    let clients = requests.iter().enumerate().map(async |(number, request)| {
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(patience(number)).await;
+    });
+    join_all(clients).await;
+    drop(lock);
+    // The writer takes what waits in its order, so what those clients asked for is done when this is.
+    let last = Phone::new("last");
+    app.report(&last.report()).await.expect_status(200);
+}
+
+/// Who of them is in the database.
+async fn stored(app: &App, phones: &[Phone]) -> Vec<bool> {
+    let selectors = app.database.selectors().await;
+    let stored = phones
+        .iter()
+        .map(|phone| selectors.contains(&phone.selector));
+    stored.collect()
+}
+
+/// Pushes go to those who are stored, and to nobody else.
+async fn rings_as_stored(app: &App, phones: &[Phone], event: &str) {
+    let before = app.pnm.pushes().len();
+    let devices: Vec<_> = phones.iter().map(Phone::device).collect();
+    let reply = app
+        .notify(&message(event, &devices))
+        .await
+        .expect_status(200);
+    let rejected = reply.json()["rejected"].as_array().unwrap().clone();
+    let pushes = app.pnm.pushes();
+    for (phone, stored) in phones.iter().zip(stored(app, phones).await) {
+        let rang = pushes[before..]
+            .iter()
+            .any(|push| push.token() == phone.token);
+        assert_eq!(rang, stored, "{phone:?}: rang");
+        assert_eq!(
+            rejected.contains(&json!(phone.token)),
+            !stored,
+            "{phone:?}: rejected"
+        );
+    }
+}
+
+/// Phones whose tokens the api has in memory, beside as many that stay: the api rejects nobody when most are unknown.
+async fn known(app: &App) -> Vec<Phone> {
+    let (phones, others) = (phones("leaves"), phones("stays"));
+    let all: Vec<_> = phones.iter().chain(&others).collect();
+    app.enroll(&all).await;
+    let devices: Vec<_> = all.iter().map(|phone| phone.device()).collect();
+    app.notify(&message("$first", &devices))
+        .await
+        .expect_status(200);
+    assert_eq!(app.pnm.pushes().len(), 2 * COUNT);
+    phones
+}
+
+async fn leaves(app: &App, url: &str, ask: fn(&Phone) -> String) {
+    let phones = known(app).await;
+    let requests: Vec<_> = phones.iter().map(ask).collect();
+    hang_up(app, url, &requests).await;
+    rings_as_stored(app, &phones, "$after").await;
+    let stored = stored(app, &phones).await;
+    let gone = stored.iter().filter(|stored| !**stored).count();
+    assert!(
+        gone >= COUNT / 4,
+        "{gone} were carried out: too few to tell"
+    );
+}
+
+#[tokio::test]
+async fn a_phone_whose_client_hangs_up_during_its_removal_never_rings() {
+    let app = App::builder().without_worker().start().await;
+    leaves(&app, &app.api().public_url(), removal).await;
+}
+
+#[tokio::test]
+async fn an_operator_who_hangs_up_during_a_delete_leaves_nobody_ringing() {
+    let app = App::builder().without_worker().start().await;
+    leaves(&app, &app.api().admin_url(), deletion).await;
+}
+
+#[tokio::test]
+async fn an_operator_who_hangs_up_during_a_delete_of_all_leaves_nobody_ringing() {
+    let app = App::builder().without_worker().start().await;
+    let phones = known(&app).await;
+    let all = request("DELETE", "/api/internal/push_tokens?confirm=all", "");
+    hang_up(&app, &app.api().admin_url(), &[String::new(), all.clone()]).await;
+    rings_as_stored(&app, &phones, "$after").await;
+    // The same with patience, so that it is carried out for certain.
+    let mut client = Raw(
+        TcpStream::connect(app.api().admin_url().trim_start_matches("http://"))
+            .await
+            .unwrap(),
+    );
+    client.send(&all).await;
+    assert_eq!(client.status().await, Some(200));
+    eventually(SOON, "no token left", async || {
+        app.database.count("push_tokens").await == 0
+    })
+    .await;
+    rings_as_stored(&app, &phones[..10], "$last").await;
+}
+
+#[tokio::test]
+async fn a_report_whose_client_hangs_up_is_served_if_it_was_stored() {
+    let app = App::builder().without_worker().start().await;
+    let old = known(&app).await;
+    // Each phone has a new token; the old one is in memory.
+    let new: Vec<_> = old
+        .iter()
+        .map(|phone| phone.clone().with_token(&format!("new-{}", phone.token)))
+        .collect();
+    let requests: Vec<_> = new.iter().map(report).collect();
+    hang_up(&app, &app.api().public_url(), &requests).await;
+    let tokens = app.database.tokens().await;
+    let devices: Vec<_> = old.iter().chain(&new).map(Phone::device).collect();
+    let before = app.pnm.pushes().len();
+    app.notify(&message("$after", &devices)).await;
+    let pushes = app.pnm.pushes();
+    let mut changed = 0;
+    for phone in old.iter().chain(&new) {
+        let rang = pushes[before..]
+            .iter()
+            .any(|push| push.token() == phone.token);
+        assert_eq!(rang, tokens.contains(&phone.token), "{phone:?}");
+        changed += usize::from(rang && phone.token.starts_with("new-"));
+    }
+    assert!(
+        changed >= COUNT / 4,
+        "{changed} were carried out: too few to tell"
+    );
+}
