@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use crate::behind::Spoilt;
+
 /// How the homeserver answers one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -40,6 +42,22 @@ pub(crate) struct Sent {
 pub(crate) enum Step {
     /// Reports that come at once and share a transaction.
     Reports(Vec<Sent>),
+    /// A phone that hangs up after its request was looked at so many times.
+    HangUp {
+        sent: Sent,
+        polls: u8,
+    },
+    HangUpRemoval {
+        selector: u8,
+        polls: u8,
+    },
+    /// Two processes write at once: phones report while a worker records what it did.
+    AtOnce {
+        sent: Vec<Sent>,
+        worker: u8,
+    },
+    /// Somebody spoils the rows of a phone beside these.
+    Spoil(Spoilt),
     Remove {
         selector: u8,
         /// None: all devices.
@@ -116,7 +134,17 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
     });
     prop_oneof![
         8 => report.clone().prop_map(|sent| Step::Reports(vec![sent])),
-        3 => prop::collection::vec(report, 2..6).prop_map(Step::Reports),
+        3 => prop::collection::vec(report.clone(), 2..6).prop_map(Step::Reports),
+        // What a login says of the account may be refused, of which one who hangs up hears nothing.
+        2 => (report.clone(), 0..4_u8).prop_map(|(sent, polls)| Step::HangUp {
+            sent: Sent { owner: None, ..sent },
+            polls,
+        }),
+        1 => (0..SELECTORS, 0..4_u8)
+            .prop_map(|(selector, polls)| Step::HangUpRemoval { selector, polls }),
+        3 => (prop::collection::vec(report, 1..4), 0..WORKERS)
+            .prop_map(|(sent, worker)| Step::AtOnce { sent, worker }),
+        1 => spoilt().prop_map(Step::Spoil),
         3 => (0..SELECTORS, prop::option::weighted(0.3, 0..DEVICES))
             .prop_map(|(selector, device)| Step::Remove { selector, device }),
         5 => (0..SELECTORS, 0..USERS).prop_map(|(selector, user)| Step::Map { selector, user }),
@@ -159,6 +187,15 @@ pub(crate) fn race() -> impl Strategy<Value = Step> {
         2 => (0..WORKERS).prop_map(|worker| Step::Heartbeat { worker }),
         2 => Just(Step::Tick { seconds: 11 }),
         1 => Just(Step::PushToGoneToken { pusher: 0 }),
+    ]
+}
+
+fn spoilt() -> impl Strategy<Value = Spoilt> {
+    prop_oneof![
+        Just(Spoilt::Payload),
+        Just(Spoilt::PusherOfJob),
+        Just(Spoilt::User),
+        Just(Spoilt::Harmless),
     ]
 }
 

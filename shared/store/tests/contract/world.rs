@@ -1,47 +1,28 @@
 //! The store under test between phones, workers and a homeserver, all in one thread so that every order of
-//! events can be tried.
+//! events can be tried. Here are the phones and the operator; what workers do is in [`crate::workers`].
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, pin::pin, sync::Arc};
 
 use futures::future::join_all;
 use matrix2acrobits_shared::{
     clock::Clock,
-    flow::{Claim, Finished, GateReport, Heartbeat, Held, PushTarget},
+    flow::PushTarget,
     ids::{AppId, Device, Pushkey, Selector, UserId},
     rules::{
-        pushers::{FinishSettings, Goal, Loaded, Outcome, PusherTask, Replay},
+        pushers::Replay,
         report::{Field, Report, Reporter, Saved},
     },
 };
 use matrix2acrobits_store::{DatabaseUrl, Role, Store};
-use sqlx::SqlitePool;
-use tempfile::TempDir;
 
 use crate::{
+    behind::{Behind, Spoilt},
     homeserver::Homeserver,
-    steps::{Answer, Sent, Step, Token, WORKERS},
+    steps::{Sent, Step, Token, WORKERS},
+    workers::{self, Run},
 };
 
-const SETTINGS: &str = "event_id_only https://push.example.org";
 const START: i64 = 1_800_000_000;
-/// The longest backoff, in seconds.
-const LONGEST_WAIT: i64 = 20;
-
-/// A job in a worker's hands.
-#[derive(Debug)]
-struct Run {
-    held: Held,
-    stage: Stage,
-}
-
-#[derive(Debug)]
-enum Stage {
-    Taken,
-    Loaded(PusherTask),
-    /// The homeserver was asked and does not hold it.
-    Missing(PusherTask),
-    Acted(PusherTask, Outcome),
-}
 
 /// An app id and a pushkey.
 pub(crate) type Pair = (u8, u8);
@@ -55,7 +36,10 @@ pub(crate) struct Phone {
 }
 
 pub(crate) struct World {
+    /// As the api has it.
     pub(crate) store: Store,
+    /// As the worker has it: another writer.
+    pub(crate) other: Store,
     pub(crate) homeserver: Homeserver,
     pub(crate) append: bool,
     pub(crate) phones: BTreeMap<(u8, u8), Phone>,
@@ -63,13 +47,16 @@ pub(crate) struct World {
     /// Who reported a pair last.
     pub(crate) claims: BTreeMap<Pair, u8>,
     pub(crate) forgotten: bool,
-    now: i64,
-    workers: Vec<(Arc<str>, i64)>,
+    pub(crate) now: i64,
+    pub(crate) workers: Vec<(Arc<str>, i64)>,
     /// For looking behind the store.
-    raw: SqlitePool,
+    pub(crate) behind: Behind,
     started: usize,
-    runs: Vec<Run>,
-    _folder: TempDir,
+    pub(crate) runs: Vec<Run>,
+    spoilt: usize,
+    /// Dead letters that stay: of rows that cannot be read, and of jobs of no pusher among them.
+    pub(crate) unreadable: usize,
+    pub(crate) orphans: usize,
 }
 
 pub(crate) fn key(number: u8) -> Pushkey {
@@ -92,9 +79,29 @@ pub(crate) fn user(number: u8) -> UserId {
     UserId::parse(&format!("@user-{number}:example.org")).unwrap()
 }
 
-/// Memory where there is some, for thousands of small databases with `synchronous=FULL`.
-fn folder() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+fn reporter(number: u8, device: Option<u8>) -> Reporter {
+    Reporter {
+        selector: selector(number),
+        device: device.map(phone),
+        owner: None,
+        strangers: true,
+    }
+}
+
+pub(crate) async fn open(behind: &Behind, role: Role, clock: Clock) -> Store {
+    let database = behind.url().parse::<DatabaseUrl>().unwrap();
+    Store::open(&database, role, clock).await.unwrap()
+}
+
+/// Begins something, and does not wait for its end.
+async fn begin<T>(work: impl Future<Output = T>, polls: u8) {
+    let mut work = pin!(work);
+    for _ in 0..polls {
+        if futures::poll!(work.as_mut()).is_ready() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 impl Sent {
@@ -120,15 +127,13 @@ impl Sent {
 }
 
 impl World {
-    pub(crate) async fn new(append: bool) -> Self {
-        let folder = folder();
-        let url = format!("sqlite://{}", folder.path().join("test.db").display());
-        let database = url.parse::<DatabaseUrl>().unwrap();
+    pub(crate) async fn new(behind: Behind, append: bool) -> Self {
         let clock = Clock::manual(START);
-        let store = Store::open(&database, Role::Ahead, clock).await;
+        let store = open(&behind, Role::Ahead, clock.clone()).await;
         let mut world = Self {
-            store: store.unwrap(),
-            raw: SqlitePool::connect(&url).await.unwrap(),
+            store,
+            other: open(&behind, Role::Behind, clock).await,
+            behind,
             homeserver: Homeserver::default(),
             append,
             phones: BTreeMap::new(),
@@ -139,7 +144,9 @@ impl World {
             workers: Vec::new(),
             started: 0,
             runs: Vec::new(),
-            _folder: folder,
+            spoilt: 0,
+            unreadable: 0,
+            orphans: 0,
         };
         for _ in 0..WORKERS {
             let name = world.new_worker().await;
@@ -148,12 +155,12 @@ impl World {
         world
     }
 
-    async fn new_worker(&mut self) -> (Arc<str>, i64) {
+    pub(crate) async fn new_worker(&mut self) -> (Arc<str>, i64) {
         self.started += 1;
         let name: Arc<str> = format!("worker-{}", self.started).into();
         let registered = self
-            .store
-            .register_worker(name.clone(), SETTINGS.into())
+            .other
+            .register_worker(name.clone(), workers::SETTINGS.into())
             .await;
         (name, registered.unwrap())
     }
@@ -161,6 +168,10 @@ impl World {
     pub(crate) async fn take(&mut self, step: &Step) {
         match *step {
             Step::Reports(ref sent) => self.reports(sent).await,
+            Step::HangUp { sent, polls } => self.hang_up(sent, polls).await,
+            Step::HangUpRemoval { selector, polls } => self.hang_up_removal(selector, polls).await,
+            Step::AtOnce { ref sent, worker } => self.at_once(sent, worker).await,
+            Step::Spoil(what) => self.spoil(what).await,
             Step::Remove { selector, device } => self.remove(selector, device).await,
             Step::Map { selector, user } => self.map(selector, Some(user)).await,
             Step::Unmap { selector } => self.map(selector, None).await,
@@ -189,10 +200,16 @@ impl World {
             Step::Tick { seconds } => self.pass(seconds.into()),
             Step::Jump { seconds } => self.pass(seconds),
             Step::Reconcile => {
-                self.store.reconcile().await.unwrap();
+                self.other.reconcile().await.unwrap();
             }
             Step::ReplayAll => self.replay(Replay::All).await,
         }
+    }
+
+    /// The states of all jobs.
+    pub(crate) async fn jobs(&self) -> Vec<String> {
+        let jobs = self.store.list_jobs(None, "", 10_000).await.unwrap();
+        jobs.into_iter().map(|job| job.state).collect()
     }
 
     pub(crate) fn pass(&mut self, seconds: i64) {
@@ -202,7 +219,7 @@ impl World {
 
     pub(crate) async fn replay(&self, replay: Replay) {
         let mut after = 0;
-        while let Some((last, _)) = self.store.replay_chunk(&replay, after).await.unwrap() {
+        while let Some((last, _)) = self.other.replay_chunk(&replay, after).await.unwrap() {
             after = last;
         }
     }
@@ -240,6 +257,78 @@ impl World {
         self.claim(selector, device);
     }
 
+    /// Phones hang up: what had reached the writer is done, and the rest is not.
+    async fn hang_up(&mut self, sent: Sent, polls: u8) {
+        begin(self.store.save_report(sent.report()), polls).await;
+        self.written().await;
+        if polls > 0 {
+            let saved = Saved::Done {
+                changed: true,
+                user: None,
+                stranger: false,
+            };
+            self.reported(sent, &saved);
+        }
+    }
+
+    async fn hang_up_removal(&mut self, number: u8, polls: u8) {
+        begin(
+            self.store.remove_account(reporter(number, None), None),
+            polls,
+        )
+        .await;
+        self.written().await;
+        if polls > 0 {
+            self.phones.retain(|&(s, _), _| s != number);
+        }
+    }
+
+    /// All that the api's writer was given is in the database: it takes what waits in its order.
+    async fn written(&self) {
+        let nobody = Selector::parse("nobody").unwrap();
+        assert!(!self.store.delete_mapping(nobody).await.unwrap());
+    }
+
+    /// Phones report while a worker records what became of its jobs, beats and looks for pushers without one.
+    async fn at_once(&mut self, sent: &[Sent], worker: u8) {
+        let answered = self.take_answered();
+        let saving = join_all(sent.iter().map(|it| self.store.save_report(it.report())));
+        let finishing = join_all(answered.iter().map(|run| self.finish(run)));
+        let (saved, (), _, reconciled) =
+            tokio::join!(saving, self.beat(worker), finishing, self.other.reconcile());
+        reconciled.unwrap();
+        for (it, saved) in sent.iter().zip(saved) {
+            self.reported(*it, &saved.unwrap());
+        }
+    }
+
+    /// Somebody spoils the rows of a phone that nobody else shares anything with.
+    async fn spoil(&mut self, what: Spoilt) {
+        self.spoilt += 1;
+        let name = format!("spoilt-{}", self.spoilt);
+        let selector = Selector::parse(&name).unwrap();
+        let user = UserId::parse(&format!("@{name}:example.org")).unwrap();
+        self.store
+            .put_mapping(selector.clone(), user)
+            .await
+            .unwrap();
+        let mut report = Sent {
+            selector: 0,
+            device: 0,
+            token: Token::Set { key: 0, app: 0 },
+            owner: None,
+        }
+        .report();
+        report.from.selector = selector;
+        report.token_msgs = Field::Set(Pushkey::parse(&name).unwrap());
+        self.store.save_report(report).await.unwrap();
+        let pushers = self.store.list_pushers(None, 0, 1000).await.unwrap();
+        let pusher = pushers.iter().find(|it| it.pushkey == name).unwrap();
+        self.behind.spoil(what, pusher.id).await;
+        self.unreadable += usize::from(what.is_fatal());
+        self.orphans += usize::from(what == Spoilt::PusherOfJob);
+    }
+
     fn claim(&mut self, selector: u8, device: u8) {
         if let Some(phone) = self.phones.get(&(selector, device))
             && let (Some(pair), Some(user)) = (phone.pair, self.user_of(selector, phone))
@@ -254,12 +343,7 @@ impl World {
     }
 
     async fn remove(&mut self, number: u8, device: Option<u8>) {
-        let from = Reporter {
-            selector: selector(number),
-            device: device.map(phone),
-            owner: None,
-            strangers: true,
-        };
+        let from = reporter(number, device);
         self.store.remove_account(from, None).await.unwrap();
         self.phones
             .retain(|&(s, d), _| s != number || device.is_some_and(|device| device != d));
@@ -282,7 +366,7 @@ impl World {
         }
     }
 
-    /// Which row the api takes for this pusher (`api::tokens`).
+    /// Which row the api takes for this pusher (`api::notify`).
     pub(crate) async fn target(&self, pusher: &crate::homeserver::Held) -> Option<PushTarget> {
         let rows = self.store.targets(&pusher.key).await.unwrap();
         let mut rows: Vec<_> = rows.into_iter().map(|row| row.target).collect();
@@ -312,229 +396,5 @@ impl World {
                 }
             }
         }
-    }
-
-    async fn fetch(&mut self, worker: u8, limit: u8, suspect: bool) {
-        let claim = Claim {
-            worker: self.workers[usize::from(worker)].0.clone(),
-            settings: SETTINGS.into(),
-            limit: limit.into(),
-            suspect,
-        };
-        let claimed = self.store.claim(claim).await.unwrap();
-        for held in claimed.jobs {
-            if held.suspect {
-                self.store.begin(held.clone()).await.unwrap();
-            }
-            self.runs.push(Run {
-                held,
-                stage: Stage::Taken,
-            });
-        }
-    }
-
-    /// What the worker does next with a job (`worker::sync_pusher`). None when it is through with it.
-    async fn advance(&mut self, run: Run, answer: Answer) -> Option<Run> {
-        let Run { held, stage } = run;
-        let stage = match stage {
-            Stage::Taken => self.load(&held).await?,
-            Stage::Loaded(row) => match (row.goal, answer) {
-                (Goal::Check, Answer::Ok) if self.homeserver.has(&row) => {
-                    Stage::Acted(row, Outcome::Registered)
-                }
-                (Goal::Check, Answer::Ok) => Stage::Missing(row),
-                (Goal::Check, answer) => {
-                    // Looking changes nothing.
-                    let outcome = self.outcome(answer, Outcome::Registered, false);
-                    Stage::Acted(row, outcome)
-                }
-                _ => self.act(row, answer),
-            },
-            Stage::Missing(row) => self.act(row, answer),
-            Stage::Acted(row, outcome) => {
-                self.finish(held, &row, outcome).await;
-                return None;
-            }
-        };
-        Some(Run { held, stage })
-    }
-
-    async fn load(&self, held: &Held) -> Option<Stage> {
-        let row = match self.store.task(held, self.append).await.unwrap() {
-            Loaded::Task(row) => row,
-            Loaded::Gone => {
-                self.store.drop_job(held.clone()).await.unwrap();
-                return None;
-            }
-            Loaded::Unreadable => {
-                let error = "cannot be read".into();
-                self.store.kill_job(held.clone(), error).await.unwrap();
-                return None;
-            }
-        };
-        Some(match row.goal {
-            Goal::Set | Goal::Check | Goal::Delete => Stage::Loaded(row),
-            Goal::Outdone => Stage::Acted(row, Outcome::Outdone),
-            Goal::Nothing | Goal::Yield => Stage::Acted(row, Outcome::Nothing),
-        })
-    }
-
-    fn act(&mut self, row: PusherTask, answer: Answer) -> Stage {
-        if matches!(answer, Answer::Ok | Answer::LostAfter) {
-            self.land(&row);
-        }
-        let done = match row.goal {
-            Goal::Delete => Outcome::Removed,
-            _ => Outcome::Registered,
-        };
-        let outcome = self.outcome(answer, done, true);
-        Stage::Acted(row, outcome)
-    }
-
-    fn land(&mut self, row: &PusherTask) {
-        match row.goal {
-            Goal::Delete => self.homeserver.delete(row),
-            _ => self.homeserver.set(row, self.append),
-        }
-    }
-
-    fn outcome(&self, answer: Answer, done: Outcome, changes: bool) -> Outcome {
-        let retry = |maybe_done, strict: bool| Outcome::Retry {
-            run_at: self.now + if strict { 40 } else { LONGEST_WAIT },
-            error: "no".into(),
-            maybe_done,
-            strict,
-        };
-        match answer {
-            Answer::Ok => done,
-            Answer::LostAfter | Answer::LostBefore => retry(changes, false),
-            Answer::Failed => retry(false, false),
-            Answer::Limited => retry(false, true),
-            Answer::Refused => Outcome::Dead { error: "no".into() },
-        }
-    }
-
-    async fn finish_all(&mut self) {
-        let (answered, rest) = std::mem::take(&mut self.runs)
-            .into_iter()
-            .partition(|run| matches!(run.stage, Stage::Acted(..)));
-        self.runs = rest;
-        let answered: Vec<Run> = answered;
-        let finishing = answered.iter().filter_map(|run| match &run.stage {
-            Stage::Acted(row, outcome) => Some(self.finish(run.held.clone(), row, outcome.clone())),
-            _ => None,
-        });
-        join_all(finishing).await;
-    }
-
-    async fn finish(&self, held: Held, row: &PusherTask, outcome: Outcome) {
-        let settings = FinishSettings {
-            fingerprint: SETTINGS.into(),
-            settings: SETTINGS.into(),
-            append: self.append,
-            refresh_after: 86_400,
-        };
-        let finished = self.store.finish(Finished {
-            held,
-            task: row.clone(),
-            outcome,
-            settings,
-        });
-        finished.await.unwrap();
-    }
-
-    async fn kill(&mut self, worker: u8, land: u8) {
-        let (name, _) = self.workers[usize::from(worker)].clone();
-        let (theirs, others) = std::mem::take(&mut self.runs)
-            .into_iter()
-            .partition(|run| run.held.worker == name);
-        self.runs = others;
-        for (index, run) in Vec::<Run>::into_iter(theirs).enumerate() {
-            // What was on its way may arrive, unless others have long taken the worker for dead.
-            let lands = land >> (index % 8) & 1 == 1 && self.holds(&run.held).await;
-            match &run.stage {
-                Stage::Missing(row) if lands => self.land(row),
-                Stage::Loaded(row) if lands && row.goal != Goal::Check => self.land(row),
-                _ => {}
-            }
-        }
-        self.workers[usize::from(worker)] = self.new_worker().await;
-    }
-
-    async fn holds(&self, held: &Held) -> bool {
-        let lock: Option<Option<String>> =
-            sqlx::query_scalar("SELECT lock_by FROM Jobs WHERE id = ?")
-                .bind(&held.job_id)
-                .fetch_optional(&self.raw)
-                .await
-                .unwrap();
-        lock.flatten().as_deref() == Some(held.worker.as_ref())
-    }
-
-    async fn stop(&mut self, worker: u8) {
-        let (name, _) = self.workers[usize::from(worker)].clone();
-        let (theirs, others) = std::mem::take(&mut self.runs)
-            .into_iter()
-            .partition(|run| run.held.worker == name);
-        self.runs = others;
-        for run in Vec::<Run>::into_iter(theirs) {
-            if !matches!(run.stage, Stage::Taken) {
-                self.run_to_its_end(run).await;
-            }
-        }
-        self.store.release_worker(name).await.unwrap();
-        self.workers[usize::from(worker)] = self.new_worker().await;
-    }
-
-    async fn run_to_its_end(&mut self, run: Run) {
-        let mut next = Some(run);
-        while let Some(run) = next {
-            next = self.advance(run, Answer::Ok).await;
-        }
-    }
-
-    async fn beat(&self, worker: u8) {
-        let (name, started) = self.workers[usize::from(worker)].clone();
-        let heartbeat = Heartbeat {
-            worker: name,
-            started,
-            settings: SETTINGS.into(),
-            gate: GateReport::default(),
-        };
-        self.store.heartbeat(heartbeat).await.unwrap();
-    }
-
-    /// Everything works from now on, until nothing is left to do.
-    pub(crate) async fn settle(&mut self) {
-        for run in std::mem::take(&mut self.runs) {
-            self.run_to_its_end(run).await;
-        }
-        // Longer in all than the homeserver may ask for.
-        for round in 0..80 {
-            for worker in 0..WORKERS {
-                self.beat(worker).await;
-            }
-            self.store.correct_waits(LONGEST_WAIT).await.unwrap();
-            self.fetch(0, 64, true).await;
-            for run in std::mem::take(&mut self.runs) {
-                self.run_to_its_end(run).await;
-            }
-            let live: i64 = self
-                .count("SELECT count(*) FROM Jobs WHERE status <> 'Killed'")
-                .await;
-            if live == 0 {
-                return;
-            }
-            self.pass(if round < 15 { 5 } else { 60 });
-        }
-        panic!(
-            "a job is stuck: {:?}",
-            self.store.list_jobs(None, "", 9).await
-        );
-    }
-
-    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
-        let count = sqlx::query_scalar(sql).fetch_one(&self.raw);
-        count.await.unwrap()
     }
 }

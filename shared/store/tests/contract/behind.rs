@@ -1,0 +1,88 @@
+//! The database behind the store under test, as somebody else sees it: all SQL of this suite.
+
+use matrix2acrobits_shared::flow::Held;
+use sqlx::{Connection, SqliteConnection};
+use tempfile::TempDir;
+
+/// What somebody spoils of a phone that nobody else shares anything with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spoilt {
+    /// The job's payload.
+    Payload,
+    /// Which pusher the job is for.
+    PusherOfJob,
+    /// The user in the pusher's row.
+    User,
+    /// What is read in spite of it.
+    Harmless,
+}
+
+impl Spoilt {
+    /// Whether a dead letter stays of it.
+    pub(crate) fn is_fatal(self) -> bool {
+        self != Self::Harmless
+    }
+}
+
+pub(crate) enum Behind {
+    /// A file in a folder of its own.
+    Sqlite(TempDir),
+}
+
+impl Behind {
+    /// Memory where there is some, for thousands of small files with `synchronous=FULL`.
+    pub(crate) fn sqlite() -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm");
+        Self::Sqlite(folder.unwrap_or_else(|_| tempfile::tempdir().unwrap()))
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let Self::Sqlite(folder) = self;
+        format!("sqlite://{}", folder.path().join("test.db").display())
+    }
+
+    async fn connect(&self) -> SqliteConnection {
+        SqliteConnection::connect(&self.url()).await.unwrap()
+    }
+
+    /// The worker that the database calls the job's holder.
+    pub(crate) async fn holder(&self, held: &Held) -> Option<String> {
+        let lock: Option<Option<String>> =
+            sqlx::query_scalar("SELECT lock_by FROM Jobs WHERE id = ?")
+                .bind(&held.job_id)
+                .fetch_optional(&mut self.connect().await)
+                .await
+                .unwrap();
+        lock.flatten()
+    }
+
+    /// How many pushers have two jobs.
+    pub(crate) async fn doubled(&self) -> i64 {
+        let twice =
+            "SELECT count(*) FROM (SELECT 1 FROM Jobs GROUP BY pusher_id HAVING count(*) > 1)";
+        let count = sqlx::query_scalar(twice)
+            .fetch_one(&mut self.connect().await)
+            .await;
+        count.unwrap()
+    }
+
+    /// Writes what our programs never write to the rows of one pusher.
+    pub(crate) async fn spoil(&self, what: Spoilt, pusher: i64) {
+        let statements: &[&'static str] = match what {
+            Spoilt::Payload => &["UPDATE Jobs SET job = x'ff' WHERE pusher_id = ?"],
+            Spoilt::PusherOfJob => &["UPDATE Jobs SET pusher_id = 'x' || ?1 WHERE pusher_id = ?1"],
+            Spoilt::User => &["UPDATE pushers SET user_id = CAST(x'40ff' AS TEXT) WHERE id = ?"],
+            Spoilt::Harmless => &[
+                "UPDATE Jobs SET run_at = 'soon', attempts = 'many', metadata = '{', last_result = x'ff', lost = 'x'
+                 WHERE pusher_id = ?",
+                "UPDATE push_tokens SET owner = CAST(x'ff' AS TEXT), app_id_calls = CAST(x'ff' AS TEXT)
+                 WHERE token_msgs = (SELECT pushkey FROM pushers WHERE id = ?)",
+            ],
+        };
+        let mut connection = self.connect().await;
+        for &sql in statements {
+            let done = sqlx::query(sql).bind(pusher).execute(&mut connection).await;
+            done.unwrap();
+        }
+    }
+}
