@@ -385,3 +385,30 @@ async fn the_loudest_log_tells_no_secret() {
 async fn not_even_the_libraries_tell_a_secret() {
     says_nothing_secret("RUST_LOG", "trace").await;
 }
+
+/// A counter that an operator's shell has set so high that the next count panics, where overflow is checked: in the
+/// binaries that tests start.
+#[tokio::test]
+async fn a_panic_in_a_task_of_the_store_ends_the_process_with_an_error() {
+    let mut app = App::start().await;
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    let phone = Phone::new("first").of(MALLORY);
+    app.enroll(&[&phone]).await;
+    let attempts = "UPDATE pushers SET attempts = 9223372036854775807";
+    app.database.meddle(attempts).await;
+    // The homeserver refuses this user, which counts as an attempt.
+    app.start_worker().await;
+    assert_eq!(app.worker_mut().ended(SOON).await, Some(1));
+
+    let second = phone.clone().with_selector("SELECTOR-second").of(BOB);
+    app.map(&second.selector, BOB).await;
+    let claim = "UPDATE pushers SET claim = 9223372036854775807";
+    app.database.meddle(claim).await;
+    // The phone changes hands, which is counted, too.
+    let report = "/api/client/push_token_report";
+    let report = app.public(Method::POST, report).json(&second.report());
+    if let Ok(reply) = try_send(report).await {
+        reply.expect_error(503);
+    }
+    assert_eq!(app.api_mut().ended(SOON).await, Some(1));
+}
