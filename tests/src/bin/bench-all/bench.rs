@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -117,6 +117,13 @@ impl Bench {
             pid: process.pid().ok_or("the worker has ended")?,
             process,
         })
+    }
+
+    /// A command of either program, beside the load, to its end.
+    pub(crate) async fn command(&self, program: Program, args: &[&str], file: &Path) -> Output {
+        let mut env = common(file);
+        env.insert("MATRIX_HOMESERVER_URL".into(), "http://127.0.0.1:9".into());
+        program.run(args, &env).await
     }
 
     /// The stand-in in a process of its own, beside the load.

@@ -44,6 +44,8 @@ pub(crate) enum Rows {
     Due,
     /// The same in backoff, due in an hour and not before, as after a 429.
     Waiting,
+    /// The same given up.
+    Dead,
 }
 
 /// Adds rows for `count` phones to a database that the api has created, and sets the key of the marks.
@@ -102,6 +104,11 @@ fn statements(rows: Rows) -> Vec<String> {
         // Whatever the worker's settings are called: an empty name would be renewed at its start.
         Rows::Registered => vec![pusher("registered", "NULL, unixepoch() + 86400")],
         Rows::Due => vec![pusher("pending", "NULL, NULL"), job("Pending", 0, 0, "NULL")],
+        Rows::Dead => vec![
+            pusher("failed", "NULL, NULL"),
+            job("Killed", 3, 0, "NULL"),
+            "UPDATE Jobs SET done_at = unixepoch() FROM n WHERE Jobs.id = printf('01%024d', i)".to_owned(),
+        ],
         Rows::Waiting => vec![pusher("pending", "NULL, NULL"), job("Failed", 3, 3600, NOT_BEFORE)],
     }
 }

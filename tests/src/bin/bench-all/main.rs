@@ -13,6 +13,7 @@ mod docs;
 mod fill;
 mod load;
 mod notify;
+mod operators;
 mod pass_through;
 mod report;
 mod reports;
@@ -72,6 +73,8 @@ enum Part {
     Backlog,
     /// The worker while all jobs are in backoff
     Backoff,
+    /// Commands and pages over the number of rows
+    Operators,
     /// Start-up and size of the database
     Start,
     /// CPU and memory with nothing to do
@@ -88,6 +91,7 @@ impl Part {
             Self::Latency => reports::latency(bench).await,
             Self::Backlog => worker::backlog(bench).await,
             Self::Backoff => worker::backoff(bench).await,
+            Self::Operators => operators::operators(bench).await,
             Self::Start => at_rest::start(bench).await,
             Self::Idle => at_rest::idle(bench).await,
         }

@@ -22,7 +22,7 @@ const TAKEN: &[u8] = b"{}";
 const CONNECTIONS: usize = 64;
 
 /// The report of a phone, with a token that is its own.
-fn report(phone: u64, into: &mut Vec<u8>) {
+pub(crate) fn report(phone: u64, into: &mut Vec<u8>) {
     let (selector, token) = (fill::selector(phone), fill::token(phone));
     let body = format!(
         r#"{{"selector":"{selector}","token_msgs":"{token}","app_id_msgs":"{APP_ID}","token_calls":"{token}","app_id_calls":"{APP_ID}"}}"#
