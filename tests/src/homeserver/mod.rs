@@ -1,5 +1,9 @@
 //! A stand-in for Synapse's pusher API and password login, with Synapse's rules and faults that a test switches on and off.
 
+mod fault;
+mod logins;
+mod pushers;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use axum::response::Response;
 use serde_json::{Value, json};
-use url::Url;
 
+pub use self::fault::Fault;
+use self::fault::{limited_until, matrix_error, rate_limited, unknown_token};
+use self::logins::{login, logout};
+use self::pushers::{listed, set};
 use crate::hook::Hook;
 use crate::server::{self, Request, Server};
 
@@ -17,54 +24,6 @@ const LIST: &str = "/_matrix/client/v3/pushers";
 const LOGIN: &str = "/_matrix/client/v3/login";
 const LOGOUT: &str = "/_matrix/client/v3/logout";
 const VERSIONS: &str = "/_matrix/client/versions";
-const REQUIRED: [&str; 7] = [
-    "kind",
-    "app_id",
-    "app_display_name",
-    "device_display_name",
-    "pushkey",
-    "lang",
-    "data",
-];
-
-/// Something that is wrong with the homeserver.
-#[derive(Debug, Clone, Copy)]
-pub enum Fault {
-    /// Nobody listens (for one user: as [`Fault::Reset`]).
-    Refuse,
-    /// A proxy's error page with this status.
-    Status(u16),
-    /// Takes the request and never answers.
-    Hang,
-    /// Closes the connection without an answer.
-    Reset,
-    /// 429 as Synapse words it, on pusher calls.
-    RateLimited {
-        /// Goes into the body, and rounded up to seconds into Retry-After.
-        retry_after_ms: u64,
-    },
-    /// 500 on this share of the calls, in a fixed order that looks random.
-    FlakyPercent(u8),
-    /// An error in Matrix' shape, on pusher calls.
-    Answer {
-        /// HTTP status.
-        status: u16,
-        /// `M_…`.
-        errcode: &'static str,
-        /// The text.
-        error: &'static str,
-    },
-    /// The application service token is unknown.
-    WrongToken,
-    /// Answers well, after this many milliseconds.
-    Delay(u64),
-    /// A proxy's page with this status, after the homeserver has done what it was asked.
-    DoneBut(u16),
-    /// A gateway's answer in JSON that is not Matrix'.
-    Gateway(u16, &'static str),
-    /// A proxy's 429 page with an HTTP date this many seconds ahead in Retry-After.
-    LimitedUntil(u64),
-}
 
 /// A request that arrived, and what was answered.
 #[derive(Debug, Clone)]
@@ -414,124 +373,4 @@ impl State {
         }
         then(&mut inner, user)
     }
-}
-
-/// `POST /pushers/set`, as measured on Synapse 1.163.
-fn set(inner: &mut Inner, user: &str, request: &Request) -> Response {
-    let Ok(body) = serde_json::from_slice::<Value>(&request.body) else {
-        return matrix_error(400, "M_NOT_JSON", "Content not JSON.");
-    };
-    let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
-    let (app_id, pushkey) = (text("app_id"), text("pushkey"));
-    let missing = |keys: &[&str]| {
-        let mut absent = keys.to_vec();
-        absent.retain(|key| body.get(key).is_none());
-        (!absent.is_empty()).then(|| format!("Missing params: {absent:?}"))
-    };
-    if body.get("kind").is_some_and(Value::is_null) {
-        if let Some(error) = missing(&["app_id", "pushkey"]) {
-            return matrix_error(400, "M_MISSING_PARAM", &error);
-        }
-        inner
-            .pushers
-            .retain(|p| (&*p.user_id, &*p.app_id, &*p.pushkey) != (user, &*app_id, &*pushkey));
-        return server::json(200, &json!({}));
-    }
-    if let Some(error) = missing(&REQUIRED) {
-        return matrix_error(400, "M_MISSING_PARAM", &error);
-    }
-    if body["app_display_name"].is_null() || body["device_display_name"].is_null() {
-        return matrix_error(500, "M_UNKNOWN", "Internal server error");
-    }
-    let path = Url::parse(body["data"]["url"].as_str().unwrap_or_default());
-    if !path.is_ok_and(|url| url.path() == "/_matrix/push/v1/notify") {
-        let error = "Config Error: 'url' must have a path of '/_matrix/push/v1/notify'";
-        return matrix_error(400, "M_MISSING_PARAM", error);
-    }
-    let append = body["append"].as_bool().unwrap_or(false);
-    inner.pushers.retain(|p| {
-        let same = p.app_id == app_id && p.pushkey == pushkey;
-        !same || (append && p.user_id != user)
-    });
-    inner.pushers.push(Pusher {
-        user_id: user.to_owned(),
-        app_id,
-        pushkey,
-        body,
-    });
-    server::json(200, &json!({}))
-}
-
-/// `POST /login` with a password; users are those of example.org.
-fn login(inner: &mut Inner, request: &Request) -> Response {
-    let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
-    if body["type"] != "m.login.password" || body["identifier"]["type"] != "m.id.user" {
-        return matrix_error(400, "M_UNKNOWN", "Unknown login type");
-    }
-    let user = body["identifier"]["user"].as_str().unwrap_or_default();
-    let user_id = match user.strip_prefix('@') {
-        Some(rest) if rest.contains(':') => user.to_owned(),
-        Some(_) => return matrix_error(400, "M_INVALID_PARAM", "Expected UserID string"),
-        None => format!("@{}:example.org", user.to_lowercase()),
-    };
-    let password = inner.passwords.get(&user_id);
-    if password.is_none_or(|password| body["password"] != **password) {
-        return matrix_error(403, "M_FORBIDDEN", "Invalid username or password");
-    }
-    inner.logins += 1;
-    let token = format!("syt_must_not_be_logged_{}", inner.logins);
-    inner.devices.push((token.clone(), user_id.clone()));
-    let device = format!("DEVICE{}", inner.logins);
-    let body = json!({"user_id": user_id, "access_token": token, "device_id": device});
-    server::json(200, &body)
-}
-
-fn logout(inner: &mut Inner, request: &Request) -> Response {
-    let before = inner.devices.len();
-    let own = |(token, _): &(String, String)| Some(token.as_str()) == request.bearer.as_deref();
-    inner.devices.retain(|device| !own(device));
-    if inner.devices.len() == before {
-        return unknown_token();
-    }
-    server::json(200, &json!({}))
-}
-
-fn listed(pusher: &Pusher) -> Value {
-    let mut entry = pusher.body.clone();
-    if let Some(entry) = entry.as_object_mut() {
-        entry.remove("append");
-    }
-    entry
-}
-
-fn rate_limited(retry_after_ms: u64) -> Response {
-    let body = json!({
-        "errcode": "M_LIMIT_EXCEEDED",
-        "error": "Too Many Requests",
-        "retry_after_ms": retry_after_ms,
-    });
-    let mut answer = server::json(429, &body);
-    let seconds = retry_after_ms.div_ceil(1000);
-    answer
-        .headers_mut()
-        .insert("retry-after", seconds.to_string().parse().unwrap());
-    answer
-}
-
-fn limited_until(seconds: u64) -> Response {
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap();
-    let date = std::time::UNIX_EPOCH + now + Duration::from_secs(seconds);
-    let date = httpdate::fmt_http_date(date);
-    let mut answer = server::html(429);
-    let headers = answer.headers_mut();
-    headers.insert("retry-after", date.parse().unwrap());
-    answer
-}
-
-fn unknown_token() -> Response {
-    matrix_error(401, "M_UNKNOWN_TOKEN", "Invalid access token passed.")
-}
-
-fn matrix_error(status: u16, errcode: &str, error: &str) -> Response {
-    server::json(status, &json!({"errcode": errcode, "error": error}))
 }
