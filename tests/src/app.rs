@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::database::Database;
 use crate::fixtures::{self, ALICE, BOB, Phone};
-use crate::homeserver::{Call, Homeserver};
+use crate::homeserver::{Call, Homeserver, Profile};
 use crate::http::{self, Reply};
 use crate::pnm::Pnm;
 use crate::process::{Env, Process, Program};
@@ -33,6 +33,7 @@ pub struct Builder {
     api: Env,
     worker: Option<Env>,
     unset: Vec<String>,
+    profile: Profile,
 }
 
 impl Default for Builder {
@@ -41,6 +42,7 @@ impl Default for Builder {
             api: Env::new(),
             worker: Some(Env::new()),
             unset: Vec::new(),
+            profile: Profile::default(),
         }
     }
 }
@@ -74,6 +76,13 @@ impl Builder {
         self
     }
 
+    /// Has the homeserver behave like another.
+    #[must_use]
+    pub fn homeserver(mut self, profile: Profile) -> Self {
+        self.profile = profile;
+        self
+    }
+
     /// Does not start the worker.
     #[must_use]
     pub fn without_worker(mut self) -> Self {
@@ -85,6 +94,7 @@ impl Builder {
     pub async fn start(self) -> App {
         let homeserver = Homeserver::start(AS_TOKEN).await;
         homeserver.register(&[BOB, ALICE]);
+        homeserver.behave_as(self.profile);
         let pnm = Pnm::start().await;
         let folder = fixtures::folder();
         let file = folder.path().join("matrix2acrobits.db");

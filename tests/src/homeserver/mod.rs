@@ -1,7 +1,9 @@
-//! A stand-in for Synapse's pusher API and password login, with Synapse's rules and faults that a test switches on and off.
+//! A stand-in for a homeserver's pusher API and password login, with the rules of Synapse or of another homeserver,
+//! and faults that a test switches on and off.
 
 mod fault;
 mod logins;
+mod profile;
 mod pushers;
 
 use std::collections::{BTreeSet, HashMap};
@@ -15,6 +17,8 @@ use serde_json::{Value, json};
 pub use self::fault::Fault;
 use self::fault::{limited_until, matrix_error, rate_limited, unknown_token};
 use self::logins::{login, logout};
+pub use self::profile::Profile;
+use self::profile::put_device;
 use self::pushers::{listed, set};
 use crate::hook::Hook;
 use crate::server::{self, Request, Server};
@@ -23,7 +27,9 @@ const SET: &str = "/_matrix/client/v3/pushers/set";
 const LIST: &str = "/_matrix/client/v3/pushers";
 const LOGIN: &str = "/_matrix/client/v3/login";
 const LOGOUT: &str = "/_matrix/client/v3/logout";
+const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 const VERSIONS: &str = "/_matrix/client/versions";
+const SERVER_VERSION: &str = "/_matrix/federation/v1/version";
 
 /// A request that arrived, and what was answered.
 #[derive(Debug, Clone)]
@@ -99,6 +105,13 @@ struct Inner {
     devices: Vec<(String, String)>,
     logins: u64,
     flips: u64,
+    profile: Profile,
+    /// User and id of the devices that the application service made.
+    made_devices: BTreeSet<(String, String)>,
+    /// The application service may make no devices.
+    refuses_devices: bool,
+    /// The login flows that it names; `None`: it has no `/login`.
+    flows: Option<Vec<Value>>,
 }
 
 impl Homeserver {
@@ -111,7 +124,10 @@ impl Homeserver {
     pub async fn start_at(addr: SocketAddr, as_token: &str) -> Self {
         let state = Arc::new(State {
             as_token: as_token.to_owned(),
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                flows: Some(vec![json!({"type": "m.login.password"})]),
+                ..Inner::default()
+            }),
         });
         let handler = state.clone();
         let server = Server::start_at(addr, move |request| {
@@ -135,6 +151,27 @@ impl Homeserver {
     /// See [`Hook::set`].
     pub fn hook(&self) -> &Hook {
         self.server.hook()
+    }
+
+    /// From now on it behaves like this homeserver.
+    pub fn behave_as(&self, profile: Profile) {
+        self.state.inner.lock().unwrap().profile = profile;
+    }
+
+    /// The application service's registration does not let it make devices.
+    pub fn refuse_devices(&self) {
+        self.state.inner.lock().unwrap().refuses_devices = true;
+    }
+
+    /// User and id of the devices that the application service made.
+    pub fn made_devices(&self) -> Vec<(String, String)> {
+        let inner = self.state.inner.lock().unwrap();
+        inner.made_devices.iter().cloned().collect()
+    }
+
+    /// What `GET /login` names from now on; `None`: there is no such path.
+    pub fn offer_logins(&self, flows: Option<Vec<Value>>) {
+        self.state.inner.lock().unwrap().flows = flows;
     }
 
     /// Makes users known.
@@ -205,6 +242,15 @@ impl Homeserver {
     pub fn forget(&self, pushkey: &str) {
         let mut inner = self.state.inner.lock().unwrap();
         inner.pushers.retain(|pusher| pusher.pushkey != pushkey);
+    }
+
+    /// Has a user pause a pusher from another client (MSC3881).
+    pub fn pause(&self, pushkey: &str) {
+        let mut inner = self.state.inner.lock().unwrap();
+        for pusher in inner.pushers.iter_mut().filter(|it| it.pushkey == pushkey) {
+            pusher.body["enabled"] = json!(false);
+            pusher.body["org.matrix.msc3881.enabled"] = json!(false);
+        }
     }
 
     /// Holds a pusher that somebody else has set.
@@ -345,7 +391,22 @@ impl State {
     fn well(&self, request: &Request) -> Response {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", VERSIONS) => server::json(200, &json!({"versions": ["v1.11", "v1.12"]})),
+            ("GET", WHOAMI) if request.query("user_id").is_none() => {
+                server::json(200, &json!({"user_id": "@bridge:example.org"}))
+            }
+            ("GET", WHOAMI) => self.for_user(request, |_, user| {
+                server::json(200, &json!({"user_id": user}))
+            }),
+            ("GET", SERVER_VERSION) => self.profile().version(),
+            (_, SET | LIST) if self.profile() == Profile::SynapseWorker => unrecognized(),
             ("POST", SET) => self.for_user(request, |inner, user| set(inner, user, request)),
+            ("PUT", _) => self.for_user(request, |inner, user| {
+                put_device(inner, user, request).unwrap_or_else(unrecognized)
+            }),
+            ("GET", LOGIN) => match &self.inner.lock().unwrap().flows {
+                Some(flows) => server::json(200, &json!({ "flows": flows })),
+                None => unrecognized(),
+            },
             ("GET", LIST) => self.for_user(request, |inner, user| {
                 let own = inner.pushers.iter().filter(|p| p.user_id == user);
                 let list: Vec<_> = own.map(listed).collect();
@@ -353,8 +414,12 @@ impl State {
             }),
             ("POST", LOGIN) => login(&mut self.inner.lock().unwrap(), request),
             ("POST", LOGOUT) => logout(&mut self.inner.lock().unwrap(), request),
-            _ => matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request"),
+            _ => unrecognized(),
         }
+    }
+
+    fn profile(&self) -> Profile {
+        self.inner.lock().unwrap().profile
     }
 
     fn for_user(
@@ -373,4 +438,8 @@ impl State {
         }
         then(&mut inner, user)
     }
+}
+
+fn unrecognized() -> Response {
+    matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request")
 }

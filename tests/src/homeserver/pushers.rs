@@ -18,8 +18,12 @@ const REQUIRED: [&str; 7] = [
     "data",
 ];
 
-/// `POST /pushers/set`, as measured on Synapse 1.163.
+/// `POST /pushers/set`, as measured on Synapse 1.163, or as the profile has it.
 pub(super) fn set(inner: &mut Inner, user: &str, request: &Request) -> Response {
+    let profile = inner.profile;
+    if let Some(refusal) = profile.refuses_device(inner, user, request) {
+        return refusal;
+    }
     let Ok(body) = serde_json::from_slice::<Value>(&request.body) else {
         return matrix_error(400, "M_NOT_JSON", "Content not JSON.");
     };
@@ -36,7 +40,7 @@ pub(super) fn set(inner: &mut Inner, user: &str, request: &Request) -> Response 
         }
         inner
             .pushers
-            .retain(|p| (&*p.user_id, &*p.app_id, &*p.pushkey) != (user, &*app_id, &*pushkey));
+            .retain(|held| !profile.is_deleted(held, user, &body));
         return server::json(200, &json!({}));
     }
     if let Some(error) = missing(&REQUIRED) {
@@ -50,11 +54,13 @@ pub(super) fn set(inner: &mut Inner, user: &str, request: &Request) -> Response 
         let error = "Config Error: 'url' must have a path of '/_matrix/push/v1/notify'";
         return matrix_error(400, "M_MISSING_PARAM", error);
     }
-    let append = body["append"].as_bool().unwrap_or(false);
-    inner.pushers.retain(|p| {
-        let same = p.app_id == app_id && p.pushkey == pushkey;
-        !same || (append && p.user_id != user)
-    });
+    let url = body["data"]["url"].as_str().unwrap_or_default();
+    if !profile.takes_url(url) {
+        return matrix_error(400, "M_INVALID_PARAM", "The pusher's URL is not allowed");
+    }
+    inner
+        .pushers
+        .retain(|held| !profile.is_displaced(held, user, &body));
     inner.pushers.push(Pusher {
         user_id: user.to_owned(),
         app_id,
