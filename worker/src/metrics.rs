@@ -48,7 +48,7 @@ const RESULTS: [&str; 6] = [
     "retry",
     "dead",
 ];
-const REQUEST_KINDS: [&str; 4] = ["set", "delete", "list", "probe"];
+const REQUEST_KINDS: [&str; 5] = ["set", "delete", "list", "probe", "device"];
 /// What a homeserver and what stands before it answer; all else is `other`.
 const STATUSES: [&str; 14] = [
     "200", "400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504", "none",

@@ -20,7 +20,7 @@ use crate::{
     beat::Beat,
     commands::{Cli, Failure},
     gate::Gate,
-    job::Jobs,
+    job::{Jobs, Turns},
     metrics, run,
 };
 
@@ -90,6 +90,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         pusher,
         key: watch::Sender::new(key),
         gate,
+        turns: Turns::default(),
         stopping: stopping.clone(),
     };
     let ended = run::run(jobs, &name, beat).await;

@@ -1,12 +1,22 @@
 //! The client for a homeserver's client-server API, acting for users as an application service.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, UNIX_EPOCH},
+};
 
+use reqwest::{Method, RequestBuilder};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use url::Url;
 
-use super::pushers::{DeletePusher, HeldPusher, HeldPushers, SetPusher};
+use super::{
+    device::{self, DEVICE_ID, DEVICE_NAME},
+    pushers::{DeletePusher, HeldPusher, HeldPushers, SetPusher},
+};
 use crate::{
     clock::Clock,
     ids::UserId,
@@ -33,6 +43,8 @@ pub struct Homeserver {
     token: Secret,
     clock: Clock,
     observer: Observer,
+    /// It has refused a request that named no device: all further ones name one.
+    wants_device: Arc<AtomicBool>,
 }
 
 /// What came of a request, with the body of the response.
@@ -66,7 +78,14 @@ impl Homeserver {
             token,
             clock: Clock::system(),
             observer,
+            wants_device: Arc::default(),
         })
+    }
+
+    /// Whether it has asked us to act as a device. Homeservers that do so keep one pusher for a user and pushkey,
+    /// whatever its app.
+    pub fn wants_device(&self) -> bool {
+        self.wants_device.load(Ordering::Relaxed)
     }
 
     /// `POST /pushers/set` with a pusher.
@@ -79,10 +98,41 @@ impl Homeserver {
         self.change("delete", user, pusher).await
     }
 
+    /// Sends a change, as our device where the homeserver wants one. The reply that says so for the first time is
+    /// returned: the caller may have to act otherwise from now on.
     async fn change(&self, kind: &'static str, user: &UserId, body: &impl Serialize) -> Reply {
-        let url = self.url("v3/pushers/set", Some(user));
-        let request = self.client.post(url).bearer_auth(self.token.expose());
-        self.send(kind, request.json(body)).await.reply
+        let reply = self.post(kind, user, body).await;
+        if device::is_wanted(&reply) {
+            self.wants_device.store(true, Ordering::Relaxed);
+        }
+        if !self.wants_device() || !device::is_unknown(&reply) {
+            return reply;
+        }
+        let url = self.url(&format!("v3/devices/{DEVICE_ID}"), Some(user));
+        let name = json!({ "display_name": DEVICE_NAME });
+        let made = self.authorized(Method::PUT, url).json(&name);
+        let made = self.send("device", made).await.reply;
+        match made {
+            Reply::Response(made) if (200..300).contains(&made.status) => {
+                self.post(kind, user, body).await
+            }
+            made => device::not_made(reply, made),
+        }
+    }
+
+    async fn post(&self, kind: &'static str, user: &UserId, body: &impl Serialize) -> Reply {
+        let mut url = self.url("v3/pushers/set", Some(user));
+        if self.wants_device() {
+            // The stable name alone: Continuwuity refuses a request with both.
+            url.query_pairs_mut().append_pair("device_id", DEVICE_ID);
+        }
+        let request = self.authorized(Method::POST, url).json(body);
+        self.send(kind, request).await.reply
+    }
+
+    fn authorized(&self, method: Method, url: Url) -> RequestBuilder {
+        let request = self.client.request(method, url);
+        request.bearer_auth(self.token.expose())
     }
 
     /// `GET /pushers`: the reply, and what the homeserver holds for this user if it can be read.
@@ -93,9 +143,8 @@ impl Homeserver {
 
     /// `GET /_matrix/client/{endpoint}` with our token, for a user or for ourselves.
     pub async fn get(&self, kind: &'static str, endpoint: &str, user: Option<&UserId>) -> Received {
-        let request = self.client.get(self.url(endpoint, user));
-        self.send(kind, request.bearer_auth(self.token.expose()))
-            .await
+        let request = self.authorized(Method::GET, self.url(endpoint, user));
+        self.send(kind, request).await
     }
 
     /// `GET /versions`. Without our token: Synapse answers 401 to one that it does not know, and then no job
@@ -124,7 +173,7 @@ impl Homeserver {
         url
     }
 
-    async fn send(&self, kind: &'static str, request: reqwest::RequestBuilder) -> Received {
+    async fn send(&self, kind: &'static str, request: RequestBuilder) -> Received {
         let started = Instant::now();
         let received = receive(request, self.clock.unix()).await;
         (self.observer)(kind, &received.reply, started.elapsed());
@@ -138,7 +187,7 @@ pub fn held(body: Value) -> Option<Vec<HeldPusher>> {
     Some(list.pushers)
 }
 
-async fn receive(request: reqwest::RequestBuilder, now: i64) -> Received {
+async fn receive(request: RequestBuilder, now: i64) -> Received {
     let nothing = |reason: String, sent| Received {
         reply: Reply::Nothing { reason, sent },
         body: Value::Null,

@@ -1,5 +1,6 @@
 //! How we speak to a Matrix homeserver.
 
 pub mod client;
+pub mod device;
 pub mod mark;
 pub mod pushers;

@@ -203,6 +203,8 @@ impl Pusher {
                 self.wanted = Wanted::Present;
                 self.selector.clone_from(selector);
                 self.claim = *claim;
+                // The homeserver may hold it, with the user's pause, which a set must hand back.
+                self.ask_first |= self.state != State::Removed;
                 self.start_over(State::Pending);
             }
             Change::Absent => {
@@ -223,6 +225,7 @@ impl Pusher {
             }
             Change::Revive => {
                 self.state = State::Pending;
+                self.ask_first |= self.registered_as.is_some();
                 self.attempts = 0;
             }
             Change::Check => {

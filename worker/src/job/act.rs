@@ -2,11 +2,12 @@
 
 use matrix2acrobits_shared::{
     matrix::{
+        device::{self, DEVICE_ID},
         mark::MarkKey,
-        pushers::{DeletePusher, SetPusher},
+        pushers::{DeletePusher, HeldPusher, SetPusher},
     },
     rules::{
-        outcome::{Meaning, Request, meaning},
+        outcome::{Meaning, Reply, Request, meaning},
         pushers::{Goal, PusherTask},
     },
 };
@@ -22,21 +23,73 @@ impl Jobs {
         key: &MarkKey,
         pass: &Pass<'_>,
     ) -> Option<Meaning> {
-        let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher, key);
-        Some(match row.goal {
-            Goal::Delete => {
-                let pusher = DeletePusher::new(&row.app_id, &row.pushkey);
-                let reply = self.homeserver.delete(&row.user_id, &pusher).await;
-                meaning(&reply, Request::Delete)
-            }
-            Goal::Check => return self.check(row, set, pass).await,
-            Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => self.set(row, &set).await,
-        })
+        let knew = self.homeserver.wants_device();
+        let (reply, meaning) = self.act_once(row, key, pass).await?;
+        let learned = !knew && reply.is_some_and(|reply| device::is_wanted(&reply));
+        if !learned {
+            return Some(meaning);
+        }
+        tracing::info!(
+            device = DEVICE_ID,
+            "the homeserver lets us set pushers only as a device of the user: a device id is sent from now on"
+        );
+        if !self.gate.again(pass).await {
+            return None;
+        }
+        Some(self.act_once(row, key, pass).await?.1)
     }
 
-    async fn set(&self, row: &PusherTask, pusher: &SetPusher<'_>) -> Meaning {
+    /// The reply to the request that changes something, if there was one, and what follows.
+    async fn act_once(
+        &self,
+        row: &PusherTask,
+        key: &MarkKey,
+        pass: &Pass<'_>,
+    ) -> Option<(Option<Reply>, Meaning)> {
+        // Where a pusher is known by user and pushkey alone, that of a former app and that of the new one are the
+        // same to the homeserver, and their jobs must not overlap.
+        let _turn = if self.homeserver.wants_device() {
+            Some(self.turns.take(&row.user_id, &row.pushkey).await)
+        } else {
+            None
+        };
+        let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher, key);
+        match row.goal {
+            Goal::Delete => self.delete(row, pass).await,
+            Goal::Check => self.check(row, set, pass).await,
+            Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => {
+                Some(self.set(row, &set).await)
+            }
+        }
+    }
+
+    async fn set(&self, row: &PusherTask, pusher: &SetPusher<'_>) -> (Option<Reply>, Meaning) {
         let reply = self.homeserver.set(&row.user_id, pusher).await;
-        meaning(&reply, Request::Set)
+        let meaning = meaning(&reply, Request::Set);
+        (Some(reply), meaning)
+    }
+
+    async fn delete(&self, row: &PusherTask, pass: &Pass<'_>) -> Option<(Option<Reply>, Meaning)> {
+        if self.homeserver.wants_device() {
+            // It deletes by pushkey: the pusher of the app that the phone has now would go.
+            let held = match self.look(row).await {
+                Ok(held) => held,
+                Err(meaning) => return Some((None, meaning)),
+            };
+            let ours = |held: &HeldPusher| {
+                held.pushkey == row.pushkey.as_str() && held.app_id == row.app_id.as_str()
+            };
+            if !held.iter().any(ours) {
+                return Some((None, Meaning::Done));
+            }
+            if !self.gate.again(pass).await {
+                return None;
+            }
+        }
+        let pusher = DeletePusher::new(&row.app_id, &row.pushkey);
+        let reply = self.homeserver.delete(&row.user_id, &pusher).await;
+        let meaning = meaning(&reply, Request::Delete);
+        Some((Some(reply), meaning))
     }
 
     /// Sets the pusher unless the homeserver holds it as it should be.
@@ -45,20 +98,31 @@ impl Jobs {
         row: &PusherTask,
         wanted: SetPusher<'_>,
         pass: &Pass<'_>,
-    ) -> Option<Meaning> {
+    ) -> Option<(Option<Reply>, Meaning)> {
+        let held = match self.look(row).await {
+            Ok(held) => held,
+            Err(meaning) => return Some((None, meaning)),
+        };
+        if held.iter().any(|held| wanted.matches(held)) {
+            return Some((None, Meaning::Done));
+        }
+        if !self.gate.again(pass).await {
+            return None;
+        }
+        Some(self.set(row, &wanted.keeping(&held)).await)
+    }
+
+    /// The pushers that the homeserver holds for the user, or what its reply means instead.
+    async fn look(&self, row: &PusherTask) -> Result<Vec<HeldPusher>, Meaning> {
         let (reply, held) = self.homeserver.pushers(&row.user_id).await;
-        Some(match (meaning(&reply, Request::Look), held) {
-            (Meaning::Done, Some(held)) if held.iter().any(|held| wanted.matches(held)) => {
-                Meaning::Done
-            }
-            (Meaning::Done, Some(_)) if !self.gate.again(pass).await => return None,
-            (Meaning::Done, Some(held)) => self.set(row, &wanted.keeping(&held)).await,
-            (Meaning::Done, None) => Meaning::Outage {
+        match (meaning(&reply, Request::Look), held) {
+            (Meaning::Done, Some(held)) => Ok(held),
+            (Meaning::Done, None) => Err(Meaning::Outage {
                 reason: "the list of pushers cannot be read".into(),
                 maybe_done: false,
                 asked: None,
-            },
-            (meaning, _) => meaning,
-        })
+            }),
+            (meaning, _) => Err(meaning),
+        }
     }
 }

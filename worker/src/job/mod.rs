@@ -4,6 +4,7 @@
 mod act;
 mod log;
 mod outcome;
+mod turns;
 
 use std::{
     panic::AssertUnwindSafe,
@@ -26,6 +27,7 @@ use matrix2acrobits_store::{Store, StoreError};
 use tokio::sync::watch;
 use ulid::Ulid;
 
+pub(crate) use self::turns::Turns;
 use self::{
     log::{PANICKED, log},
     outcome::idle_outcome,
@@ -49,6 +51,7 @@ pub(crate) struct Jobs {
     /// The key of the marks that pushers carry; it changes when the operator renews it.
     pub(crate) key: watch::Sender<MarkKey>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) turns: Turns,
     pub(crate) stopping: Stopping,
 }
 
