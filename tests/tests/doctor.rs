@@ -7,6 +7,7 @@
 
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{BOB, Phone};
+use matrix2acrobits_tests::homeserver::{Fault, Profile};
 use matrix2acrobits_tests::http;
 use matrix2acrobits_tests::process::{Env, Program};
 use matrix2acrobits_tests::server::{self, Server};
@@ -278,4 +279,45 @@ async fn another_clock_and_no_homeserver() {
     .await;
     let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &user.url())], &[]).await;
     finding.wrong("as_token", "access token of @bob:example.org");
+}
+
+#[tokio::test]
+async fn the_software_is_named_with_what_follows_and_a_generic_worker_is_wrong() {
+    let app = App::start().await;
+    for (profile, words) in [
+        (Profile::Synapse, "Synapse 1.163.2"),
+        (Profile::Dendrite, "PUSHER_APPEND=false"),
+        (Profile::Tuwunel, "device_management: true"),
+        (Profile::Continuwuity, "does not retry"),
+    ] {
+        app.homeserver.behave_as(profile);
+        let finding = doctor(&app, &[], &[]).await;
+        finding.says("ok", "software", words);
+        finding.says("ok", "logins", "with a password");
+    }
+    app.homeserver.behave_as(Profile::SynapseWorker);
+    let finding = doctor(&app, &[], &[]).await;
+    finding.wrong("pushers", "the main process");
+
+    app.homeserver
+        .break_path("/_matrix/federation/v1/version", Fault::Status(404));
+    let finding = doctor(&app, &[], &[]).await;
+    finding.says("skipped", "software", "does not name itself");
+}
+
+#[tokio::test]
+async fn a_matrix_authentication_service_is_seen_and_is_no_fault() {
+    let app = App::start().await;
+    let delegated = json!({"type": "m.login.sso", "oauth_aware_preferred": true});
+    for flows in [None, Some(vec![delegated])] {
+        app.homeserver.offer_logins(flows);
+        let finding = doctor(&app, &[], &[]).await;
+        finding.says("suspect", "logins", "Matrix Authentication Service");
+        let wrong = |line: &String| line.starts_with("WRONG") && line.contains("logins");
+        assert!(!finding.lines.iter().any(wrong), "{finding:#?}");
+    }
+    app.homeserver
+        .offer_logins(Some(vec![json!({"type": "m.login.sso"})]));
+    let finding = doctor(&app, &[], &[]).await;
+    finding.says("suspect", "logins", "no login with a password");
 }

@@ -5,6 +5,7 @@ use matrix2acrobits_shared::{clock::Clock, ids::UserId};
 use super::{
     Report,
     ask::{Asker, Reply},
+    software,
 };
 use crate::{commands::Cli, settings::Settings};
 
@@ -37,6 +38,7 @@ pub(super) async fn check(
         Ok(reply) => {
             report.ok("homeserver", "answers");
             clock(&reply, report);
+            software::check(settings, ask, report).await;
         }
     }
     match ask.homeserver("account/whoami", None).await {

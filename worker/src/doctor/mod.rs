@@ -5,6 +5,7 @@ mod ask;
 mod gateway;
 mod homeserver;
 mod pushers;
+mod software;
 
 use matrix2acrobits_shared::{
     ids::UserId,
@@ -108,7 +109,11 @@ async fn outside(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let ask = Asker::new(settings).map_err(Failure::other)?;
-    let accepted = homeserver::check(cli, settings, &ask, report).await;
+    let mut accepted = homeserver::check(cli, settings, &ask, report).await;
+    if accepted {
+        accepted = software::pushers_are_served(&ask, report).await;
+        software::logins(settings, &ask, report).await;
+    }
     if let Some(pusher) = &settings.pusher {
         gateway::check(pusher, &ask, report).await;
     }
@@ -123,7 +128,7 @@ async fn outside(
     if !accepted {
         report.skipped(
             "user",
-            "the homeserver has to answer and take MATRIX_AS_TOKEN first",
+            "the homeserver has to answer, take MATRIX_AS_TOKEN and serve /pushers first",
         );
         return Ok(());
     }
