@@ -317,3 +317,50 @@ async fn every_field_that_synapse_requires_is_sent_and_none_is_null() {
     // A device would take the pusher with it when it logs out.
     assert!(!fields.contains_key("device_id"));
 }
+
+#[tokio::test]
+async fn a_report_during_an_attempt_that_is_refused_counts_as_the_next_one() {
+    let app = App::start().await;
+    let phone = Phone::seed().of(MALLORY);
+    app.homeserver.break_with(Fault::Delay(700)).await;
+    app.enroll(&[&phone]).await;
+    eventually(SOON, "its call is on the way", async || {
+        !app.homeserver.sets().is_empty()
+    })
+    .await;
+    app.report(&phone.report()).await.expect_status(200);
+    eventually(SOON, "it is tried once more", async || {
+        app.homeserver.sets().len() == 2
+    })
+    .await;
+    app.dead_letters(1).await;
+    app.settled().await;
+    assert_eq!(app.homeserver.sets().len(), 2);
+}
+
+#[tokio::test]
+async fn while_an_old_and_a_new_worker_overlap_all_get_the_new_settings() {
+    const NEW: &str = "https://push.example.org";
+    let mut app = App::start().await;
+    let phones: Vec<_> = (0..60)
+        .map(|number| Phone::new(&format!("phone-{number}")))
+        .collect();
+    app.enroll(&phones[..40].iter().collect::<Vec<_>>()).await;
+    app.homeserver.break_with(Fault::Delay(50)).await;
+    let mut env = app.worker_env.clone();
+    env.insert("PROXY_URL".into(), NEW.into());
+    let mut second = Process::start(Program::Worker, &[], &env);
+    second.listening().await;
+    // What is reported while both run, too.
+    app.enroll(&phones[40..].iter().collect::<Vec<_>>()).await;
+    let new = |body: &Value| body["data"]["url"].to_string().contains(NEW);
+    eventually(SOON, "all have the new URL", async || {
+        let pushers = app.homeserver.pushers();
+        pushers.len() == phones.len() && pushers.iter().all(|pusher| new(&pusher.body))
+    })
+    .await;
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    app.settled().await;
+    let pushers = app.homeserver.pushers();
+    assert!(pushers.iter().all(|pusher| new(&pusher.body)));
+}
