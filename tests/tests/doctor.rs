@@ -6,7 +6,7 @@
 )]
 
 use matrix2acrobits_tests::app::App;
-use matrix2acrobits_tests::fixtures::{BOB, Phone};
+use matrix2acrobits_tests::fixtures::{self, BOB, Phone};
 use matrix2acrobits_tests::homeserver::{Fault, Profile};
 use matrix2acrobits_tests::http;
 use matrix2acrobits_tests::process::{Env, Program};
@@ -14,6 +14,7 @@ use matrix2acrobits_tests::server::{self, Server};
 use matrix2acrobits_tests::synapse::{self, Synapse};
 use matrix2acrobits_tests::{SOON, eventually};
 use serde_json::json;
+use sqlx::{Connection, SqliteConnection};
 
 /// What it printed, and how it ended.
 #[derive(Debug)]
@@ -320,4 +321,36 @@ async fn a_matrix_authentication_service_is_seen_and_is_no_fault() {
         .offer_logins(Some(vec![json!({"type": "m.login.sso"})]));
     let finding = doctor(&app, &[], &[]).await;
     finding.says("suspect", "logins", "no login with a password");
+}
+
+#[tokio::test]
+async fn commands_that_only_look_change_no_file_of_another_program() {
+    let folder = fixtures::folder();
+    let file = folder.path().join("other.db");
+    let url = format!("sqlite://{}", file.display());
+    let mut other = SqliteConnection::connect(&format!("{url}?mode=rwc"))
+        .await
+        .unwrap();
+    sqlx::raw_sql("CREATE TABLE push_tokens (token TEXT); INSERT INTO push_tokens VALUES ('x')")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    other.close().await.unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let app = App::start().await;
+    let mut env = app.worker_env.clone();
+    env.insert("DATABASE_URL".into(), url);
+    for (program, args) in [
+        (Program::Worker, &["doctor"][..]),
+        (Program::Worker, &["jobs"]),
+        (Program::Worker, &["replay", "--dead"]),
+        (Program::Api, &["mappings", "export"]),
+    ] {
+        let output = program.run(args, &env).await;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(text.contains("another program"), "{args:?}: {text}");
+        assert_ne!(output.status.code(), Some(0), "{args:?}: {text}");
+        assert_eq!(std::fs::read(&file).unwrap(), before, "{args:?}");
+    }
 }
