@@ -11,6 +11,7 @@ use matrix2acrobits_shared::{
         writer::Connection,
     },
     rules::{
+        arrival::Arrivals,
         gate::SharedGate,
         import::Mapping,
         jobs::Job,
@@ -23,7 +24,7 @@ use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use crate::{
     errors::{from_sqlx, is_busy},
     feed::Epoch,
-    statements::{accounts, gate, jobs, mappings, marks, meta, pushers, workers},
+    statements::{accounts, arrivals, gate, jobs, mappings, marks, meta, pushers, workers},
 };
 
 /// How often the write lock is asked for while another process has it. SQLite's own waiting sleeps for up to
@@ -353,6 +354,10 @@ impl Transaction for WriteTransaction<'_> {
     async fn delete_old(&mut self, removed: i64, seen: i64, limit: i64) -> Result<u64> {
         let pushers = pushers::delete_removed(self.connection, removed, limit).await?;
         Ok(pushers + workers::delete_old(self.connection, seen).await?)
+    }
+
+    async fn note_arrivals(&mut self, rows: &[(i64, Arrivals)]) -> Result<()> {
+        arrivals::note(self.connection, rows).await
     }
 
     fn changed(&mut self, pushkey: &str) {

@@ -21,16 +21,17 @@ use std::{
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
-        DeadLetter, GateView, JobListing, Pair, PushTarget, PusherListing, QueueState, Result,
-        TargetRow, TokenListing, WorkerStatus,
+        DeadLetter, GateView, JobListing, NamedPhone, Pair, PhoneListing, PushTarget,
+        PusherListing, QueueState, Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
         batch::Batch,
         counts::Counts,
         feed::{Feed, Vital},
         writer::Writer,
     },
-    ids::{Pushkey, Selector},
+    ids::{Pushkey, Selector, UserId},
     matrix::mark::{MarkKey, MarkKeys},
     rules::{
+        arrival::{Candidate, SILENT_AFTER},
         import::Mapping,
         jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
         pushers::{Loaded, Replay},
@@ -48,7 +49,9 @@ pub use open::OpenError;
 pub use url::DatabaseUrl;
 
 use connection::WriteConnection;
-use statements::{accounts, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers};
+use statements::{
+    accounts, arrivals, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers,
+};
 
 /// Connections for lookups, which are short; each costs a thread.
 const READERS: u32 = 4;
@@ -320,6 +323,62 @@ impl Sqlite {
     /// Up to `limit` workers, those that live first.
     pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
         workers::list(&self.operators, self.clock.unix(), limit).await
+    }
+
+    /// The rows that receipts may be about, for each of these.
+    pub async fn candidates(&self, named: &[NamedPhone]) -> Result<Vec<Vec<Candidate>>> {
+        arrivals::candidates(&self.operators, named).await
+    }
+
+    /// Up to `limit` phones with ids above `after`, in the order of their ids.
+    pub async fn list_phones(&self, after: i64, limit: u32) -> Result<Vec<PhoneListing>> {
+        let ids = arrivals::page(&self.operators, after, limit).await?;
+        arrivals::phones(&self.operators, &ids).await
+    }
+
+    /// The same of one user.
+    pub async fn phones_of_user(
+        &self,
+        user: &UserId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<PhoneListing>> {
+        let ids = arrivals::of_user(&self.operators, user.as_str(), after, limit).await?;
+        arrivals::phones(&self.operators, &ids).await
+    }
+
+    /// These phones, by the ids of their rows, in their order, as far as they exist.
+    pub async fn phones(&self, ids: &[i64]) -> Result<Vec<PhoneListing>> {
+        arrivals::phones(&self.operators, ids).await
+    }
+
+    /// Up to `limit` phones of a selector.
+    pub async fn phones_of_selector(
+        &self,
+        selector: &Selector,
+        limit: u32,
+    ) -> Result<Vec<PhoneListing>> {
+        let ids = arrivals::of_selector(&self.operators, selector.as_str(), limit).await?;
+        arrivals::phones(&self.operators, &ids).await
+    }
+
+    /// Up to `limit` silent phones, those first that have been silent for longest, and where the next page begins;
+    /// none at the end.
+    pub async fn silent_phones(
+        &self,
+        after: SilentCursor,
+        limit: u32,
+    ) -> Result<(Vec<PhoneListing>, Option<SilentCursor>)> {
+        let until = self.clock.unix() - SILENT_AFTER;
+        let found = arrivals::silent(&self.operators, until, after, limit).await?;
+        let ids: Vec<_> = found.iter().map(|it| it.phone).collect();
+        let phones = arrivals::phones(&self.operators, &ids).await?;
+        Ok((phones, found.last().copied()))
+    }
+
+    /// How many phones are silent.
+    pub async fn count_silent(&self) -> Result<i64> {
+        arrivals::count_silent(&self.operators, self.clock.unix() - SILENT_AFTER).await
     }
 
     /// One mapping.

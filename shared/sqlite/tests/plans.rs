@@ -81,11 +81,14 @@ const EXCUSES: [Excuse; 11] = [
 ];
 
 /// Ten thousand rows in each table that can grow; jobs and pushers in every state.
-const ROWS: [&str; 7] = [
+const ROWS: [&str; 8] = [
     "INSERT INTO push_tokens (selector, device, owner, token_msgs, app_id_msgs, report, dead_at, created_at, updated_at)
      SELECT 's' || value, 'd', iif(value % 3 = 0, '@u' || value || ':x', NULL), 'k' || value, 'app', 1,
          iif(value % 7 = 0, 1, NULL), 1, 1
      FROM generate_series",
+    "INSERT INTO arrivals (phone, pushed_at, waiting_since, received_at, receipts)
+     SELECT id, 1, iif(id % 2 = 0, 1, NULL), iif(id % 3 = 0, 1, NULL), 1
+     FROM push_tokens, (SELECT 1 FROM generate_series LIMIT 1)",
     "INSERT INTO mappings (selector, user_id, created_at, updated_at)
      SELECT 's' || value, '@u' || value || ':x', 1, 1
      FROM generate_series",

@@ -8,6 +8,7 @@ pub mod feed;
 mod finish;
 mod imports;
 mod mappings;
+mod phones;
 mod queue;
 mod removals;
 mod reports;
@@ -22,6 +23,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 
 use crate::rules::{
+    arrival::Arrivals,
     gate::SharedGate,
     import::Mapping,
     jobs::Job,
@@ -32,6 +34,7 @@ use crate::rules::{
 pub use finish::Finished;
 pub use imports::{import_mappings, import_tokens};
 pub use mappings::{delete_mapping, put_mapping};
+pub use phones::{NamedPhone, PhoneListing, SilentCursor, note_arrivals};
 pub use queue::{Claim, Claimed, Heartbeat, Held};
 pub use queue::{beat, begin, claim, drop_job, kill_job, register, release};
 pub use removals::{forget_strangers, mark_dead, remove_account, remove_tokens};
@@ -214,6 +217,10 @@ pub trait Transaction: Send {
     async fn correct_waits(&mut self, keys: &[i64]) -> Result<u64>;
     /// Deletes up to `limit` pushers that were removed before a time, and workers not heard of since another.
     async fn delete_old(&mut self, removed: i64, seen: i64, limit: i64) -> Result<u64>;
+
+    /// Adds to what is known of the pushes to these phones, by the ids of their rows; those that are gone are passed
+    /// over. No cache holds any of it.
+    async fn note_arrivals(&mut self, arrivals: &[(i64, Arrivals)]) -> Result<()>;
 
     /// Notes that what caches hold of this pushkey is no longer true; told to all once it is committed.
     fn changed(&mut self, pushkey: &str);

@@ -30,7 +30,7 @@ pub async fn check(admin: SocketAddr) -> Result<(), String> {
 }
 
 /// The address to connect to for an address to listen on: a wildcard is reached over loopback.
-fn reachable(mut admin: SocketAddr) -> SocketAddr {
+pub fn reachable(mut admin: SocketAddr) -> SocketAddr {
     match admin.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => admin.set_ip(Ipv6Addr::LOCALHOST.into()),

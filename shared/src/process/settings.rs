@@ -42,7 +42,8 @@ impl SettingError {
         }
     }
 
-    fn missing(name: &'static str) -> Self {
+    /// It has to be set.
+    pub fn missing(name: &'static str) -> Self {
         Self::new(name, "is required and not set")
     }
 }

@@ -1,5 +1,6 @@
 //! What is decided, without I/O: each module is pure and has its own tables of cases.
 
+pub mod arrival;
 pub mod gate;
 pub mod import;
 pub mod jobs;

@@ -10,12 +10,13 @@ use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
         self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, JobListing,
-        PushTarget, PusherListing, QueueState, Result, TargetRow, TokenListing, WorkerStatus,
-        feed::Changed, writer::Writer,
+        NamedPhone, PhoneListing, PushTarget, PusherListing, QueueState, Result, SilentCursor,
+        TargetRow, TokenListing, WorkerStatus, feed::Changed, writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
     matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
     rules::{
+        arrival::{Arrivals, Candidate},
         gate::SharedGate,
         import::Mapping,
         jobs::CHUNK,
@@ -227,6 +228,68 @@ impl Store {
     /// Whether this database has ever held a token: an empty one may be a lost volume.
     pub async fn has_held_a_token(&self) -> Result<bool> {
         ask!(self, has_held_a_token())
+    }
+}
+
+/// Pushes and receipts, and the phones behind them.
+impl Store {
+    /// Adds to what is known of the pushes to phones, by the ids of their rows.
+    pub async fn note_arrivals(&self, arrivals: Arc<[(i64, Arrivals)]>) -> Result<()> {
+        self.writer()
+            .write(move |tx| {
+                let arrivals = arrivals.clone();
+                Box::pin(async move { flow::note_arrivals(tx, &arrivals).await })
+            })
+            .await
+    }
+
+    /// The rows that receipts may be about, for each of these.
+    pub async fn candidates(&self, named: &[NamedPhone]) -> Result<Vec<Vec<Candidate>>> {
+        ask!(self, candidates(named))
+    }
+
+    /// Up to `limit` phones with ids above `after`, in the order of their ids.
+    pub async fn list_phones(&self, after: i64, limit: u32) -> Result<Vec<PhoneListing>> {
+        ask!(self, list_phones(after, limit))
+    }
+
+    /// The same of one user.
+    pub async fn phones_of_user(
+        &self,
+        user: &UserId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<PhoneListing>> {
+        ask!(self, phones_of_user(user, after, limit))
+    }
+
+    /// These phones, by the ids of their rows, in their order, as far as they exist.
+    pub async fn phones(&self, ids: &[i64]) -> Result<Vec<PhoneListing>> {
+        ask!(self, phones(ids))
+    }
+
+    /// Up to `limit` phones of a selector.
+    pub async fn phones_of_selector(
+        &self,
+        selector: &Selector,
+        limit: u32,
+    ) -> Result<Vec<PhoneListing>> {
+        ask!(self, phones_of_selector(selector, limit))
+    }
+
+    /// Up to `limit` silent phones, those first that have been silent for longest, and where the next page begins;
+    /// none at the end.
+    pub async fn silent_phones(
+        &self,
+        after: SilentCursor,
+        limit: u32,
+    ) -> Result<(Vec<PhoneListing>, Option<SilentCursor>)> {
+        ask!(self, silent_phones(after, limit))
+    }
+
+    /// How many phones are silent.
+    pub async fn count_silent(&self) -> Result<i64> {
+        ask!(self, count_silent())
     }
 }
 

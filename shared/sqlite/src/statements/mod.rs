@@ -6,6 +6,7 @@
 //! is then wrong by itself and hides no other row.
 
 pub(crate) mod accounts;
+pub(crate) mod arrivals;
 pub(crate) mod gate;
 pub(crate) mod jobs;
 pub(crate) mod listing;
