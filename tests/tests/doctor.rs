@@ -117,6 +117,9 @@ async fn a_bridge_with_a_real_synapse() {
         finding.says("ok", what, words);
     }
     finding.says("suspect", "network", "ip_range_whitelist");
+    finding.says("ok", "arrival", "nothing was pushed yet");
+    let last = finding.lines.last().unwrap();
+    assert!(last.ends_with(&format!("push-test --user {BOB}")), "{last}");
     let finding = doctor(&app, &[], &[]).await;
     finding.well();
     finding.says("skipped", "user", "--user");

@@ -1,6 +1,7 @@
 //! `doctor`: why do pushes not arrive? Looks at every part in turn, says in one line each what is wrong and
 //! what to do about it, and changes nothing.
 
+mod arrival;
 mod ask;
 mod gateway;
 mod homeserver;
@@ -85,6 +86,9 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     } else {
         report.skipped("the rest", "it needs the settings");
     }
+    if let (Some(store), Some(user)) = (&store, &user) {
+        arrival::check(store, user, &mut report).await?;
+    }
     let Report {
         ok,
         wrong,
@@ -94,6 +98,11 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     print(format_args!(
         "{ok} ok, {wrong} wrong, {suspects} suspect, {skipped} skipped"
     ));
+    if let Some(user) = &user {
+        print(format_args!(
+            "to see whether a push arrives: matrix2acrobits-api push-test --user {user}"
+        ));
+    }
     match wrong {
         0 => Ok(()),
         _ => Err(Failure::other("something is wrong")),
