@@ -1,10 +1,7 @@
 //! The two routers and what they share.
 
-use std::sync::Arc;
-
 use axum::{Router, routing::get};
 use matrix2acrobits_shared::secret::Secret;
-use matrix2acrobits_store::Store;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -17,20 +14,25 @@ use crate::{
         observe::ObserveLayer,
     },
     metrics,
-    notify::{self, delivery::Deliverer, pnm::answers::Answers},
-    operator::{self, servers::Servers},
-    reports::{self, Reports, tokenless::Tokenless},
+    notify::{self, delivery::Deliverer},
+    operator::{self, Operator},
+    reports::{
+        self, Reports,
+        receipts::{self, Receipts},
+    },
 };
 
 /// The endpoints for phones and the homeserver.
 pub(crate) fn public(
     reports: Reports,
+    receipts: Receipts,
     deliverer: Deliverer,
     hs_token: Option<Secret>,
     bodies: &Bodies,
 ) -> Router {
     let router = Router::new()
         .merge(reports::router(reports, bodies))
+        .merge(receipts::router(receipts, bodies))
         .merge(notify::router(deliverer, bodies))
         .route("/health", get(health::health));
     let router = match hs_token {
@@ -45,14 +47,12 @@ pub(crate) fn public(
 
 /// The endpoints for the operator.
 pub(crate) fn admin(
-    store: Store,
+    operator: Operator,
     token: Option<Secret>,
-    servers: Servers,
-    answers: Arc<Answers>,
-    tokenless: Arc<Tokenless>,
     handle: PrometheusHandle,
     stopping: CancellationToken,
 ) -> Router {
+    let store = operator.store.clone();
     let readiness = Readiness {
         store: store.clone(),
         stopping,
@@ -60,11 +60,8 @@ pub(crate) fn admin(
     Router::new()
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready).with_state(readiness))
-        .route(
-            "/metrics",
-            get(metrics::render).with_state((store.clone(), handle)),
-        )
-        .merge(operator::router(store, answers, tokenless, token, servers))
+        .route("/metrics", get(metrics::render).with_state((store, handle)))
+        .merge(operator::router(operator, token))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(ObserveLayer::new())

@@ -15,7 +15,7 @@ use matrix2acrobits_store::{DatabaseUrl, Import, LookError, Role, Store};
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
 use crate::{
-    operator::{import, mappings},
+    operator::{import, mappings, phones, push_test_command},
     settings::{AdminArgs, ServeArgs},
 };
 
@@ -48,6 +48,10 @@ pub(crate) enum Command {
     Openapi,
     /// Take over the push tokens of the Go proxy that this bridge replaces
     Import(import::Args),
+    /// Send a test push to somebody's phones through the running api, and show what PNM says
+    PushTest(push_test_command::Args),
+    /// List phones: their last report, pusher, push and receipt, and where they stand
+    Phones(phones::Args),
     /// Take or write whose selectors are, many at once
     #[command(subcommand)]
     Mappings(mappings::Command),

@@ -2,6 +2,7 @@
 
 mod app;
 mod appservice;
+mod arrivals;
 mod cli;
 mod http;
 mod identity;
@@ -30,6 +31,8 @@ async fn main() {
         Command::Registration => operator::registration::run(&cli),
         Command::Openapi => openapi::run(),
         Command::Import(args) => operator::import::run(&cli, &args).await,
+        Command::PushTest(args) => operator::push_test_command::run(&cli, &args).await,
+        Command::Phones(args) => operator::phones::run(&cli, &args).await,
         Command::Mappings(command) => operator::mappings::run(&cli, &command).await,
     };
     if let Err(failure) = result {

@@ -37,6 +37,17 @@ const PNM_REQUESTS: &str = "matrix2acrobits_pnm_requests_total";
 const PNM_DURATION: &str = "matrix2acrobits_pnm_request_duration_seconds";
 const PNM_IN_FLIGHT: &str = "matrix2acrobits_pnm_requests_in_flight";
 
+const RECEIPTS: &str = "matrix2acrobits_push_receipts_total";
+const ARRIVAL: &str = "matrix2acrobits_push_arrival_seconds";
+const CANARY: &str = "matrix2acrobits_canary_pushes_total";
+const CANARY_FAILING: &str = "matrix2acrobits_canary_failing";
+const SILENT: &str = "matrix2acrobits_phones_silent";
+
+/// Upper bounds of the time that pushes take: a phone may be asleep for long.
+const ARRIVAL_SECONDS: &[f64] = &[
+    0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+];
+
 /// Counted by `routes::report`.
 const REPORT_RESULTS: [&str; 5] = ["changed", "unchanged", "removed", "refused", "unavailable"];
 /// Counted by `auth`.
@@ -53,7 +64,7 @@ const LOGIN_RESULTS: [&str; 8] = [
 
 /// Starts collecting, and makes every series.
 pub(crate) fn start() -> PrometheusHandle {
-    let handle = process::metrics::init(&[]);
+    let handle = process::metrics::init(&[(ARRIVAL, ARRIVAL_SECONDS)]);
     describe_counter!(
         HTTP_REQUESTS,
         "Requests by route and HTTP status; aborted: the client hung up, or the request took too long"
@@ -113,6 +124,28 @@ pub(crate) fn start() -> PrometheusHandle {
     describe_histogram!(PNM_DURATION, Unit::Seconds, "Time that these took");
     describe_gauge!(PNM_IN_FLIGHT, "Those under way");
     Pnm::new().in_flight.set(0.0);
+    describe_counter!(
+        RECEIPTS,
+        "Receipts of phones, by result; confirmed: with the id of a push of ours, noted: of a known phone, unknown: of none, \
+         dropped: too many at a time"
+    );
+    describe_histogram!(
+        ARRIVAL,
+        Unit::Seconds,
+        "Time from PNM's answer to the phone's receipt, where that has the push's id"
+    );
+    let _ = Receipts::new();
+    describe_gauge!(
+        SILENT,
+        "Phones that have sent receipts, and none for the pushes of a day"
+    );
+    phones_silent(0);
+    describe_counter!(
+        CANARY,
+        "Test pushes of the canary, by result; taken: by PNM, and the phone sends no receipts, not_taken: PNM refused it"
+    );
+    describe_gauge!(CANARY_FAILING, "1 if the canary's last push failed");
+    let _ = Canary::new();
     handle
 }
 
@@ -155,6 +188,118 @@ impl Forgotten {
         let number = |rows| u64::try_from(rows).unwrap_or(u64::MAX);
         self.old.increment(number(gone.old));
         self.surplus.increment(number(gone.surplus));
+    }
+}
+
+/// How many phones are silent.
+pub(crate) fn phones_silent(count: i64) {
+    gauge!(SILENT).set(f64::from(i32::try_from(count).unwrap_or(i32::MAX)));
+}
+
+/// What became of a test push of the canary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CanaryResult {
+    Received,
+    Taken,
+    NotReceived,
+    NotTaken,
+    NoPhone,
+}
+
+impl CanaryResult {
+    const ALL: [Self; 5] = [
+        Self::Received,
+        Self::Taken,
+        Self::NotReceived,
+        Self::NotTaken,
+        Self::NoPhone,
+    ];
+
+    /// The word for logs and metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Received => "received",
+            Self::Taken => "taken",
+            Self::NotReceived => "not_received",
+            Self::NotTaken => "not_taken",
+            Self::NoPhone => "no_phone",
+        }
+    }
+
+    /// Whether it went as it should.
+    pub(crate) fn is_well(self) -> bool {
+        matches!(self, Self::Received | Self::Taken)
+    }
+}
+
+/// Counts the canary's pushes.
+#[derive(Debug)]
+pub(crate) struct Canary {
+    results: ByLabel<CanaryResult, { CanaryResult::ALL.len() }>,
+    failing: Gauge,
+}
+
+impl Canary {
+    pub(crate) fn new() -> Self {
+        let counter = |of: CanaryResult| counter!(CANARY, "result" => of.as_str());
+        let failing = gauge!(CANARY_FAILING);
+        failing.set(0.0);
+        Self {
+            results: ByLabel::new(CanaryResult::ALL, counter),
+            failing,
+        }
+    }
+
+    pub(crate) fn count(&self, result: CanaryResult) {
+        self.results.add(result, 1);
+        self.failing.set(if result.is_well() { 0.0 } else { 1.0 });
+    }
+}
+
+/// What became of a receipt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReceiptResult {
+    Confirmed,
+    Noted,
+    Unknown,
+    Dropped,
+}
+
+/// Counts receipts.
+#[derive(Debug)]
+pub(crate) struct Receipts {
+    results: ByLabel<ReceiptResult, 4>,
+    arrival: Histogram,
+}
+
+impl Receipts {
+    pub(crate) fn new() -> Self {
+        let results = [
+            ReceiptResult::Confirmed,
+            ReceiptResult::Noted,
+            ReceiptResult::Unknown,
+            ReceiptResult::Dropped,
+        ];
+        let word = |of| match of {
+            ReceiptResult::Confirmed => "confirmed",
+            ReceiptResult::Noted => "noted",
+            ReceiptResult::Unknown => "unknown",
+            ReceiptResult::Dropped => "dropped",
+        };
+        Self {
+            results: ByLabel::new(results, |of| counter!(RECEIPTS, "result" => word(of))),
+            arrival: histogram!(ARRIVAL),
+        }
+    }
+
+    pub(crate) fn count(&self, result: ReceiptResult, count: u64) {
+        self.results.add(result, count);
+    }
+
+    /// One that confirms a push that was sent so long ago.
+    pub(crate) fn confirmed(&self, took: Duration) {
+        self.count(ReceiptResult::Confirmed, 1);
+        self.arrival.record(took);
     }
 }
 
@@ -344,9 +489,10 @@ impl Connections {
 }
 
 /// The routes that requests are counted by.
-const ROUTES: [&str; 8] = [
+const ROUTES: [&str; 9] = [
     "notify",
     "report",
+    "receipt",
     "removal",
     "appservice",
     "health",
@@ -366,6 +512,7 @@ fn route(path: &str) -> usize {
     let name = match path {
         "/_matrix/push/v1/notify" => "notify",
         "/api/client/push_token_report" => "report",
+        "/api/client/push_received" => "receipt",
         "/api/client/account_removal_report" => "removal",
         "/health" | "/health/live" | "/health/ready" => "health",
         "/metrics" => "metrics",

@@ -19,7 +19,9 @@ pub(crate) fn run() -> Result<(), Failure> {
         health::Description::openapi(),
         notify::Description::openapi(),
         operator::Description::openapi(),
+        operator::ProofDescription::openapi(),
         reports::Description::openapi(),
+        reports::receipts::Description::openapi(),
     ] {
         description.merge(part);
     }

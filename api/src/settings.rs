@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use matrix2acrobits_shared::{
-    ids::ServerName,
+    ids::{Selector, ServerName, UserId},
     process::{
         net::Outgoing,
         settings::{self, SettingError, SharedArgs},
@@ -17,7 +17,11 @@ use matrix2acrobits_shared::{
 };
 use url::Url;
 
-use crate::{http::peers::Proxies, notify::trust::NotifyAuth};
+use crate::{
+    http::peers::Proxies,
+    notify::trust::NotifyAuth,
+    operator::{canary::Plan, push_test::To},
+};
 
 /// Settings that only `serve` uses, as they come from flags and environment.
 #[derive(Debug, Clone, Args)]
@@ -119,6 +123,24 @@ pub(crate) struct ServeArgs {
     )]
     notify_auth: String,
 
+    /// User whose phones get a test push at every CANARY_INTERVAL [default: none]
+    #[arg(long, env = "CANARY_USER", value_name = "USER_ID", global = true)]
+    canary_user: Option<String>,
+
+    /// Selector whose phones get it, instead of a user's [default: none]
+    #[arg(long, env = "CANARY_SELECTOR", value_name = "SELECTOR", global = true)]
+    canary_selector: Option<String>,
+
+    /// How often the canary pushes (a duration such as 1h, 24h)
+    #[arg(
+        long,
+        env = "CANARY_INTERVAL",
+        value_name = "DURATION",
+        global = true,
+        default_value = "24h"
+    )]
+    canary_interval: String,
+
     /// Homeserver token (hs_token of the registration); only with it are the application service endpoints served
     #[arg(long, env = "MATRIX_HS_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = settings::secret)]
     matrix_hs_token: Option<Secret>,
@@ -173,6 +195,7 @@ pub(crate) struct Settings {
     pub(crate) notify_auth: NotifyAuth,
     pub(crate) hs_token: Option<Secret>,
     pub(crate) strangers_per_hour: u32,
+    pub(crate) canary: Option<Plan>,
     pub(crate) outgoing: Outgoing,
 }
 
@@ -198,6 +221,29 @@ impl ServeArgs {
         Ok(addr
             .or(port)
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8080).into()))
+    }
+
+    fn canary(&self) -> Result<Option<Plan>, SettingError> {
+        let user = settings::optional("CANARY_USER", self.canary_user.as_deref(), |text| {
+            UserId::parse(text).map_err(|error| error.to_string())
+        })?;
+        let selector =
+            settings::optional("CANARY_SELECTOR", self.canary_selector.as_deref(), |text| {
+                Selector::parse(text).map_err(|error| error.to_string())
+            })?;
+        let interval = settings::duration("CANARY_INTERVAL", &self.canary_interval)?;
+        let to = match (user, selector) {
+            (Some(_), Some(_)) => {
+                return Err(SettingError::new(
+                    "CANARY_SELECTOR",
+                    "must not be set together with CANARY_USER",
+                ));
+            }
+            (Some(user), None) => To::User(user),
+            (None, Some(selector)) => To::Selector(selector),
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Plan { to, interval }))
     }
 
     pub(crate) fn parse(&self, shared: &SharedArgs) -> Result<Settings, SettingError> {
@@ -255,6 +301,7 @@ impl ServeArgs {
                 0,
                 1_000_000,
             )?,
+            canary: self.canary()?,
             outgoing: shared.outgoing()?,
         })
     }

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, sync::Arc};
 use matrix2acrobits_shared::{
     clock::Clock,
     process::{
-        go_proxy, logs,
+        go_proxy,
+        logs::{self, Chain},
         settings::{Exposed, SettingError},
         shutdown,
     },
@@ -16,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     app,
+    arrivals::Journal,
     cli::{Cli, Failure},
     http::{bodies::Bodies, listener::serve},
     identity::Auth,
@@ -23,11 +25,12 @@ use crate::{
     notify::{
         cache::Tokens,
         delivery::{Deliverer, Rules},
-        pnm::client::PnmClient,
+        pnm::{answers::Answers, client::PnmClient},
         trust::{self, Trust},
     },
-    operator::servers::Servers,
-    reports::{Reports, tokenless::Tokenless, upkeep::Upkeep},
+    operator::{Operator, canary::Canary, push_test::Tester, servers::Servers},
+    reports::{Reports, receipts::Receipts, tokenless::Tokenless, upkeep::Upkeep},
+    settings::Settings,
 };
 
 /// Enough for the connections of both listeners, those to PNM and the database.
@@ -50,30 +53,13 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let admin_listener = bind("ADMIN_LISTEN_ADDR", admin_addr).await?;
     let store = Store::open(&database, Role::Ahead, Clock::system()).await?;
     let stop = shutdown::on_signals().map_err(Failure::other)?;
-    let tokens = Tokens::new(store.clone());
-    let pnm = PnmClient::new(
-        settings.pnm_url.clone(),
-        settings.pnm_timeout,
-        &settings.outgoing,
-    )
-    .map_err(Failure::other)?;
-    let keys = store.mark_keys().await.map_err(Failure::other)?;
-    let trust = Trust::new(settings.notify_auth, keys, store.clock().clone());
-    let trust = Arc::new(trust);
-    let answers = pnm.answers();
-    let deliveries = TaskTracker::new();
-    let deliverer = Deliverer::new(
-        tokens.clone(),
-        pnm,
-        Rules {
-            fallback: settings.fallback_text.clone(),
-            trust: trust.clone(),
-        },
-        deliveries.clone(),
-        stop.clone(),
-    );
-    tokio::spawn(trust::follow_keys(trust, store.clone()));
-    tokio::spawn(tokens.clone().warm_up());
+    let Pushes {
+        deliverer,
+        deliveries,
+        answers,
+        journal,
+        tester,
+    } = pushes(&settings, &store, &stop).await?;
     let upkeep = Arc::new(Upkeep::default());
     tokio::spawn(upkeep.clone().run(store.clone()));
     tracing::info!(
@@ -94,11 +80,14 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     tokio::spawn(end_with(vital.clone(), stop.clone()));
     let tokenless = Arc::new(Tokenless::new(Clock::system()));
     let admin = app::admin(
-        store.clone(),
+        Operator {
+            store: store.clone(),
+            servers,
+            answers,
+            tokenless: tokenless.clone(),
+            tester,
+        },
         admin_token,
-        servers,
-        answers,
-        tokenless.clone(),
         metrics,
         stop.clone(),
     );
@@ -108,6 +97,10 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
             auth: auth.clone(),
             tokenless,
             upkeep,
+        },
+        Receipts {
+            auth: auth.clone(),
+            journal: journal.clone(),
         },
         deliverer,
         settings.hs_token.clone(),
@@ -125,6 +118,9 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     deliveries.close();
     deliveries.wait().await;
     auth.finish().await;
+    if let Err(error) = journal.flush(&vital).await {
+        tracing::warn!(error = %Chain(&error), "the last pushes and receipts could not be noted");
+    }
     admin_stop.cancel();
     let _ = admin_task.await;
     if vital.has_died() {
@@ -132,6 +128,64 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What carries pushes to PNM, and what remembers them.
+struct Pushes {
+    deliverer: Deliverer,
+    deliveries: TaskTracker,
+    answers: Arc<Answers>,
+    journal: Arc<Journal>,
+    tester: Arc<Tester>,
+}
+
+/// Makes it, and starts the tasks behind it.
+async fn pushes(
+    settings: &Settings,
+    store: &Store,
+    stop: &CancellationToken,
+) -> Result<Pushes, Failure> {
+    let tokens = Tokens::new(store.clone());
+    let (url, timeout) = (settings.pnm_url.clone(), settings.pnm_timeout);
+    let pnm = PnmClient::new(url, timeout, &settings.outgoing).map_err(Failure::other)?;
+    let pnm = Arc::new(pnm);
+    let keys = store.mark_keys().await.map_err(Failure::other)?;
+    let trust = Trust::new(settings.notify_auth, keys, store.clock().clone());
+    let trust = Arc::new(trust);
+    let journal = Arc::new(Journal::new(Clock::system()));
+    let tester = Arc::new(Tester::new(store.clone(), pnm.clone(), journal.clone()));
+    let answers = pnm.answers();
+    let deliveries = TaskTracker::new();
+    let deliverer = Deliverer::new(
+        tokens.clone(),
+        pnm,
+        Rules {
+            fallback: settings.fallback_text.clone(),
+            trust: trust.clone(),
+            journal: journal.clone(),
+        },
+        deliveries.clone(),
+        stop.clone(),
+    );
+    tokio::spawn(trust::follow_keys(trust, store.clone()));
+    tokio::spawn(tokens.warm_up());
+    tokio::spawn(journal.clone().run(store.clone()));
+    if let Some(plan) = settings.canary.clone() {
+        let canary = Canary {
+            plan,
+            tester: tester.clone(),
+            journal: journal.clone(),
+            store: store.clone(),
+        };
+        tokio::spawn(canary.run());
+    }
+    Ok(Pushes {
+        deliverer,
+        deliveries,
+        answers,
+        journal,
+        tester,
+    })
 }
 
 /// Without the store this process is of no use; its supervisor starts it anew.

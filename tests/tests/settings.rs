@@ -79,7 +79,11 @@ const COMMON: [&str; 12] = [
     "sqlite://data/matrix2acrobits.db",
     "INFO",
 ];
-const API: [&str; 17] = [
+const API: [&str; 21] = [
+    "CANARY_USER",
+    "CANARY_SELECTOR",
+    "CANARY_INTERVAL",
+    "24h",
     "NEW_SELECTORS_PER_HOUR",
     "5000",
     "LISTEN_ADDR",
@@ -183,6 +187,8 @@ async fn the_api_stops_at_a_wrong_setting() {
             ("PNM_URL", Some("pnm")),
             ("PNM_TIMEOUT", Some("10")),
             ("PNM_TIMEOUT", Some("0s")),
+            ("CANARY_USER", Some("bob")),
+            ("CANARY_INTERVAL", Some("daily")),
         ],
     )
     .await;
@@ -215,6 +221,16 @@ async fn the_worker_stops_at_a_wrong_setting() {
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn the_canary_has_one_target() {
+    let folder = &folder();
+    let both = [("CANARY_USER", Some(BOB)), ("CANARY_SELECTOR", Some("s"))];
+    let output = Program::Api
+        .run(&[], &env(Program::Api, folder, &both))
+        .await;
+    refuses(&output, "CANARY_SELECTOR", "both are set");
 }
 
 #[tokio::test]

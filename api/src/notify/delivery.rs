@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, field::display};
 
 use crate::{
+    arrivals::Journal,
     metrics::{DeviceOutcome, Notify, Reason},
     notify::{
         cache::{Lookup, MarkedDead, Tokens},
@@ -111,6 +112,8 @@ pub(crate) struct Rules {
     pub(crate) fallback: String,
     /// Tells our pushers' notifications from others.
     pub(crate) trust: Arc<Trust>,
+    /// Told of pushes that PNM took.
+    pub(crate) journal: Arc<Journal>,
 }
 
 impl<T> Clone for Deliverer<T> {
@@ -125,7 +128,7 @@ impl<T> Clone for Deliverer<T> {
 #[derive(Debug)]
 struct Shared<T> {
     tokens: T,
-    pnm: PnmClient,
+    pnm: Arc<PnmClient>,
     rules: Rules,
     dedupe: Dedupe<Verdict>,
     guard: MassGuard,
@@ -161,7 +164,7 @@ impl<T: TokenBook> Deliverer<T> {
     /// A deliverer that takes requests until `stopping` is cancelled. Who stops waits for `tracker` then.
     pub(crate) fn new(
         tokens: T,
-        pnm: PnmClient,
+        pnm: Arc<PnmClient>,
         rules: Rules,
         tracker: TaskTracker,
         stopping: CancellationToken,
@@ -364,7 +367,10 @@ impl<T: TokenBook> Shared<T> {
         // What PNM says of strangers' tokens must not speak for the others.
         let believed = stranger || self.note(target, outcome);
         match outcome {
-            Outcome::Sent => Ok(Settled::Delivered),
+            Outcome::Sent => {
+                self.rules.journal.pushed(target, event.id);
+                Ok(Settled::Delivered)
+            }
             Outcome::BadMessage => Ok(Settled::BadMessage),
             Outcome::Trouble(trouble) => Err(Fault::Retry(trouble.as_str())),
             Outcome::TokenGone if !believed => Err(Fault::Retry("mass_rejection")),

@@ -88,7 +88,7 @@ pub(crate) fn router(admin: Admin, token: Option<Secret>) -> Router {
         .with_state(admin)
 }
 
-async fn require_token(
+pub(super) async fn require_token(
     State(token): State<Option<Secret>>,
     request: Request,
     next: Next,
@@ -115,7 +115,7 @@ fn given_token(headers: &HeaderMap) -> Option<&str> {
 
 /// Why an admin call failed.
 #[derive(Debug)]
-enum AdminError {
+pub(super) enum AdminError {
     Refused(Problem),
     Store(StoreError),
 }
@@ -141,7 +141,7 @@ impl IntoResponse for AdminError {
 }
 
 /// What all these endpoints may answer besides what they are asked for.
-const ALWAYS: [(Matter, &str); 4] = [
+pub(super) const ALWAYS: [(Matter, &str); 4] = [
     (Matter::InvalidParam, ""),
     (Matter::UnknownToken, ""),
     (Matter::Forbidden, "ADMIN_TOKEN is not set"),
@@ -172,19 +172,22 @@ impl IntoResponses for BodyError {
     }
 }
 
-fn refused(matter: Matter, words: impl Into<Cow<'static, str>>) -> AdminError {
+pub(super) fn refused(matter: Matter, words: impl Into<Cow<'static, str>>) -> AdminError {
     AdminError::Refused(Problem::new(matter, words))
 }
 
-fn invalid(words: impl Into<Cow<'static, str>>) -> AdminError {
+pub(super) fn invalid(words: impl Into<Cow<'static, str>>) -> AdminError {
     refused(Matter::InvalidParam, words)
 }
 
 /// A body, whatever its Content-Type says.
-type BodyBytes = Result<Bytes, BytesRejection>;
+pub(super) type BodyBytes = Result<Bytes, BytesRejection>;
 
 /// Reads a body as JSON; `words` say what it should be.
-fn json<T: DeserializeOwned>(body: BodyBytes, words: &'static str) -> Result<T, AdminError> {
+pub(super) fn json<T: DeserializeOwned>(
+    body: BodyBytes,
+    words: &'static str,
+) -> Result<T, AdminError> {
     let body = body.map_err(|rejection| AdminError::Refused(rejection.into()))?;
     serde_json::from_slice(&body).map_err(|_| refused(Matter::BadJson, words))
 }

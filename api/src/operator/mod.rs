@@ -1,9 +1,14 @@
 //! What the operator does: the admin endpoints, the status page, and the commands that take mappings and tokens in.
 
 mod admin;
+pub(crate) mod canary;
 pub(crate) mod import;
 mod mapping_file;
 pub(crate) mod mappings;
+pub(crate) mod phones;
+mod proof;
+pub(crate) mod push_test;
+pub(crate) mod push_test_command;
 pub(crate) mod registration;
 pub(crate) mod servers;
 mod status;
@@ -16,24 +21,39 @@ use axum::Router;
 use matrix2acrobits_shared::secret::Secret;
 use matrix2acrobits_store::Store;
 
-pub(crate) use self::admin::Description;
-use self::{admin::Admin, servers::Servers};
+use self::{admin::Admin, push_test::Tester, servers::Servers};
+pub(crate) use self::{admin::Description, proof::Description as ProofDescription};
 use crate::{notify::pnm::answers::Answers, reports::tokenless::Tokenless};
 
+/// What the endpoints and the page work on.
+#[derive(Debug)]
+pub(crate) struct Operator {
+    pub(crate) store: Store,
+    pub(crate) servers: Servers,
+    /// What PNM said.
+    pub(crate) answers: Arc<Answers>,
+    /// Reports that held no token.
+    pub(crate) tokenless: Arc<Tokenless>,
+    pub(crate) tester: Arc<Tester>,
+}
+
 /// The endpoints and the page, behind `token`.
-pub(crate) fn router(
-    store: Store,
-    answers: Arc<Answers>,
-    tokenless: Arc<Tokenless>,
-    token: Option<Secret>,
-    servers: Servers,
-) -> Router {
+pub(crate) fn router(operator: Operator, token: Option<Secret>) -> Router {
+    let Operator {
+        store,
+        servers,
+        answers,
+        tokenless,
+        tester,
+    } = operator;
     Router::new()
         .merge(status::router(
             store.clone(),
             answers,
             tokenless,
+            tester.clone(),
             token.clone(),
         ))
+        .merge(proof::router(store.clone(), tester, token.clone()))
         .merge(admin::router(Admin { store, servers }, token))
 }

@@ -3,11 +3,11 @@
 
 mod page;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, Query, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{AUTHORIZATION, HOST, LOCATION, ORIGIN, WWW_AUTHENTICATE},
@@ -19,18 +19,25 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use matrix2acrobits_shared::{
-    ids::UserId, process::logs::Chain, rules::pushers::Replay, secret::Secret,
+    flow::SilentCursor, ids::UserId, process::logs::Chain, rules::pushers::Replay, secret::Secret,
 };
 use matrix2acrobits_store::{Store, StoreError};
 
 use self::page::{Facts, View, html, note};
-use super::admin;
+use serde::Deserialize;
+
+use super::{
+    admin,
+    push_test::{TestError, TestPush, Tester, To},
+};
 use crate::{
     http::errors::method_not_allowed, notify::pnm::answers::Answers, reports::tokenless::Tokenless,
 };
 
 /// Dead letters on the page.
 const DEAD_LETTERS: u32 = 50;
+/// Phones in each table on the page.
+const PHONES: u32 = 20;
 /// Workers on the page; those that are gone are kept for an hour.
 const WORKERS: u32 = 10;
 /// Largest body of the form, in bytes.
@@ -41,6 +48,7 @@ struct Status {
     store: Store,
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
+    tester: Arc<Tester>,
     /// Stands in the page's forms, so that no other site's page can send them.
     form_token: Secret,
 }
@@ -50,6 +58,7 @@ pub(crate) fn router(
     store: Store,
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
+    tester: Arc<Tester>,
     token: Option<Secret>,
 ) -> Router {
     let random: [u8; 32] = rand::random();
@@ -57,11 +66,13 @@ pub(crate) fn router(
         store,
         answers,
         tokenless,
+        tester,
         form_token: Secret::new(STANDARD.encode(random)),
     };
     Router::new()
         .route("/", get(show))
         .route("/replay", post(replay))
+        .route("/push-test", post(push_test))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_FORM))
         .layer(middleware::from_fn_with_state(token, require_login))
@@ -106,8 +117,8 @@ fn given_token(header: &str) -> Option<String> {
     Some(password.to_owned())
 }
 
-async fn show(State(status): State<Status>) -> Response {
-    let facts = facts(&status.store).await.inspect_err(
+async fn show(State(status): State<Status>, Query(page): Query<Page>) -> Response {
+    let facts = facts(&status.store, page.after()).await.inspect_err(
         |error| tracing::warn!(error = %Chain(error), "the status page lacks the database"),
     );
     let code = match &facts {
@@ -124,27 +135,100 @@ async fn show(State(status): State<Status>) -> Response {
     html(code, &view.render())
 }
 
-async fn facts(store: &Store) -> Result<Facts, StoreError> {
+/// Which phones to show.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Page {
+    after: String,
+}
+
+impl Page {
+    /// Those with ids above this; a query that is not ours shows the first ones.
+    fn after(&self) -> i64 {
+        self.after.parse().unwrap_or(0)
+    }
+}
+
+async fn facts(store: &Store, after: i64) -> Result<Facts, StoreError> {
+    let (silent, _) = store.silent_phones(SilentCursor::default(), PHONES).await?;
+    let mut phones = store.list_phones(after, PHONES + 1).await?;
+    let more = phones.len() > PHONES as usize;
+    phones.truncate(PHONES as usize);
+    let next = phones.last().filter(|_| more).map(|phone| phone.id);
     Ok(Facts {
         workers: store.workers(WORKERS).await?,
         pushers: store.count_pushers().await?,
         queue: store.queue_state().await?,
         dead: store.dead_letters(DEAD_LETTERS).await?,
+        silent_phones: store.count_silent().await?,
+        silent,
+        phones,
+        next,
     })
 }
 
-async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -> Response {
-    let field = |wanted: &str| {
-        form_urlencoded::parse(&body)
-            .find(|(name, _)| name == wanted)
-            .map(|(_, value)| value)
-            .unwrap_or_default()
-    };
-    if !may_be_ours(&headers) || !status.form_token.matches(&field("token")) {
+/// A field of a form; empty if it is not there.
+fn field<'a>(body: &'a [u8], wanted: &str) -> Cow<'a, str> {
+    form_urlencoded::parse(body)
+        .find(|(name, _)| name == wanted)
+        .map(|(_, value)| value)
+        .unwrap_or_default()
+}
+
+impl Status {
+    /// The response to a form that does not come from this page.
+    fn refuse(&self, headers: &HeaderMap, body: &[u8]) -> Option<Response> {
+        if may_be_ours(headers) && self.form_token.matches(&field(body, "token")) {
+            return None;
+        }
         let words = "This form does not come from this page, or is from before a restart: load the page again.";
-        return html(StatusCode::FORBIDDEN, &note(words));
+        Some(html(StatusCode::FORBIDDEN, &note(words)))
     }
-    let replay = match (field("what").as_ref(), UserId::parse(&field("user"))) {
+}
+
+/// Sends a test push to a user's phones, and says what PNM said.
+async fn push_test(State(status): State<Status>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Some(refusal) = status.refuse(&headers, &body) {
+        return refusal;
+    }
+    let Ok(user) = UserId::parse(field(&body, "user").trim()) else {
+        let words = "Give a user ID such as @bob:example.org.";
+        return html(StatusCode::BAD_REQUEST, &note(words));
+    };
+    let push = TestPush {
+        to: To::User(user),
+        text: String::new(),
+        message: false,
+    };
+    let (code, words) = match status.tester.send(&push).await {
+        Ok(tested) => return html(StatusCode::OK, &page::tested(&tested)),
+        Err(TestError::Unknown) => (
+            StatusCode::NOT_FOUND,
+            "No phone has reported for this user.",
+        ),
+        Err(TestError::TooSoon(_)) => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "This user had a test push a moment ago: wait for 10 s.",
+        ),
+        Err(TestError::Store(error)) => {
+            tracing::warn!(error = %Chain(&error), "an admin call failed");
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The database does not answer; try again.",
+            )
+        }
+    };
+    html(code, &note(words))
+}
+
+async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Some(refusal) = status.refuse(&headers, &body) {
+        return refusal;
+    }
+    let replay = match (
+        field(&body, "what").as_ref(),
+        UserId::parse(&field(&body, "user")),
+    ) {
         ("dead", _) => Replay::Dead,
         ("user", Ok(user)) => Replay::User(user),
         _ => {

@@ -32,6 +32,24 @@ pub(super) struct Report {
     password: Option<String>,
 }
 
+/// Which push arrived, and where: the selector or the token has to be there.
+#[derive(Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Receipt {
+    /// The account on the phone; at most 256 bytes
+    selector: Option<String>,
+    /// Token for messages; at most 512 bytes. Also pushTokenOther, pushToken, token
+    token_msgs: Option<String>,
+    /// The phone, where an account is on several. Also installid, install_id
+    device: Option<String>,
+    /// The id of the push. Also pushId, push_id, messageId, event_id
+    id: Option<String>,
+    /// For REPORT_AUTH=nethcti and matrix
+    username: Option<String>,
+    /// For REPORT_AUTH=nethcti and matrix
+    password: Option<String>,
+}
+
 /// The account that was removed from the phone.
 #[derive(Deserialize, ToSchema, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -4,6 +4,7 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use matrix2acrobits_shared::{
+    flow::NamedPhone,
     ids::{AppId, Device, IdError, Pushkey, Selector},
     rules::report::Field,
     secret::Secret,
@@ -11,6 +12,9 @@ use matrix2acrobits_shared::{
 
 /// Longest user name and password, in bytes.
 const MAX_LOGIN_BYTES: usize = 512;
+
+/// Longest id of a push, in bytes; what we send is no longer.
+const MAX_ID_BYTES: usize = 255;
 
 /// Most names of fields that are remembered of a report without a token, and most characters of each.
 const MAX_NAMES: usize = 20;
@@ -37,6 +41,8 @@ const APP_ID_CALLS: Names = &[
     "pushappid_incoming_call",
 ];
 const DEVICE: Names = &["device", "installid", "install_id"];
+/// The keys of a push, as the app's template may name them.
+const ID: Names = &["id", "pushId", "push_id", "messageId", "event_id"];
 const USERNAME: Names = &["username"];
 const PASSWORD: Names = &["password"];
 const KNOWN: [Names; 8] = [
@@ -49,6 +55,7 @@ const KNOWN: [Names; 8] = [
     USERNAME,
     PASSWORD,
 ];
+const KNOWN_OF_RECEIPTS: [Names; 6] = [SELECTOR, TOKEN_MSGS, DEVICE, ID, USERNAME, PASSWORD];
 
 /// Why a report cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +68,8 @@ pub(crate) enum FieldError {
     NotText(&'static str),
     /// The selector is not there.
     NoSelector,
+    /// Neither selector nor token is there.
+    NoPhone,
     /// A field has a value that it cannot have.
     Invalid(&'static str, IdError),
 }
@@ -87,7 +96,7 @@ impl Fields {
         content_type: Option<&str>,
         body: &[u8],
     ) -> Result<Self, FieldError> {
-        let mut values = Values::default();
+        let mut values = Values::of(&KNOWN);
         values.add_body(content_type, body)?;
         values.add_form(query.unwrap_or_default().as_bytes());
         let selector = match values.field(SELECTOR, Selector::parse)? {
@@ -113,14 +122,64 @@ impl Fields {
     }
 }
 
+/// What a receipt says, each value checked.
+#[derive(Debug)]
+pub(crate) struct ReceiptFields {
+    pub(crate) phone: NamedPhone,
+    /// The id of the push, where the template has it.
+    pub(crate) id: Option<String>,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<Secret>,
+}
+
+impl ReceiptFields {
+    /// Reads the query string and the body, as [`Fields::read`] does. The selector or the token has to be there.
+    pub(crate) fn read(
+        query: Option<&str>,
+        content_type: Option<&str>,
+        body: &[u8],
+    ) -> Result<Self, FieldError> {
+        let mut values = Values::of(&KNOWN_OF_RECEIPTS);
+        values.add_body(content_type, body)?;
+        values.add_form(query.unwrap_or_default().as_bytes());
+        let phone = NamedPhone {
+            selector: values.given(SELECTOR, Selector::parse)?,
+            device: values.given(DEVICE, Device::parse)?,
+            token: values.given(TOKEN_MSGS, token)?,
+        };
+        if phone.selector.is_none() && phone.token.is_none() {
+            return Err(FieldError::NoPhone);
+        }
+        Ok(Self {
+            phone,
+            // One of ours is no longer.
+            id: values
+                .get(ID)
+                .filter(|id| id.len() <= MAX_ID_BYTES)
+                .map(str::to_owned),
+            username: values.given(USERNAME, login)?,
+            password: values.password()?,
+        })
+    }
+}
+
 /// The values of the fields that we know, by the spellings above, and the names of all.
-#[derive(Default)]
 struct Values<'a> {
+    fields: &'static [Names],
     known: HashMap<&'static str, Cow<'a, str>>,
     names: Vec<String>,
 }
 
 impl<'a> Values<'a> {
+    /// None yet of these fields.
+    fn of(fields: &'static [Names]) -> Self {
+        Self {
+            fields,
+            known: HashMap::new(),
+            names: Vec::new(),
+        }
+    }
+
     /// Looks at the body rather than its declared type: templates and `curl -d` often declare the wrong one.
     fn add_body(&mut self, content_type: Option<&str>, body: &'a [u8]) -> Result<(), FieldError> {
         let declared_json =
@@ -146,7 +205,7 @@ impl<'a> Values<'a> {
         };
         for (name, value) in object {
             self.note(&name);
-            let known = spelling(&name);
+            let known = spelling(self.fields, &name);
             match value {
                 serde_json::Value::String(text) => {
                     if let Some((_, known)) = known {
@@ -154,9 +213,11 @@ impl<'a> Values<'a> {
                     }
                 }
                 serde_json::Value::Null => {}
-                // Only what we read has to be text.
+                // Only what we read has to be text. An id that is none is not ours.
                 _ => {
-                    if let Some((names, _)) = known {
+                    if let Some((names, _)) = known
+                        && names != ID
+                    {
                         return Err(FieldError::NotText(names[0]));
                     }
                 }
@@ -168,7 +229,7 @@ impl<'a> Values<'a> {
     fn add_form(&mut self, form: &'a [u8]) {
         for (name, value) in form_urlencoded::parse(form) {
             let name = without_entity(&name);
-            let known = spelling(name);
+            let known = spelling(self.fields, name);
             // A name without a value may be a piece of a password that has an `&` in it.
             if known.is_some() || !value.is_empty() {
                 self.note(name);
@@ -237,11 +298,11 @@ impl<'a> Values<'a> {
 }
 
 /// Which field a name means, and as which of its spellings; some templates vary in upper and lower case only.
-fn spelling(name: &str) -> Option<(Names, &'static str)> {
+fn spelling(fields: &[Names], name: &str) -> Option<(Names, &'static str)> {
     let find = |same: &dyn Fn(&str) -> bool| {
-        KNOWN.into_iter().find_map(|names| {
+        fields.iter().find_map(|names| {
             let known = names.iter().find(|known| same(known))?;
-            Some((names, *known))
+            Some((*names, *known))
         })
     };
     find(&|known| known == name).or_else(|| find(&|known| known.eq_ignore_ascii_case(name)))

@@ -2,6 +2,7 @@
 
 mod description;
 pub(crate) mod fields;
+pub(crate) mod receipts;
 pub(crate) mod tokenless;
 pub(crate) mod upkeep;
 
@@ -107,21 +108,34 @@ impl FromRequest<Reports> for Incoming {
     type Rejection = ReportError;
 
     async fn from_request(request: Request, state: &Reports) -> Result<Self, ReportError> {
-        let (mut parts, body) = request.into_parts();
-        let Ok(caller) = Caller::from_request_parts(&mut parts, state).await;
-        let content_type = parts
-            .headers
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok().map(str::to_owned));
-        let query = parts.uri.query().map(str::to_owned);
-        let request = Request::from_parts(parts, body);
-        let body = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| ReportError::Body(rejection.into()))?;
-        let fields = Fields::read(query.as_deref(), content_type.as_deref(), &body)
-            .map_err(ReportError::Fields)?;
+        let (caller, fields) = read_request(request, state, Fields::read).await?;
         Ok(Self { caller, fields })
     }
+}
+
+/// The caller of a request, and what `read` makes of its query, Content-Type and body.
+async fn read_request<S, T>(
+    request: Request,
+    state: &S,
+    read: impl FnOnce(Option<&str>, Option<&str>, &[u8]) -> Result<T, FieldError>,
+) -> Result<(Caller, T), ReportError>
+where
+    S: Send + Sync,
+    Auth: FromRef<S>,
+{
+    let (mut parts, body) = request.into_parts();
+    let Ok(caller) = Caller::from_request_parts(&mut parts, state).await;
+    let content_type = parts
+        .headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok().map(str::to_owned));
+    let query = parts.uri.query().map(str::to_owned);
+    let request = Request::from_parts(parts, body);
+    let body = Bytes::from_request(request, state)
+        .await
+        .map_err(|rejection| ReportError::Body(rejection.into()))?;
+    let fields = read(query.as_deref(), content_type.as_deref(), &body);
+    Ok((caller, fields.map_err(ReportError::Fields)?))
 }
 
 /// `{}`
@@ -393,6 +407,9 @@ impl From<&FieldError> for Problem {
             FieldError::NotAnObject => Self::new(Matter::BadJson, "The body is not a JSON object."),
             FieldError::NotText(name) => {
                 Self::new(Matter::InvalidParam, format!("{name} must be text."))
+            }
+            FieldError::NoPhone => {
+                Self::new(Matter::MissingParam, "selector and token are missing.")
             }
             FieldError::NoSelector => Self::new(Matter::MissingParam, "selector is missing."),
             FieldError::Invalid(name, error) => {

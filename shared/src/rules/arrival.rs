@@ -210,8 +210,8 @@ mod tests {
             }
             all
         };
-        let cases: &[(&[(char, i64)], Option<i64>, u32)] = &[
-            (&[('p', 1), ('p', 2)], Some(1), 0),
+        let cases = [
+            (&[('p', 1), ('p', 2)][..], Some(1), 0),
             (&[('p', 1), ('r', 2)], None, 1),
             (&[('p', 1), ('r', 2), ('p', 3), ('p', 4)], Some(3), 1),
             (&[('r', 1), ('r', 2)], None, 2),
@@ -220,7 +220,7 @@ mod tests {
             let whole = of(events);
             assert_eq!(
                 (whole.waiting, whole.receipts),
-                (*waiting, *receipts),
+                (waiting, receipts),
                 "{events:?}"
             );
             for at in 0..=events.len() {

@@ -128,6 +128,7 @@ fn rules(auth: NotifyAuth) -> Rules {
     Rules {
         fallback: "x".to_owned(),
         trust: Arc::new(Trust::new(auth, keys, Clock::system())),
+        journal: Arc::new(Journal::new(Clock::system())),
     }
 }
 
@@ -157,7 +158,7 @@ async fn fixture_with(auth: NotifyAuth) -> Fixture {
     let rules = rules(auth);
     let deliverer = Deliverer::new(
         book.clone(),
-        client,
+        Arc::new(client),
         rules,
         tracker.clone(),
         stopping.clone(),
@@ -514,7 +515,13 @@ async fn the_deadline_ends_the_request_but_not_the_push() {
     let tracker = TaskTracker::new();
     let stopping = CancellationToken::new();
     let rules = rules(NotifyAuth::Off);
-    let deliverer = Deliverer::new(Book::default(), client, rules, tracker.clone(), stopping);
+    let deliverer = Deliverer::new(
+        Book::default(),
+        Arc::new(client),
+        rules,
+        tracker.clone(),
+        stopping,
+    );
     let start = Instant::now();
     let keys: Vec<_> = (0..=DEVICES_AT_A_TIME).map(|n| format!("k{n}")).collect();
     let keys: Vec<_> = keys.iter().map(String::as_str).collect();

@@ -13,13 +13,13 @@ use matrix2acrobits_shared::{
     process::{logs::Chain, net::Outgoing},
 };
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use serde::Serialize;
 use tokio::time::Instant;
 use url::Url;
 
 use super::{
     answers::Answers,
     outcome::{Outcome, Trouble, classify},
-    translate::NotifyTextMessage,
 };
 use crate::metrics;
 
@@ -63,7 +63,7 @@ impl PnmClient {
     }
 
     /// Sends a message and tells what became of it.
-    pub(crate) async fn send(&self, message: &NotifyTextMessage<'_>) -> Outcome {
+    pub(crate) async fn send(&self, message: &impl Serialize) -> Outcome {
         let mut body = Vec::with_capacity(USUAL_MESSAGE_BYTES);
         if serde_json::to_writer(&mut body, message).is_err() {
             // Cannot happen: texts and numbers always serialize, and a Vec takes every write.

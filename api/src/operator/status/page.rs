@@ -14,12 +14,14 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use matrix2acrobits_shared::{
-    flow::{DeadLetter, GateState, GateStatus, QueueState, WorkerStatus},
+    flow::{DeadLetter, GateState, GateStatus, PhoneListing, QueueState, WorkerStatus},
     ids::log_id,
+    rules::arrival::Standing,
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html as template};
 
 use crate::notify::pnm::{answers::Summary, outcome::Outcome};
+use crate::operator::push_test::Tested;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -64,6 +66,12 @@ pub(super) struct Facts {
     pub(super) pushers: Vec<(String, i64)>,
     pub(super) queue: QueueState,
     pub(super) dead: Vec<DeadLetter>,
+    /// How many phones are silent, and those that have been so for longest.
+    pub(super) silent_phones: i64,
+    pub(super) silent: Vec<PhoneListing>,
+    /// A page of all phones, and where the next one begins.
+    pub(super) phones: Vec<PhoneListing>,
+    pub(super) next: Option<i64>,
 }
 
 /// Everything on the page.
@@ -112,7 +120,9 @@ impl View<'_> {
             }
             @if let Some(facts) = &self.facts {
                 (workers(&facts.workers))
+                (self.silent(facts))
                 (self.dead(facts))
+                (self.phones(facts))
                 (counts(facts))
             }
             (answers(&self.pnm))
@@ -128,10 +138,68 @@ impl View<'_> {
                 lines.push(("Database", Mood::Good, "answers".into()));
                 lines.push(worker_line(&facts.workers));
                 lines.push(homeserver_line(&facts.workers));
+                lines.push(phones_line(facts));
             }
         }
         lines.push(pnm_line(&self.pnm));
         lines
+    }
+
+    fn silent(&self, facts: &Facts) -> Markup {
+        template! {
+            @if !facts.silent.is_empty() {
+                h2 { "Silent phones: " (facts.silent_phones) }
+                p { "They confirmed pushes before, and none for a day. Send a test push, and look at the phone." }
+                @for phone in &facts.silent { (self.phone(phone)) }
+                (more(facts.silent_phones, facts.silent.len(), "phones --silent"))
+            }
+        }
+    }
+
+    fn phones(&self, facts: &Facts) -> Markup {
+        template! {
+            h2 { "Phones" }
+            form method="post" action="/push-test" {
+                input type="hidden" name="token" value=(self.form_token);
+                label { "Test push to all phones of " input name="user" placeholder="@bob:example.org" required; }
+                " " button { "Send" }
+            }
+            @if facts.phones.is_empty() { p { "none here" } }
+            @for phone in &facts.phones { (self.phone(phone)) }
+            @if let Some(next) = facts.next { p { a href={ "/?after=" (next) } { "More phones" } } }
+        }
+    }
+
+    fn phone(&self, phone: &PhoneListing) -> Markup {
+        let standing = phone.standing(self.now);
+        let ago = |at: Option<i64>| {
+            at.map_or("never".to_owned(), |at| {
+                format!("{} ago", span((self.now - at).max(0)))
+            })
+        };
+        template! {
+            article {
+                b { (phone.user_id.as_deref().unwrap_or("nobody")) }
+                " " small {
+                    (phone.app_id.as_deref().unwrap_or("no app id")) ", phone "
+                    (log_id(phone.token.as_ref().unwrap_or(&phone.selector)))
+                }
+                p { span class=(mood(standing).class()) { (standing.words()) } }
+                p { small {
+                    "report " (ago(Some(phone.reported_at)))
+                    ", pusher " (phone.pusher.as_deref().unwrap_or("none"))
+                    ", push " (ago(phone.pushed_at))
+                    ", receipt " (ago(phone.received_at))
+                } }
+                @if let Some(user) = &phone.user_id {
+                    form method="post" action="/push-test" {
+                        input type="hidden" name="token" value=(self.form_token);
+                        input type="hidden" name="user" value=(user);
+                        button { "Test push" }
+                    }
+                }
+            }
+        }
     }
 
     fn dead(&self, facts: &Facts) -> Markup {
@@ -184,6 +252,56 @@ fn reason(letter: &DeadLetter) -> String {
         }
         None => reason.to_owned(),
     }
+}
+
+/// What a test push came to.
+pub(super) fn tested(phones: &[Tested]) -> Markup {
+    template! {
+        h1 { "Test push" }
+        @for phone in phones {
+            @let mood = if phone.sent() { Mood::Good } else { Mood::Bad };
+            article {
+                b { (phone.user_id.as_deref().unwrap_or("nobody")) }
+                " " small { (phone.app_id.as_deref().unwrap_or("no app id")) ", phone " (phone.phone) }
+                p { span class=(mood.class()) { (phone.words) } }
+            }
+        }
+        p { a href="/" { "Back" } }
+    }
+}
+
+/// How many there are beside those that are shown, and the command that shows all.
+fn more(all: i64, shown: usize, command: &str) -> Markup {
+    let more = all - i64::try_from(shown).unwrap_or(i64::MAX);
+    template! {
+        @if more > 0 { p { "And " (more) " more: " code { "matrix2acrobits-api " (command) } } }
+    }
+}
+
+fn mood(standing: Standing) -> Mood {
+    match standing {
+        Standing::Confirms => Mood::Good,
+        Standing::Silent | Standing::Gone | Standing::PusherFailed | Standing::NoPusher => {
+            Mood::Bad
+        }
+        Standing::NoToken
+        | Standing::Nobodys
+        | Standing::PusherPending
+        | Standing::Waits
+        | Standing::Unknown
+        | Standing::Unused => Mood::Open,
+    }
+}
+
+fn phones_line(facts: &Facts) -> Line {
+    let (mood, words) = match facts.silent_phones {
+        0 => (
+            Mood::Good,
+            "none is silent, as far as they send receipts".to_owned(),
+        ),
+        silent => (Mood::Bad, format!("{silent} silent")),
+    };
+    ("Phones", mood, words)
 }
 
 fn worker_line(workers: &[WorkerStatus]) -> Line {

@@ -1,0 +1,120 @@
+//! Remembers the ids of recent pushes, so that a receipt can say which push it confirms, and when that was sent.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use crate::keyed_hash::Hashed;
+
+/// Most keys remembered, two for each push; the oldest go first. They take about 3 MiB, and last for 100 s at 200 pushes a
+/// second.
+const MOST: usize = 40_000;
+/// A receipt that comes later says nothing about how long the push took.
+const MEMORY: Duration = Duration::from_hours(1);
+
+/// A push that PNM took.
+#[derive(Debug, Clone, Copy)]
+struct Push {
+    /// The row of its phone; none where the key fits several phones.
+    phone: Option<i64>,
+    sent: Instant,
+}
+
+/// The memory.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pushes: HashMap<Hashed, Push>,
+    order: VecDeque<(Instant, Hashed)>,
+}
+
+/// What is known of the push that a receipt confirms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Confirmed {
+    /// The row of its phone, where that is certain.
+    pub(super) phone: Option<i64>,
+    pub(super) took: Duration,
+}
+
+impl Sent {
+    /// Remembers a push under a key made of its id and what names its phone.
+    pub(super) fn note(&mut self, key: Hashed, phone: i64, now: Instant) {
+        while self.order.len() >= MOST || self.oldest_is_past(now) {
+            let Some((sent, key)) = self.order.pop_front() else {
+                break;
+            };
+            if self.pushes.get(&key).is_some_and(|push| push.sent == sent) {
+                self.pushes.remove(&key);
+            }
+        }
+        let same = self
+            .pushes
+            .get(&key)
+            .is_none_or(|push| push.phone == Some(phone));
+        let phone = same.then_some(phone);
+        self.pushes.insert(key, Push { phone, sent: now });
+        self.order.push_back((now, key));
+    }
+
+    /// The push under this key. It is confirmed once: a repeat says nothing new. One that fits several phones stays, for
+    /// each of them confirms it.
+    pub(super) fn confirm(&mut self, key: Hashed, now: Instant) -> Option<Confirmed> {
+        let push = *self.pushes.get(&key)?;
+        let took = now.saturating_duration_since(push.sent);
+        if took > MEMORY {
+            return None;
+        }
+        if push.phone.is_some() {
+            self.pushes.remove(&key);
+        }
+        Some(Confirmed {
+            phone: push.phone,
+            took,
+        })
+    }
+
+    fn oldest_is_past(&self, now: Instant) -> bool {
+        let oldest = self.order.front();
+        oldest.is_some_and(|(sent, _)| now.saturating_duration_since(*sent) > MEMORY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keyed_hash::KeyedHash;
+
+    #[test]
+    fn a_push_is_confirmed_once() {
+        let hash = KeyedHash::random();
+        let key = |name: &str| hash.of([name.as_bytes()]);
+        let (mut sent, now) = (Sent::default(), Instant::now());
+        let later = now + Duration::from_secs(3);
+        sent.note(key("a"), 1, now);
+        sent.note(key("both"), 1, now);
+        sent.note(key("both"), 2, now);
+        let took = Duration::from_secs(3);
+        let confirmed = |phone| Some(Confirmed { phone, took });
+        assert_eq!(sent.confirm(key("a"), later), confirmed(Some(1)));
+        assert_eq!(sent.confirm(key("a"), later), None);
+        assert_eq!(sent.confirm(key("b"), later), None);
+        for _ in 0..2 {
+            assert_eq!(sent.confirm(key("both"), later), confirmed(None));
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let hash = KeyedHash::random();
+        let key = |n: usize| hash.of([&n.to_le_bytes()]);
+        let (mut sent, now) = (Sent::default(), Instant::now());
+        for n in 0..=MOST {
+            sent.note(key(n), 1, now);
+        }
+        assert_eq!((sent.pushes.len(), sent.order.len()), (MOST, MOST));
+        assert_eq!(sent.confirm(key(0), now), None, "the oldest has gone");
+        let past = now + MEMORY + Duration::from_secs(1);
+        sent.note(key(0), 1, past);
+        assert_eq!((sent.pushes.len(), sent.order.len()), (1, 1));
+    }
+}

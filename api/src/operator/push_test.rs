@@ -1,0 +1,287 @@
+//! Test pushes: one real push to each phone of a user or selector, by the running api's own way to PNM. What PNM says is
+//! told and not acted upon: no token is marked, nothing is remembered as sent, no guard counts it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use matrix2acrobits_shared::{
+    flow::{PhoneListing, PushTarget},
+    ids::{AppId, Pushkey, Selector, UserId, log_id},
+};
+use matrix2acrobits_store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    arrivals::Journal,
+    limiter::{Limit, Limiter, Rate},
+    notify::pnm::{
+        client::PnmClient,
+        outcome::{Outcome, Trouble},
+        translate::{MAX_MESSAGE_BYTES, cut},
+    },
+};
+
+/// One push to a token in this time.
+const RATE: Rate = Rate {
+    at_once: 1,
+    one_per: Duration::from_secs(10),
+};
+/// Most phones of one test; more hold a selector or user that is no person's.
+const MOST_PHONES: u32 = 100;
+/// Pushes at a time.
+const AT_A_TIME: usize = 8;
+const TEXT: &str = "Test push from matrix2acrobits";
+
+/// Whose phones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum To {
+    User(UserId),
+    Selector(Selector),
+}
+
+/// What to push.
+#[derive(Debug, Clone)]
+pub(crate) struct TestPush {
+    pub(crate) to: To,
+    /// The text to show; empty for the usual one.
+    pub(crate) text: String,
+    /// As a message, which wakes the app, and not as a text that is only shown.
+    pub(crate) message: bool,
+}
+
+/// What became of it at one phone.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tested {
+    /// Stands for the phone's token, or its selector if it has none, as in the logs
+    pub(crate) phone: String,
+    #[schema(required)]
+    pub(crate) user_id: Option<String>,
+    #[schema(required)]
+    pub(crate) app_id: Option<String>,
+    /// sent, token_gone, bad_message, what kind of trouble PNM has, or no_token or limited: then nothing was sent
+    pub(crate) outcome: String,
+    /// The same for people
+    pub(crate) words: String,
+    /// Not told; for the canary.
+    #[serde(skip)]
+    pub(crate) row: i64,
+}
+
+impl Tested {
+    /// Whether PNM took it.
+    pub(crate) fn sent(&self) -> bool {
+        self.outcome == Outcome::Sent.as_str()
+    }
+}
+
+/// Why nothing was pushed.
+#[derive(Debug)]
+pub(crate) enum TestError {
+    /// Nobody has reported for this user or selector.
+    Unknown,
+    /// All tokens had a test push too recently; for that long.
+    TooSoon(Duration),
+    Store(StoreError),
+}
+
+/// Sends test pushes.
+#[derive(Debug)]
+pub(crate) struct Tester {
+    store: Store,
+    pnm: Arc<PnmClient>,
+    journal: Arc<Journal>,
+    limiter: Limiter,
+}
+
+impl Tester {
+    pub(crate) fn new(store: Store, pnm: Arc<PnmClient>, journal: Arc<Journal>) -> Self {
+        Self {
+            store,
+            pnm,
+            journal,
+            limiter: Limiter::new(),
+        }
+    }
+
+    /// Pushes to the phones, and tells of each.
+    pub(crate) async fn send(&self, push: &TestPush) -> Result<Vec<Tested>, TestError> {
+        let phones = self.phones(&push.to).await.map_err(TestError::Store)?;
+        if phones.is_empty() {
+            return Err(TestError::Unknown);
+        }
+        let text = match push.text.trim() {
+            "" => TEXT,
+            text => cut(text, MAX_MESSAGE_BYTES),
+        };
+        let id = push
+            .message
+            .then(|| format!("push-test-{:016x}", rand::random::<u64>()));
+        let mut results = Vec::with_capacity(phones.len());
+        for some in phones.chunks(AT_A_TIME) {
+            let mut each = Vec::with_capacity(some.len());
+            for phone in some {
+                each.push(self.one(phone, text, id.as_deref()));
+            }
+            results.extend(join_all(each).await);
+        }
+        let waits: Vec<_> = results.iter().filter_map(|(_, wait)| *wait).collect();
+        if waits.len() == results.len()
+            && let Some(wait) = waits.into_iter().min()
+        {
+            return Err(TestError::TooSoon(wait));
+        }
+        Ok(results.into_iter().map(|(tested, _)| tested).collect())
+    }
+
+    async fn phones(&self, to: &To) -> Result<Vec<PhoneListing>, StoreError> {
+        match to {
+            To::User(user) => self.store.phones_of_user(user, 0, MOST_PHONES).await,
+            To::Selector(selector) => self.store.phones_of_selector(selector, MOST_PHONES).await,
+        }
+    }
+
+    async fn one(
+        &self,
+        phone: &PhoneListing,
+        text: &str,
+        id: Option<&str>,
+    ) -> (Tested, Option<Duration>) {
+        let tested = |outcome: &str, words: String| Tested {
+            phone: log_id(phone.token.as_ref().unwrap_or(&phone.selector)).to_string(),
+            user_id: phone.user_id.clone(),
+            app_id: phone.app_id.clone(),
+            outcome: outcome.to_owned(),
+            words,
+            row: phone.id,
+        };
+        let Some(target) = target(phone) else {
+            let words = "Nothing was sent: this phone has reported no token for messages.";
+            return (tested("no_token", words.into()), None);
+        };
+        let limit = Limit {
+            key: self.limiter.key([
+                target.app_id.as_str().as_bytes(),
+                target.pushkey.as_str().as_bytes(),
+            ]),
+            rate: RATE,
+        };
+        if let Err(wait) = self.limiter.take(&[limit], Instant::now()) {
+            let words = format!(
+                "Nothing was sent: this token had a test push less than {} s ago.",
+                RATE.one_per.as_secs()
+            );
+            return (tested("limited", words), Some(wait));
+        }
+        let outcome = self.pnm.send(&TestMessage::new(&target, text, id)).await;
+        if let (Outcome::Sent, Some(id)) = (outcome, id) {
+            self.journal.tested(&target, id);
+        }
+        let pushkey = target.pushkey.log_id();
+        tracing::info!(%pushkey, outcome = outcome.as_str(), "admin: test push");
+        (tested(outcome.as_str(), words(outcome).into()), None)
+    }
+}
+
+/// Where to push; none without a token.
+fn target(phone: &PhoneListing) -> Option<PushTarget> {
+    Some(PushTarget {
+        row_id: phone.id,
+        report: 0,
+        selector: Selector::parse(&phone.selector).ok()?,
+        app_id: AppId::parse(phone.app_id.as_deref()?).ok()?,
+        pushkey: Pushkey::parse(phone.token.as_deref()?).ok()?,
+        owned: phone.user_id.is_some(),
+        dead: phone.dead,
+    })
+}
+
+/// What PNM takes. A text that is only shown needs no selector, and fetches nothing.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct TestMessage<'a> {
+    #[serde(rename = "verb")]
+    verb: &'static str,
+    app_id: &'a str,
+    device_token: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    selector: Option<&'a str>,
+    sound: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+}
+
+impl<'a> TestMessage<'a> {
+    /// With an id it is a message.
+    fn new(target: &'a PushTarget, message: &'a str, id: Option<&'a str>) -> Self {
+        let verb = match id {
+            Some(_) => "NotifyTextMessage",
+            None => "NotifyGenericTextMessage",
+        };
+        Self {
+            verb,
+            app_id: target.app_id.as_str(),
+            device_token: target.pushkey.as_str(),
+            selector: id.map(|_| target.selector.as_str()),
+            sound: "default",
+            message,
+            content_type: id.map(|_| "text/plain"),
+            id,
+        }
+    }
+}
+
+/// PNM's answer for people.
+fn words(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Sent => "PNM took the push: look at the phone.",
+        Outcome::TokenGone => {
+            "PNM says that the token is gone: start the app, so that it reports a new one."
+        }
+        Outcome::BadMessage => "PNM does not understand the push: is the app id right?",
+        Outcome::Trouble(trouble) => match trouble {
+            Trouble::RateLimited => "PNM says that there are too many pushes (429).",
+            Trouble::ServerError => "PNM has an error of its own (5xx).",
+            Trouble::Redirect => "PNM_URL leads to a redirect: it is not PNM's address.",
+            Trouble::UnexpectedCode => "PNM answered with a code that nobody knows.",
+            Trouble::Contradiction => "PNM's HTTP status and its code say different things.",
+            Trouble::Unreadable => "The answer is not PNM's: is PNM_URL right, is there a proxy?",
+            Trouble::Timeout => "PNM did not answer in time (PNM_TIMEOUT).",
+            Trouble::Connection => "There is no connection to PNM, or it broke.",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_text_needs_no_selector_and_a_message_does() {
+        let target = PushTarget {
+            row_id: 1,
+            report: 0,
+            selector: Selector::parse("sel").unwrap(),
+            app_id: AppId::parse("app").unwrap(),
+            pushkey: Pushkey::parse("key").unwrap(),
+            owned: true,
+            dead: false,
+        };
+        let json_of = |id| serde_json::to_value(TestMessage::new(&target, "Hi", id)).unwrap();
+        let text = json!({"verb": "NotifyGenericTextMessage", "AppId": "app", "DeviceToken": "key",
+            "Sound": "default", "Message": "Hi"});
+        assert_eq!(json_of(None), text);
+        let message = json!({"verb": "NotifyTextMessage", "AppId": "app", "DeviceToken": "key", "Selector": "sel",
+            "Sound": "default", "Message": "Hi", "ContentType": "text/plain", "Id": "i"});
+        assert_eq!(json_of(Some("i")), message);
+    }
+}
