@@ -36,6 +36,14 @@ fn replay(app: &App, fields: &[(&str, &str)]) -> RequestBuilder {
         .body(encoded(fields))
 }
 
+/// The form of a test push, not yet sent.
+fn push_test(app: &App, fields: &[(&str, &str)]) -> RequestBuilder {
+    app.admin_bare(Method::POST, "/push-test")
+        .basic_auth("", Some(ADMIN_TOKEN))
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body(encoded(fields))
+}
+
 /// A phone whose user the homeserver refuses with these words.
 async fn dead_letter(app: &App, error: &'static str) -> Phone {
     let phone = Phone::new("refused-phone").of(ALICE);
@@ -201,6 +209,98 @@ async fn replay_needs_the_form_of_this_page() {
     let line = log.lines().find(|line| line.contains("admin: replay"));
     assert!(line.is_some_and(|line| line.contains(ALICE)), "{line:?}");
 }
+
+#[tokio::test]
+async fn a_test_push_needs_the_form_of_this_page() {
+    let app = App::builder().without_worker().start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    let shown = page(&app).await.expect_status(200);
+    let button = format!(r#"name="user" value="{BOB}""#);
+    assert!(shown.text.contains(&button), "{}", shown.text);
+    let token = form_token(&shown);
+    let good = [("token", token.as_str()), ("user", BOB)];
+    for request in [
+        push_test(&app, &good[1..]),
+        push_test(&app, &[("token", &token[1..]), ("user", BOB)]),
+        push_test(&app, &good).header("Sec-Fetch-Site", "cross-site"),
+        push_test(&app, &good).header("Origin", "https://evil.example"),
+    ] {
+        send(request).await.expect_status(403);
+    }
+    send(push_test(&app, &good[..1])).await.expect_status(400);
+    let unknown = [good[0], ("user", ALICE)];
+    send(push_test(&app, &unknown)).await.expect_status(404);
+    assert!(app.pnm.pushes().is_empty());
+
+    let reply = send(push_test(&app, &good)).await.expect_status(200);
+    assert!(reply.text.contains("PNM took the push"), "{}", reply.text);
+    assert!(!reply.text.contains(&phone.token), "{}", reply.text);
+    assert_eq!(app.pnm.pushes().len(), 1);
+    send(push_test(&app, &good)).await.expect_status(429);
+}
+
+#[tokio::test]
+async fn screenshots_with_many_phones_and_none() {
+    let found = ["chromium", "chromium-browser"].into_iter().find(|name| {
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&paths).any(|folder| folder.join(name).is_file())
+    });
+    let Some(chromium) = found else {
+        eprintln!("NOT TESTED: the status page in a browser (there is no chromium)");
+        return;
+    };
+    let app = App::builder().without_worker().start().await;
+    let folder = std::env::temp_dir().join("matrix2acrobits-screenshots");
+    std::fs::create_dir_all(&folder).unwrap();
+    let url = app
+        .api()
+        .admin_url()
+        .replace("http://", &format!("http://x:{ADMIN_TOKEN}@"));
+    for (phones, more) in [(0, None), (20, Some(FILL_20)), (5_000, Some(FILL_5000))] {
+        if let Some(sql) = more {
+            app.database.meddle(sql).await;
+        }
+        let size = page(&app).await.expect_status(200).text.len();
+        assert!(size < 60_000, "{phones} phones make {size} bytes");
+        for width in [390, 1200] {
+            let file = folder.join(format!("status-{phones}-{width}.png"));
+            let _ = std::fs::remove_file(&file);
+            let run = tokio::process::Command::new(chromium)
+                .args([
+                    "--headless",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--hide-scrollbars",
+                ])
+                .arg(format!("--window-size={width},2400"))
+                .arg(format!("--screenshot={}", file.display()))
+                .arg(&url)
+                .kill_on_drop(true)
+                .output();
+            let run = tokio::time::timeout(std::time::Duration::from_mins(1), run).await;
+            let output = run.expect("it ends").unwrap();
+            let image = std::fs::metadata(&file).map_or(0, |file| file.len());
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(image > 10_000, "{}: {image} bytes: {error}", file.display());
+        }
+    }
+}
+
+/// Makes phones up to a number.
+macro_rules! fill {
+    ($number:literal) => {
+        concat!(
+            "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < ",
+            $number,
+            ") INSERT INTO push_tokens (selector, device, owner, token_msgs, app_id_msgs, report, created_at, updated_at)
+             SELECT 's' || n, '', '@user.with.a.long.name.' || n || ':matrix.example.org', 'k' || n, 'app', 1, 1, 1
+             FROM g WHERE true ON CONFLICT DO NOTHING"
+        )
+    };
+}
+const FILL_20: &str = fill!("20");
+const FILL_5000: &str = fill!("5000");
 
 #[tokio::test]
 async fn all_dead_letters_are_replayed_at_once() {

@@ -122,11 +122,11 @@ impl View<'_> {
                 (workers(&facts.workers))
                 (self.silent(facts))
                 (self.dead(facts))
-                (self.phones(facts))
                 (counts(facts))
             }
-            (answers(&self.pnm))
             (tokenless(&self.tokenless))
+            (answers(&self.pnm))
+            @if let Some(facts) = &self.facts { (self.phones(facts)) }
         }
     }
 

@@ -65,6 +65,7 @@ async fn play(args: &Args) -> Step {
     message_is_pushed(&app, &phone).await?;
     let phone = token_changes(&app, &phone).await?;
     dead_token_is_rejected(&app, &phone).await?;
+    phones_confirm(&app).await?;
     if args.keep {
         stay(&app, &phone).await?;
     }
@@ -169,6 +170,43 @@ async fn dead_token_is_rejected(app: &App, phone: &Phone) -> Step {
     let rejected = reply.json()["rejected"][0] == phone.token;
     app.pnm.answer_for(&phone.token, Answer::Ok);
     require(reply.status == 200 && rejected, "the token is not rejected")
+}
+
+async fn phones_confirm(app: &App) -> Step {
+    title(
+        6,
+        "Two more phones: one confirms its push, the other one stays silent.",
+    );
+    let (good, silent) = (Phone::new("confirms-phone"), Phone::new("silent-phone"));
+    app.enroll(&[&good, &silent]).await;
+    let devices = [good.device(), silent.device()];
+    let reply = app.notify(&message("$confirmed_event", &devices)).await;
+    require(reply.status == 200, "the notification is not taken")?;
+    let receipt = serde_json::json!({"token": good.token, "id": "$confirmed_event"});
+    println!("  POST /api/client/push_received");
+    show(&receipt);
+    let request = app.public(reqwest::Method::POST, "/api/client/push_received");
+    let reply = matrix2acrobits_tests::http::send(request.json(&receipt)).await;
+    answered(reply.status, &reply.text, reply.took);
+    require(reply.status == 200, "the receipt is not taken")?;
+    let listed = async || {
+        let reply = app.admin(reqwest::Method::GET, "/api/internal/phones", None);
+        let phones = reply.await.json()["phones"].take();
+        let phones = phones.as_array().cloned().unwrap_or_default();
+        let pushed = phones.into_iter().filter(|it| !it["last_push"].is_null());
+        pushed.collect::<Vec<_>>()
+    };
+    let confirms = |phone: &serde_json::Value| !phone["last_receipt"].is_null();
+    println!("  written down within five seconds, with all that happened meanwhile:");
+    reached("the receipt in the list of phones", async || {
+        listed().await.iter().any(confirms)
+    })
+    .await?;
+    for phone in listed().await {
+        let text = |name: &str| phone[name].as_str().unwrap_or_default().to_owned();
+        println!("  phone {}: {}", text("phone"), text("verdict"));
+    }
+    Ok(())
 }
 
 async fn stay(app: &App, phone: &Phone) -> Step {
