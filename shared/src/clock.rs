@@ -8,25 +8,42 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Where a process takes the time of day from.
-#[derive(Debug, Clone, Default)]
-pub struct Clock(Option<Arc<AtomicI64>>);
+/// Where a process takes the time of day from. Clones go together.
+#[derive(Debug, Clone)]
+pub struct Clock(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// The machine's, and by how many milliseconds a server that is followed is ahead of it.
+    Machine(Arc<AtomicI64>),
+    /// Seconds since 1970.
+    Manual(Arc<AtomicI64>),
+}
 
 impl Clock {
     /// The machine's clock.
     pub fn system() -> Self {
-        Self(None)
+        Self(Source::Machine(Arc::default()))
     }
 
     /// A clock that stands at `seconds` since 1970 until [`Clock::set`] moves it.
     pub fn manual(seconds: i64) -> Self {
-        Self(Some(Arc::new(AtomicI64::new(seconds))))
+        Self(Source::Manual(Arc::new(AtomicI64::new(seconds))))
     }
 
     /// Moves a manual clock; the machine's clock stays as it is.
     pub fn set(&self, seconds: i64) {
-        if let Some(manual) = &self.0 {
+        if let Source::Manual(manual) = &self.0 {
             manual.store(seconds, Ordering::SeqCst);
+        }
+    }
+
+    /// Goes by a server's clock from now on, which says so many milliseconds since 1970: processes on several machines
+    /// have one time then. A manual clock stays as it is.
+    pub fn follow(&self, server_ms: i64) {
+        if let Source::Machine(ahead) = &self.0 {
+            let ours = i64::try_from(machine().as_millis()).unwrap_or(i64::MAX);
+            ahead.store(server_ms.saturating_sub(ours), Ordering::SeqCst);
         }
     }
 
@@ -46,20 +63,32 @@ impl Clock {
         whole_seconds(then) + i64::from(then.subsec_nanos() > 0)
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that asks the machine"
-    )]
     fn since_1970(&self) -> Duration {
         match &self.0 {
-            Some(manual) => {
-                Duration::from_secs(manual.load(Ordering::SeqCst).try_into().unwrap_or(0))
+            Source::Manual(seconds) => {
+                Duration::from_secs(seconds.load(Ordering::SeqCst).try_into().unwrap_or(0))
             }
-            None => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default(),
+            Source::Machine(ahead) => {
+                let ahead = ahead.load(Ordering::SeqCst);
+                let by = Duration::from_millis(ahead.unsigned_abs());
+                if ahead < 0 {
+                    machine().saturating_sub(by)
+                } else {
+                    machine().saturating_add(by)
+                }
+            }
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that asks the machine"
+)]
+fn machine() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 fn whole_seconds(time: Duration) -> i64 {
@@ -77,5 +106,19 @@ mod tests {
         assert_eq!(clock.after(Duration::from_millis(2001)), 103);
         clock.set(200);
         assert_eq!(clock.unix(), 200);
+    }
+
+    #[test]
+    fn a_servers_clock_is_followed_by_all_clones() {
+        let clock = Clock::system();
+        let clone = clock.clone();
+        for server in [1_000_000, 4_000_000_000_000] {
+            clock.follow(server);
+            let off = clone.unix_millis().abs_diff(server.unsigned_abs());
+            assert!(off < 1000, "{off}");
+        }
+        let manual = Clock::manual(100);
+        manual.follow(1_000_000);
+        assert_eq!(manual.unix(), 100);
     }
 }

@@ -149,6 +149,15 @@ impl Connection for WriteConnection {
         }
     }
 
+    fn mixes(&self) -> bool {
+        true
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        // The lock is waited for a while, and nothing else waits for anybody.
+        None
+    }
+
     async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>> {
         if self.connection.is_none() {
             let connection = SqliteConnection::connect_with(&self.options).await;

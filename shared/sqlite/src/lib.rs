@@ -44,7 +44,7 @@ use sqlx::{
 
 pub use connection::Sharing;
 pub use feed::Watcher;
-pub use look::{Existing, LookError, look};
+pub use look::{Existing, look};
 pub use open::OpenError;
 pub use url::DatabaseUrl;
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use matrix2acrobits_shared::{
-    flow::{self, Phones, StoreError},
+    flow::{
+        self, Phones,
+        look::{LookError, judge},
+    },
     rules::import::{Imported, MappingRow, TokenRow, judge_mapping, judge_tokens},
 };
 use sqlx::{Connection, SqliteConnection};
@@ -15,33 +18,11 @@ use crate::{
     statements::{accounts, mappings},
 };
 
-/// Why a database cannot be used as it is.
-#[derive(Debug, thiserror::Error)]
-pub enum LookError {
-    /// There is no file.
-    #[error("there is no file {0}")]
-    Missing(String),
-    /// An earlier release wrote it.
-    #[error(
-        "{0} is older than this program: start the api or the worker once, which brings it up to date"
-    )]
-    Older(String),
-    /// A later release wrote it.
-    #[error("{0} was written by a newer version of this program: upgrade this one")]
-    Newer(String),
-    /// It is a database, but not ours.
-    #[error("{0} is the database of another program")]
-    NotOurs(String),
-    /// It does not answer.
-    #[error("{0} cannot be read: {1}")]
-    Unreadable(String, #[source] StoreError),
-}
-
 /// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
 pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     let name = database.to_string();
     if !database.path().exists() {
-        return Err(LookError::Missing(name));
+        return Err(LookError::Missing(format!("file {name}")));
     }
     let unreadable = |e| LookError::Unreadable(name.clone(), from_sqlx(e));
     let options = database
@@ -54,16 +35,7 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     let applied = versions(&mut connection).await.map_err(unreadable)?;
     // It was only read; closing it can lose nothing.
     let _ = connection.close().await;
-    let (applied, ours) = (applied.unwrap_or_default(), known_versions());
-    if !applied.iter().any(|version| ours.contains(version)) {
-        Err(LookError::NotOurs(name))
-    } else if applied.iter().any(|version| !ours.contains(version)) {
-        Err(LookError::Newer(name))
-    } else if ours.iter().any(|version| !applied.contains(version)) {
-        Err(LookError::Older(name))
-    } else {
-        Ok(())
-    }
+    judge(&name, &applied.unwrap_or_default(), &known_versions())
 }
 
 /// A database that is only read, by statements of the current schema.

@@ -15,6 +15,17 @@ pub enum Changed<'a> {
     Everything,
 }
 
+/// Whether what is remembered is known to be true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// Whatever was changed more than a second ago has been told.
+    Fresh,
+    /// The feed is cut off: the database knows better.
+    Unknown,
+    /// The database does not answer at all: there is nothing but what is remembered.
+    NoDatabase,
+}
+
 type Listener = Box<dyn Fn(Changed<'_>) + Send + Sync>;
 
 /// Where changes are told. Cheap to clone.

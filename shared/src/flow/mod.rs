@@ -7,6 +7,7 @@ pub mod counts;
 pub mod feed;
 mod finish;
 mod imports;
+pub mod look;
 mod mappings;
 mod phones;
 mod queue;
@@ -53,6 +54,9 @@ pub enum StoreError {
     /// Another connection held the lock for longer than we wait.
     #[error("database: {0}")]
     Busy(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Another transaction was in the way and has gone on; the same again will succeed.
+    #[error("database: {0}")]
+    Conflict(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// This one statement, or a row that it met; others may succeed.
     #[error("database: {0}")]
     Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -67,7 +71,12 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the cause lies around the database and not in one statement.
     pub fn is_environment(&self) -> bool {
-        !matches!(self, Self::Refused(_))
+        !matches!(self, Self::Refused(_) | Self::Conflict(_))
+    }
+
+    /// Whether the same again will succeed.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict(_))
     }
 
     /// Whether another connection held the lock for longer than we wait.
@@ -123,14 +132,14 @@ pub enum Phones<'a> {
 }
 
 /// A job as the queue has it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueuedJob {
     /// Its name, a ULID.
     pub id: String,
     /// The pusher that it is for; none where that cannot be read.
     pub pusher_id: Option<i64>,
-    /// Its payload as text.
-    pub payload: String,
+    /// Whether all of its row says that it is for this pusher.
+    pub readable: bool,
     /// The rest of its row.
     pub job: Job,
 }

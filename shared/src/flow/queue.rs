@@ -7,7 +7,7 @@ use super::{
     settle::{PairState, Pairs},
 };
 use crate::rules::{
-    jobs::{CHUNK, DEAD_AFTER, Job, SyncPusher},
+    jobs::{CHUNK, DEAD_AFTER, Job},
     pushers::Change,
 };
 
@@ -65,7 +65,7 @@ pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
     if claim.suspect {
         due.extend(tx.due_suspect().await?);
     }
-    let (good, bad): (Vec<_>, Vec<_>) = due.into_iter().partition(is_readable);
+    let (good, bad): (Vec<_>, Vec<_>) = due.into_iter().partition(|job| job.readable);
     let keys: Vec<_> = good.iter().map(|it| it.job.key).collect();
     if !keys.is_empty() {
         tx.hand_out(&keys, &claim.worker).await?;
@@ -88,12 +88,6 @@ pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
         unreadable,
         outdated: false,
     })
-}
-
-/// Whether a job says which pusher it is for, in its column and in its payload.
-fn is_readable(job: &QueuedJob) -> bool {
-    let payload: Option<SyncPusher> = serde_json::from_str(&job.payload).ok();
-    payload.is_some_and(|payload| Some(payload.pusher_id) == job.pusher_id)
 }
 
 const UNREADABLE: &str = "the job cannot be read";

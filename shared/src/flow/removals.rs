@@ -1,5 +1,7 @@
 //! Forgetting tokens: a phone's removal, the operator's deletes, and PNM's word that a token is gone.
 
+use std::collections::{BTreeSet, HashSet};
+
 use super::{
     Pair, Phones, Result, Transaction,
     settle::{Pairs, Touched, settle},
@@ -62,8 +64,18 @@ pub async fn remove_tokens(
     let which = named
         .as_ref()
         .map_or(Phones::After(after, limit), |it| Phones::Selectors(it));
-    let phones = tx.phones(which).await?;
+    let mut phones = tx.phones(which).await?;
     let last = phones.last().map_or(after, |phone| phone.id);
+    if named.is_none() && !phones.is_empty() {
+        // Their phones may have reported since they were read.
+        let ids: HashSet<_> = phones.iter().map(|phone| phone.id).collect();
+        let selectors: BTreeSet<_> = phones.iter().map(|phone| phone.selector.as_str()).collect();
+        let selectors: Vec<_> = selectors.into_iter().collect();
+        tx.lock_selectors(&selectors).await?;
+        let mut now = tx.phones(Phones::Selectors(&selectors)).await?;
+        now.retain(|phone| ids.contains(&phone.id));
+        phones = now;
+    }
     Ok((forget(tx, &phones).await?, last))
 }
 

@@ -2,8 +2,11 @@
 //! flush of the disk serves many writes (group commit).
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -22,11 +25,18 @@ const MAX_BATCH: usize = 256;
 /// Most writes that may wait before new ones are refused.
 const MAX_WAITING: usize = 4096;
 
+/// How often a transaction is tried again that another one was in the way of.
+const MOST_CONFLICTS: u32 = 5;
+
 /// A connection that writes.
 #[async_trait]
 pub trait Connection: Send {
     /// Waits for its turn, if others write, too.
     async fn wait(&mut self);
+    /// Whether different kinds of writes may share a transaction.
+    fn mixes(&self) -> bool;
+    /// How long a transaction takes at most, where the database may never answer.
+    fn limit(&self) -> Option<Duration>;
     /// Opens a transaction.
     async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>>;
     /// Says how the last transaction ended. After an error of the environment the connection is not used again.
@@ -68,6 +78,14 @@ enum Work {
 }
 
 impl Work {
+    /// Whether the two may share a transaction where kinds are kept apart.
+    fn is_alike(&self, other: &Self) -> bool {
+        matches!(
+            (self, other),
+            (Self::Report(_), Self::Report(_)) | (Self::Finished(_), Self::Finished(_))
+        )
+    }
+
     fn answer(self, committed: Result<()>) {
         match self {
             Self::Report(it) => answer(it.reply, it.value, committed),
@@ -178,16 +196,32 @@ async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Wo
         batch::take_more(&mut waiting, &mut batch, MAX_BATCH);
         // A write that the database refuses must not take the others down with it: halves are tried apart,
         // down to the one alone.
-        let mut parts = vec![std::mem::take(&mut batch)];
+        let mut parts = parts(std::mem::take(&mut batch), connection.mixes());
+        let mut conflicts = 0;
         while let Some(mut part) = parts.pop() {
             let started = Instant::now();
             let result = commit(connection.as_mut(), &mut part).await;
             metrics::committed(started.elapsed());
+            if result.as_ref().is_err_and(StoreError::is_conflict) && conflicts < MOST_CONFLICTS {
+                conflicts += 1;
+                parts.push(part);
+                continue;
+            }
             report_health(&failing, &result);
             if part.len() > 1 && result.as_ref().is_err_and(|e| !e.is_environment()) {
                 let rest = part.split_off(part.len() / 2);
                 parts.extend([rest, part]);
                 continue;
+            }
+            // What has waited for a database that does not answer has waited long enough.
+            let waited = connection
+                .limit()
+                .is_some_and(|limit| started.elapsed() > limit / 4);
+            if waited && result.as_ref().is_err_and(StoreError::is_environment) {
+                part.extend(parts.drain(..).flatten());
+                while let Ok(work) = waiting.try_recv() {
+                    part.push(work);
+                }
             }
             for work in part {
                 work.answer(result.clone());
@@ -197,14 +231,42 @@ async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Wo
     connection.close().await;
 }
 
+/// A batch in the parts that share a transaction, the first one last.
+fn parts(batch: Vec<Work>, mixes: bool) -> Vec<Vec<Work>> {
+    if mixes {
+        return vec![batch];
+    }
+    let mut parts: Vec<Vec<Work>> = Vec::new();
+    for work in batch {
+        match parts.last_mut() {
+            Some(part) if part.last().is_some_and(|last| last.is_alike(&work)) => part.push(work),
+            _ => parts.push(vec![work]),
+        }
+    }
+    parts.reverse();
+    parts
+}
+
+/// The database did not answer in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the transaction was not done within {0:?}")]
+struct TooLate(Duration);
+
 /// Runs a batch in one transaction.
 async fn commit(connection: &mut dyn Connection, batch: &mut [Work]) -> Result<()> {
-    let result = async {
+    let limit = connection.limit();
+    let work = async {
         let mut tx = connection.begin().await?;
         write_all(tx.as_mut(), batch).await?;
         tx.commit().await
-    }
-    .await;
+    };
+    let result = match limit {
+        None => work.await,
+        Some(limit) => {
+            let done = tokio::time::timeout(limit, work).await;
+            done.unwrap_or_else(|_| Err(StoreError::Unavailable(Arc::new(TooLate(limit)))))
+        }
+    };
     connection.ended(&result).await;
     result
 }

@@ -4,6 +4,7 @@ use matrix2acrobits_shared::{
     flow::{QueuedJob, Result},
     rules::jobs::{Job, SyncPusher},
 };
+use serde::Deserialize;
 use sqlx::{SqliteConnection, SqliteExecutor};
 use ulid::Ulid;
 
@@ -90,6 +91,27 @@ pub(crate) async fn delete(connection: &mut SqliteConnection, keys: &[i64]) -> R
     Ok(())
 }
 
+#[derive(Deserialize)]
+struct Row {
+    id: String,
+    pusher_id: Option<i64>,
+    payload: String,
+    job: Job,
+}
+
+/// A job has to say which pusher it is for in its column and in its payload.
+impl From<Row> for QueuedJob {
+    fn from(row: Row) -> Self {
+        let payload: Option<SyncPusher> = serde_json::from_str(&row.payload).ok();
+        Self {
+            readable: payload.is_some_and(|payload| Some(payload.pusher_id) == row.pusher_id),
+            id: row.id,
+            pusher_id: row.pusher_id,
+            job: row.job,
+        }
+    }
+}
+
 /// These jobs, in this order.
 pub(crate) async fn read(
     connection: &mut SqliteConnection,
@@ -125,7 +147,8 @@ pub(crate) async fn read(
     .fetch_one(connection)
     .await
     .map_err(from_sqlx)?;
-    from_json(&rows)
+    let rows: Vec<Row> = from_json(&rows)?;
+    Ok(rows.into_iter().map(QueuedJob::from).collect())
 }
 
 /// Up to `limit` jobs that are due and that no worker died with.

@@ -1,0 +1,68 @@
+//! What a look at a database finds that must be neither made nor changed.
+
+use super::StoreError;
+
+/// Why a database cannot be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// There is nothing.
+    #[error("there is no {0}")]
+    Missing(String),
+    /// It lets nobody in; says why.
+    #[error("{0}")]
+    Closed(String),
+    /// An earlier release wrote it.
+    #[error(
+        "{0} is older than this program: start the api or the worker once, which brings it up to date"
+    )]
+    Older(String),
+    /// A later release wrote it.
+    #[error("{0} was written by a newer version of this program: upgrade this one")]
+    Newer(String),
+    /// It is a database, but not ours.
+    #[error("{0} is the database of another program")]
+    NotOurs(String),
+    /// It does not answer.
+    #[error("{0} cannot be read: {1}")]
+    Unreadable(String, #[source] StoreError),
+}
+
+/// What the migrations that a database has seen say of it; `ours` are those that this program knows.
+pub fn judge(name: &str, applied: &[i64], ours: &[i64]) -> Result<(), LookError> {
+    let name = || name.to_owned();
+    if !applied.iter().any(|version| ours.contains(version)) {
+        Err(LookError::NotOurs(name()))
+    } else if applied.iter().any(|version| !ours.contains(version)) {
+        Err(LookError::Newer(name()))
+    } else if ours.iter().any(|version| !applied.contains(version)) {
+        Err(LookError::Older(name()))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_tell_whose_a_database_is_and_how_old() {
+        let word = |applied: &[i64]| match judge("it", applied, &[1, 2]) {
+            Ok(()) => "ours",
+            Err(LookError::NotOurs(_)) => "not ours",
+            Err(LookError::Newer(_)) => "newer",
+            Err(LookError::Older(_)) => "older",
+            Err(other) => panic!("{other}"),
+        };
+        for (applied, expected) in [
+            (&[][..], "not ours"),
+            (&[7], "not ours"),
+            (&[1], "older"),
+            (&[1, 2], "ours"),
+            (&[1, 2, 3], "newer"),
+            (&[1, 3], "newer"),
+        ] {
+            assert_eq!(word(applied), expected, "{applied:?}");
+        }
+    }
+}
