@@ -1,0 +1,414 @@
+//! The connection that writes, and its transactions.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{
+        Heartbeat, Pair, PairFacts, Phones, QueuedJob, Result, StoreError, Transaction,
+        feed::{Changed, Feed},
+        writer::Connection,
+    },
+    rules::{
+        arrival::Arrivals,
+        gate::SharedGate,
+        import::Mapping,
+        jobs::{Job, Status},
+        pushers::Pusher,
+        report::{Account, Phone},
+    },
+};
+use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::watch;
+
+use crate::{
+    errors::{from_sqlx, within},
+    message::News,
+    pool::{ACQUIRE, Pool, read},
+    statements::{
+        accounts, arrivals, gate, jobs, locks, mappings, marks, meta,
+        pushers::{self, Jobs},
+        workers,
+    },
+};
+
+/// How long a transaction takes at most. With the time that connecting takes, a report gets its answer after less than 5
+/// seconds, whatever the server does.
+const TRANSACTION: Duration = Duration::from_millis(2400);
+/// After so many new rows each the tables are analyzed: until then PostgreSQL takes them for empty, and reads and joins
+/// them accordingly.
+const ANALYZE_AFTER: [usize; 3] = [2_000, 20_000, 200_000];
+
+/// What the writer and the change feed of a process share.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Its name in what it tells others.
+    pub(crate) name: String,
+    pub(crate) feed: Feed,
+    /// Counts the news for workers.
+    pub(crate) work: watch::Sender<u64>,
+    /// It is not known whether some commit of ours took place: what we hear of ourselves is news then.
+    doubtful: AtomicBool,
+}
+
+impl Process {
+    pub(crate) fn new(name: String) -> Self {
+        Self {
+            name,
+            feed: Feed::default(),
+            work: watch::Sender::new(0),
+            doubtful: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes what was told.
+    pub(crate) fn hear(&self, message: &str) {
+        let (process, news) = News::read(message);
+        if process != self.name || self.doubtful.load(Ordering::SeqCst) {
+            self.tell(&news);
+        }
+    }
+
+    fn tell(&self, news: &News) {
+        self.feed.tell(if news.everything {
+            Changed::Everything
+        } else {
+            Changed::Pushkeys(&news.pushkeys)
+        });
+        if news.work {
+            self.wake();
+        }
+    }
+
+    /// Has workers look at the queue and the gate.
+    pub(crate) fn wake(&self) {
+        self.work
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// The connection, and how to get another.
+pub(crate) struct WriteConnection {
+    connection: Option<PgConnection>,
+    options: PgConnectOptions,
+    clock: Clock,
+    process: Arc<Process>,
+    operators: Pool,
+    inserted: usize,
+    /// Rows that the last transaction has made, not yet counted.
+    fresh: usize,
+}
+
+impl WriteConnection {
+    pub(crate) fn new(
+        options: PgConnectOptions,
+        clock: Clock,
+        process: Arc<Process>,
+        operators: Pool,
+    ) -> Self {
+        Self {
+            connection: None,
+            options,
+            clock,
+            process,
+            operators,
+            inserted: 0,
+            fresh: 0,
+        }
+    }
+
+    /// Takes a new connection and opens a transaction on it. Returns the server's time.
+    async fn connect(&mut self) -> Result<i64> {
+        self.connection = None;
+        let connecting = async {
+            let connection = PgConnection::connect_with(&self.options).await;
+            let mut connection = connection.map_err(from_sqlx)?;
+            let now = meta::begin(&mut connection).await?;
+            Ok((connection, now))
+        };
+        let (connection, now) = within(ACQUIRE, connecting).await?;
+        self.connection = Some(connection);
+        Ok(now)
+    }
+
+    /// Counts new rows, and has the tables analyzed where that changes the plans.
+    fn count(&mut self) {
+        let before = self.inserted;
+        self.inserted += std::mem::take(&mut self.fresh);
+        let due = |after: &usize| (before + 1..=self.inserted).contains(after);
+        if ANALYZE_AFTER.iter().any(due) {
+            let operators = self.operators.clone();
+            tokio::spawn(async move {
+                let analyzed: Result<()> = async { read!(&operators, meta::analyze()) }.await;
+                if let Err(error) = analyzed {
+                    tracing::debug!(%error, "the tables cannot be analyzed");
+                }
+            });
+        }
+    }
+}
+
+#[async_trait]
+impl Connection for WriteConnection {
+    async fn wait(&mut self) {}
+
+    /// Rows are locked in one order within a kind of writes, but not across kinds: others would wait in a circle.
+    fn mixes(&self) -> bool {
+        false
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        Some(ACQUIRE + TRANSACTION)
+    }
+
+    async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>> {
+        let mut now = None;
+        if let Some(connection) = &mut self.connection {
+            // The server may have been restarted since. Nothing has been written yet, so another will do.
+            now = within(ACQUIRE, meta::begin(connection)).await.ok();
+        }
+        let now = match now {
+            Some(now) => now,
+            None => self.connect().await?,
+        };
+        self.clock.follow(now);
+        self.count();
+        let Some(connection) = &mut self.connection else {
+            return Err(StoreError::Stopped);
+        };
+        Ok(Box::new(WriteTransaction {
+            connection,
+            now: self.clock.unix(),
+            now_ms: i64::try_from(self.clock.unix_millis()).unwrap_or(i64::MAX),
+            news: News::default(),
+            committing: false,
+            fresh: &mut self.fresh,
+            process: &self.process,
+        }))
+    }
+
+    /// A connection on which a transaction failed for the environment's sake, or whose answer did not come, is not used
+    /// again. Closing it rolls back what is open.
+    async fn ended(&mut self, result: &Result<()>) {
+        let Err(error) = result else {
+            return;
+        };
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        if !error.is_environment()
+            && within(ACQUIRE, meta::rollback(&mut connection))
+                .await
+                .is_ok()
+        {
+            self.connection = Some(connection);
+        }
+    }
+
+    async fn close(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            // It is the end of the process, and all that was acknowledged is on the disk.
+            let _ = tokio::time::timeout(ACQUIRE, connection.close()).await;
+        }
+    }
+}
+
+/// A transaction that writes. Until it is committed nothing counts; [`WriteConnection::ended`] rolls back.
+struct WriteTransaction<'c> {
+    connection: &'c mut PgConnection,
+    now: i64,
+    now_ms: i64,
+    news: News,
+    /// From when COMMIT is sent until its answer is here.
+    committing: bool,
+    fresh: &'c mut usize,
+    process: &'c Process,
+}
+
+impl WriteTransaction<'_> {
+    /// Whether one of these jobs can be taken now.
+    fn note_due(&mut self, jobs: &[&Job]) {
+        let due = |job: &&Job| {
+            matches!(job.status, Status::Pending | Status::Failed) && job.run_at <= self.now
+        };
+        self.news.work |= jobs.iter().any(due);
+    }
+}
+
+/// Nobody can tell whether a commit without an answer took place: it is told as if it had, and what the server tells of
+/// it later counts, too.
+impl Drop for WriteTransaction<'_> {
+    fn drop(&mut self) {
+        if self.committing {
+            self.process.doubtful.store(true, Ordering::SeqCst);
+            self.process.tell(&self.news);
+        }
+    }
+}
+
+#[async_trait]
+impl Transaction for WriteTransaction<'_> {
+    fn now(&self) -> i64 {
+        self.now
+    }
+
+    async fn lock_selectors(&mut self, selectors: &[&str]) -> Result<()> {
+        locks::selectors(self.connection, selectors).await
+    }
+    async fn lock_pairs(&mut self, pairs: &[Pair<'_>]) -> Result<()> {
+        locks::pairs(self.connection, pairs).await
+    }
+
+    async fn accounts(&mut self, asked: &[(&str, &str)]) -> Result<Vec<Account>> {
+        accounts::accounts(self.connection, asked).await
+    }
+    async fn phones(&mut self, which: Phones<'_>) -> Result<Vec<Phone>> {
+        accounts::phones(self.connection, which).await
+    }
+    async fn mappings(&mut self, selectors: &[&str]) -> Result<Vec<Option<Mapping>>> {
+        mappings::of(self.connection, selectors).await
+    }
+    async fn pairs(&mut self, pairs: &[Pair<'_>]) -> Result<Vec<PairFacts>> {
+        pushers::pairs(self.connection, pairs, Jobs::Lock).await
+    }
+    async fn pairs_of(&mut self, ids: &[i64]) -> Result<Vec<(String, String)>> {
+        let pairs = pushers::pairs_of(self.connection, ids).await?;
+        Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
+    }
+
+    async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>> {
+        *self.fresh += phones.len();
+        accounts::insert(self.connection, phones, self.now).await
+    }
+    async fn update_phones(&mut self, phones: &[&Phone]) -> Result<()> {
+        accounts::update(self.connection, phones).await
+    }
+    async fn touch_phones(&mut self, phones: &[(i64, i64)]) -> Result<()> {
+        accounts::touch(self.connection, phones).await
+    }
+    async fn delete_phones(&mut self, ids: &[i64]) -> Result<()> {
+        accounts::delete(self.connection, ids).await
+    }
+    async fn put_mappings(&mut self, mappings: &[(&str, &str)]) -> Result<()> {
+        mappings::put(self.connection, mappings, self.now).await
+    }
+    async fn delete_mapping(&mut self, selector: &str) -> Result<bool> {
+        mappings::delete(self.connection, selector).await
+    }
+    async fn insert_pushers(&mut self, pushers: &[&Pusher]) -> Result<Vec<i64>> {
+        pushers::insert(self.connection, pushers).await
+    }
+    async fn update_pushers(&mut self, pushers: &[&Pusher]) -> Result<()> {
+        pushers::update(self.connection, pushers).await
+    }
+    async fn insert_jobs(&mut self, pushers: &[(i64, i64)]) -> Result<()> {
+        self.news.work = true;
+        jobs::insert(self.connection, pushers, self.now_ms).await
+    }
+    async fn update_jobs(&mut self, jobs: &[&Job]) -> Result<()> {
+        self.note_due(jobs);
+        jobs::update(self.connection, jobs).await
+    }
+    async fn delete_jobs(&mut self, keys: &[i64]) -> Result<()> {
+        jobs::delete(self.connection, keys).await
+    }
+
+    async fn note_arrivals(&mut self, rows: &[(i64, Arrivals)]) -> Result<()> {
+        arrivals::note(self.connection, rows).await
+    }
+
+    async fn due_jobs(&mut self, limit: i64) -> Result<Vec<QueuedJob>> {
+        jobs::due(self.connection, self.now, limit).await
+    }
+    async fn due_suspect(&mut self) -> Result<Option<QueuedJob>> {
+        jobs::due_suspect(self.connection, self.now).await
+    }
+    async fn hand_out(&mut self, keys: &[i64], worker: &str) -> Result<()> {
+        jobs::hand_out(self.connection, keys, worker).await
+    }
+    async fn begin_job(&mut self, pusher_id: i64, worker: &str) -> Result<()> {
+        jobs::begin(self.connection, pusher_id, worker).await
+    }
+    async fn drop_job(&mut self, pusher_id: i64, worker: &str) -> Result<bool> {
+        jobs::drop_held(self.connection, pusher_id, worker).await
+    }
+    async fn stranded_jobs(&mut self, since: i64, limit: i64) -> Result<Vec<QueuedJob>> {
+        jobs::stranded(self.connection, since, limit).await
+    }
+    async fn jobs_of(&mut self, worker: &str) -> Result<Vec<QueuedJob>> {
+        jobs::held_by(self.connection, worker).await
+    }
+
+    async fn insert_worker(&mut self, worker: &str, settings: &str) -> Result<i64> {
+        workers::insert(self.connection, worker, settings, self.now).await
+    }
+    async fn beat(&mut self, heartbeat: &Heartbeat) -> Result<()> {
+        workers::beat(self.connection, heartbeat, self.now).await?;
+        workers::correct_last_seen(self.connection, self.now).await
+    }
+    async fn delete_worker(&mut self, worker: &str) -> Result<()> {
+        workers::delete(self.connection, worker).await
+    }
+    async fn newest_settings(&mut self, since: i64) -> Result<Option<String>> {
+        workers::newest_settings(self.connection, since).await
+    }
+    async fn swap_gate(&mut self, expected: i64, new: &SharedGate) -> Result<bool> {
+        let swapped = gate::swap(self.connection, expected, new).await?;
+        self.news.work |= swapped;
+        Ok(swapped)
+    }
+    async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()> {
+        marks::lock(self.connection).await?;
+        marks::keep_before(self.connection).await?;
+        marks::put(self.connection, fresh, &until.to_be_bytes()).await?;
+        self.news.everything = true;
+        Ok(())
+    }
+    async fn make_due(&mut self, limit: i64) -> Result<u64> {
+        let due = jobs::make_due(self.connection, self.now, limit).await?;
+        self.news.work |= due > 0;
+        Ok(due)
+    }
+    async fn correct_waits(&mut self, keys: &[i64]) -> Result<u64> {
+        let due = jobs::correct_waits(self.connection, keys, self.now).await?;
+        self.news.work |= due > 0;
+        Ok(due)
+    }
+    /// Pushers are deleted under the locks of their pairs: a report may be about to want one again.
+    async fn delete_old(&mut self, removed: i64, seen: i64, limit: i64) -> Result<u64> {
+        let found = pushers::removed(self.connection, removed, limit).await?;
+        let mut deleted = 0;
+        if !found.is_empty() {
+            let pairs = found
+                .iter()
+                .map(|(_, (app_id, pushkey))| Pair { app_id, pushkey });
+            locks::pairs(self.connection, &pairs.collect::<Vec<_>>()).await?;
+            let ids: Vec<_> = found.iter().map(|(id, _)| *id).collect();
+            deleted = pushers::delete_removed(self.connection, &ids, removed).await?;
+        }
+        Ok(deleted + workers::delete_old(self.connection, seen).await?)
+    }
+
+    fn changed(&mut self, pushkey: &str) {
+        self.news.pushkeys.push(pushkey.to_owned());
+    }
+
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        let messages = self.news.messages(&self.process.name);
+        if !messages.is_empty() {
+            meta::tell(self.connection, &messages).await?;
+        }
+        self.committing = true;
+        meta::commit(self.connection).await?;
+        self.committing = false;
+        self.process.tell(&self.news);
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! What PostgreSQL's and sqlx' errors mean for those who asked.
+
+use std::{sync::Arc, time::Duration};
+
+use matrix2acrobits_shared::flow::{Result, StoreError};
+
+/// The server's code for an error (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+pub(crate) fn code(error: &sqlx::Error) -> Option<String> {
+    let code = error.as_database_error()?.code()?;
+    Some(code.into_owned())
+}
+
+/// What a code of the server says of a failed statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Unavailable,
+    Busy,
+    Conflict,
+    Refused,
+}
+
+fn kind(code: &str) -> Kind {
+    match code {
+        // Somebody held a lock for longer than we wait.
+        "55P03" => Kind::Busy,
+        // Two transactions waited for each other, or touched the same row at once.
+        "40P01" | "40001" => Kind::Conflict,
+        // The table of locks is full: half of the batch needs half of it.
+        "53200" => Kind::Refused,
+        // Cancelled (a time-out), read-only (a standby), no rights, no such database.
+        "57014" | "25006" | "42501" | "3D000" => Kind::Unavailable,
+        // Connection, login, resources, shutdown, disk, internal.
+        _ if ["08", "28", "53", "57", "58", "XX"].contains(&&code[..2.min(code.len())]) => {
+            Kind::Unavailable
+        }
+        _ => Kind::Refused,
+    }
+}
+
+/// The store's word for an error.
+pub(crate) fn from_sqlx(error: sqlx::Error) -> StoreError {
+    let kind = match &error {
+        sqlx::Error::Database(database) => database
+            .code()
+            .map_or(Kind::Refused, |code| kind(code.as_ref())),
+        // A value that cannot be written or a row that cannot be read.
+        sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::RowNotFound => Kind::Refused,
+        _ => Kind::Unavailable,
+    };
+    let error = Arc::new(error);
+    match kind {
+        Kind::Unavailable => StoreError::Unavailable(error),
+        Kind::Busy => StoreError::Busy(error),
+        Kind::Conflict => StoreError::Conflict(error),
+        Kind::Refused => StoreError::Refused(error),
+    }
+}
+
+/// Whether an error tells that the connection is gone, and not that the server cannot be reached.
+pub(crate) fn is_hang_up(error: &StoreError) -> bool {
+    let StoreError::Unavailable(cause) = error else {
+        return false;
+    };
+    match cause.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
+        // The server ended it: restarted, or asked by its administrator.
+        Some(error) => code(error).is_some_and(|code| code.starts_with("57P")),
+        None => false,
+    }
+}
+
+/// The server did not answer in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {0:?}")]
+pub(crate) struct NoAnswer(pub(crate) Duration);
+
+/// Waits for an answer so long; sqlx itself waits for ever.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Unavailable(Arc::new(NoAnswer(limit)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes() {
+        for (code, expected) in [
+            ("08006", Kind::Unavailable),
+            ("28P01", Kind::Unavailable),
+            ("53100", Kind::Unavailable),
+            ("53300", Kind::Unavailable),
+            ("57P01", Kind::Unavailable),
+            ("57014", Kind::Unavailable),
+            ("25006", Kind::Unavailable),
+            ("55P03", Kind::Busy),
+            ("40P01", Kind::Conflict),
+            ("40001", Kind::Conflict),
+            ("53200", Kind::Refused),
+            ("23505", Kind::Refused),
+            ("22021", Kind::Refused),
+            ("", Kind::Refused),
+        ] {
+            assert_eq!(kind(code), expected, "{code}");
+        }
+    }
+}

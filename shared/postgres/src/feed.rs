@@ -1,0 +1,187 @@
+//! The change feed: one connection that listens to what others tell, and proves again and again that it still hears.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{
+        Result, StoreError,
+        feed::{Changed, Freshness},
+    },
+};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::watch;
+
+use crate::{
+    connection::Process,
+    errors::{NoAnswer, from_sqlx, within},
+    pool::{ACQUIRE, Pool, read},
+    statements::meta,
+};
+
+const CHANNEL: &str = "matrix2acrobits";
+/// How often the connection has to prove that it still hears.
+const PROVE: Duration = Duration::from_millis(300);
+/// How long that may take.
+const ANSWER: Duration = Duration::from_millis(600);
+/// What is remembered is served so long after it was last proved to be true.
+const FRESH: Duration = Duration::from_secs(1);
+/// Pause before the next attempt to listen.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What is known of the feed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Hearing(Arc<Mutex<Heard>>);
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// All that was committed before this has been heard of.
+    until: Option<Instant>,
+    /// When the server was last found not to answer at all, since the feed was last heard.
+    silent: bool,
+}
+
+impl Hearing {
+    /// Whether what is remembered may be served.
+    pub(crate) fn freshness(&self) -> Freshness {
+        let heard = self.lock();
+        if heard.until.is_some_and(|until| until.elapsed() < FRESH) {
+            Freshness::Fresh
+        } else if heard.silent {
+            Freshness::NoDatabase
+        } else {
+            Freshness::Unknown
+        }
+    }
+
+    fn heard_until(&self, until: Instant) {
+        let mut heard = self.lock();
+        heard.until = Some(until);
+        heard.silent = false;
+    }
+
+    fn set_silent(&self, silent: bool) {
+        self.lock().silent = silent;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Heard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sees that there may be work for a worker.
+#[derive(Debug)]
+pub struct Watcher {
+    work: watch::Receiver<u64>,
+    first: bool,
+}
+
+impl Watcher {
+    pub(crate) fn new(process: &Process) -> Self {
+        Self {
+            work: process.work.subscribe(),
+            first: true,
+        }
+    }
+
+    /// Whether somebody has told so since the last call; true the first time.
+    pub fn changed(&mut self) -> bool {
+        let changed = self.work.has_changed().unwrap_or_default();
+        self.work.mark_unchanged();
+        std::mem::take(&mut self.first) || changed
+    }
+}
+
+/// Hears what others tell. Runs for ever.
+pub(crate) async fn follow(
+    options: PgConnectOptions,
+    process: Arc<Process>,
+    hearing: Hearing,
+    clock: Clock,
+    readers: Pool,
+) {
+    loop {
+        let Err(error) = listen(&options, &process, &hearing, &clock).await;
+        tracing::debug!(%error, "the change feed was cut off");
+        // The connections of others may well work: then nothing comes from memory until this one hears again.
+        let asked: Result<i64> = async { read!(&readers, meta::now_ms()) }.await;
+        hearing.set_silent(asked.is_err_and(|error| error.is_environment()));
+        // Nobody tells us of work meanwhile.
+        process.wake();
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Listens until that fails.
+async fn listen(
+    options: &PgConnectOptions,
+    process: &Process,
+    hearing: &Hearing,
+    clock: &Clock,
+) -> Result<Infallible> {
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ACQUIRE)
+        .connect_lazy_with(options.clone());
+    let connecting = async {
+        let mut listener = PgListener::connect_with(&pool).await.map_err(from_sqlx)?;
+        listener.eager_reconnect(false);
+        listener.listen(CHANNEL).await.map_err(from_sqlx)?;
+        Ok(listener)
+    };
+    let mut listener = within(2 * ACQUIRE, connecting).await?;
+    let mut first = true;
+    let mut ticks = tokio::time::interval(PROVE);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            told = listener.try_recv() => match told.map_err(from_sqlx)? {
+                Some(told) => process.hear(told.payload()),
+                None => return Err(StoreError::Unavailable(Arc::new(NoAnswer(Duration::ZERO)))),
+            },
+            _ = ticks.tick() => {
+                // What was committed before this question is told before its answer.
+                let asked = Instant::now();
+                clock.follow(within(ANSWER, prove(&mut listener)).await?);
+                while let Some(told) = listener.next_buffered() {
+                    process.hear(told.payload());
+                }
+                if std::mem::take(&mut first) {
+                    // What was told before is lost.
+                    process.feed.tell(Changed::Everything);
+                    process.wake();
+                }
+                hearing.heard_until(asked);
+            }
+        }
+    }
+}
+
+async fn prove(listener: &mut PgListener) -> Result<i64> {
+    let connection = sqlx::Acquire::acquire(listener).await.map_err(from_sqlx)?;
+    meta::now_ms(connection).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_proved_for_a_second_is_not_fresh() {
+        let hearing = Hearing::default();
+        assert_eq!(hearing.freshness(), Freshness::Unknown);
+        let now = Instant::now();
+        hearing.heard_until(now);
+        assert_eq!(hearing.freshness(), Freshness::Fresh);
+        hearing.heard_until(now.checked_sub(FRESH).unwrap());
+        assert_eq!(hearing.freshness(), Freshness::Unknown);
+        hearing.set_silent(true);
+        assert_eq!(hearing.freshness(), Freshness::NoDatabase);
+        hearing.heard_until(now);
+        assert_eq!(hearing.freshness(), Freshness::Fresh);
+    }
+}

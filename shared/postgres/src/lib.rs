@@ -1,0 +1,440 @@
+//! The store of matrix2acrobits in a PostgreSQL database: opening it, its one writer, its readers, its change feed, and all
+//! of its SQL in [`statements`].
+
+mod connection;
+mod errors;
+mod feed;
+mod look;
+mod message;
+mod open;
+mod pool;
+mod statements;
+mod url;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use matrix2acrobits_shared::{
+    clock::Clock,
+    flow::{
+        DeadLetter, GateView, JobListing, NamedPhone, Pair, PhoneListing, PushTarget,
+        PusherListing, QueueState, Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
+        batch::Batch,
+        counts::Counts,
+        feed::{Feed, Freshness, Vital},
+        writer::Writer,
+    },
+    ids::{Pushkey, Selector, UserId},
+    matrix::mark::{MarkKey, MarkKeys},
+    rules::{
+        arrival::{Candidate, SILENT_AFTER},
+        import::Mapping,
+        jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
+        pushers::{Loaded, Replay},
+    },
+};
+use sqlx::{PgConnection, postgres::PgConnectOptions};
+
+pub use feed::Watcher;
+pub use look::{Existing, look};
+pub use open::OpenError;
+pub use url::DatabaseUrl;
+
+use connection::{Process, WriteConnection};
+use feed::Hearing;
+use pool::{Pool, read};
+use statements::{
+    accounts, arrivals, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers,
+};
+
+/// The fewest connections that a process can work with: one that writes, one that listens, one for lookups and one for
+/// pages and counts.
+pub const FEWEST_CONNECTIONS: u32 = 4;
+/// How long an answer to a lookup is waited for.
+const LOOKUP: Duration = Duration::from_millis(2400);
+/// How long a page or a count may take.
+const PAGE: &str = "1min";
+const PAGE_LIMIT: Duration = Duration::from_secs(65);
+
+/// The open database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Every write goes through here.
+    pub writer: Writer,
+    /// The tasks that must not die.
+    pub vital: Vital,
+    /// The time that rows are stamped with: the server's.
+    pub clock: Clock,
+    process: Arc<Process>,
+    readers: Pool,
+    operators: Pool,
+    targets: Batch<Pushkey, Vec<TargetRow>>,
+    tasks: Batch<TaskOf, Loaded>,
+    job_counts: Counts<Vec<(String, i64)>>,
+    pusher_counts: Counts<Vec<(String, i64)>>,
+    hearing: Hearing,
+    /// Whether the feed hears other processes.
+    follows: Arc<AtomicBool>,
+    options: Arc<PgConnectOptions>,
+}
+
+/// What a job asks about its pusher.
+#[derive(Debug, Clone, Copy)]
+struct TaskOf {
+    id: i64,
+    job_attempts: i64,
+    append: bool,
+}
+
+impl Postgres {
+    /// Connects, creates what is missing, brings the schema up to date and starts the writer. `connections` is how many
+    /// the process may have, [`FEWEST_CONNECTIONS`] at least.
+    pub async fn open(
+        database: &DatabaseUrl,
+        connections: u32,
+        clock: Clock,
+    ) -> std::result::Result<Self, OpenError> {
+        clock.follow(open::prepare(database).await?);
+        let options = open::indexed(database);
+        // One writes, one listens.
+        let rest = connections.max(FEWEST_CONNECTIONS) - 2;
+        let for_pages = if rest >= 4 { 2 } else { 1 };
+        let readers = Pool::new(options.clone(), rest - for_pages, LOOKUP);
+        let operators = Pool::new(open::options(database, PAGE), for_pages, PAGE_LIMIT);
+        let vital = Vital::default();
+        let process = Arc::new(Process::new(format!("{:016x}", rand::random::<u64>())));
+        let connection = WriteConnection::new(
+            options.clone(),
+            clock.clone(),
+            process.clone(),
+            operators.clone(),
+        );
+        Ok(Self {
+            writer: Writer::start(&vital, Box::new(connection)),
+            targets: read_targets(&vital, readers.clone()),
+            tasks: read_tasks(&vital, readers.clone(), clock.clone()),
+            job_counts: Counts::default(),
+            pusher_counts: Counts::default(),
+            vital,
+            clock,
+            process,
+            readers,
+            operators,
+            hearing: Hearing::default(),
+            follows: Arc::default(),
+            options: Arc::new(options),
+        })
+    }
+
+    /// Tells what commits make untrue.
+    pub fn feed(&self) -> &Feed {
+        &self.process.feed
+    }
+
+    /// Whether what is remembered is known to be true.
+    pub fn freshness(&self) -> Freshness {
+        self.hearing.freshness()
+    }
+
+    /// Has the feed tell what other processes change, too.
+    pub fn follow_others(&self) {
+        if self.follows.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let follow = feed::follow(
+            PgConnectOptions::clone(&self.options),
+            self.process.clone(),
+            self.hearing.clone(),
+            self.clock.clone(),
+            self.readers.clone(),
+        );
+        self.vital.spawn("change feed", follow);
+    }
+
+    /// Watches for work, whoever makes it.
+    pub fn watcher(&self) -> Watcher {
+        self.follow_others();
+        Watcher::new(&self.process)
+    }
+
+    /// Bytes that the database takes; 0 where it does not say.
+    pub async fn size(&self) -> u64 {
+        let size: Result<i64> = async { read!(&self.operators, meta::size()) }.await;
+        u64::try_from(size.unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        read!(&self.readers, meta::now_ms()).map(drop)
+    }
+
+    /// The rows that hold this pushkey, the latest report first.
+    pub async fn targets(&self, pushkey: &str) -> Result<Vec<TargetRow>> {
+        match Pushkey::parse(pushkey) {
+            Ok(pushkey) => self.targets.ask(pushkey).await,
+            // What is no pushkey is in no row.
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Up to `limit` rows that a push can go to, with ids below `before`, the latest phones first, and the last
+    /// id among them. None when there are no more.
+    pub async fn live_targets(
+        &self,
+        before: i64,
+        limit: u32,
+    ) -> Result<Option<(i64, Vec<PushTarget>)>> {
+        read!(&self.operators, tokens::live(before, limit))
+    }
+
+    /// Whether this database has ever held a token: an empty one may be a lost one.
+    pub async fn has_held_a_token(&self) -> Result<bool> {
+        read!(&self.readers, tokens::held_any())
+    }
+
+    /// Reads a pusher for its job. `append`: whether users share a pushkey.
+    pub async fn task(&self, id: i64, job_attempts: i64, append: bool) -> Result<Loaded> {
+        let asked = TaskOf {
+            id,
+            job_attempts,
+            append,
+        };
+        self.tasks.ask(asked).await
+    }
+
+    /// What all workers know together of the homeserver.
+    pub async fn read_gate(&self) -> Result<GateView> {
+        read!(&self.readers, gate::read(self.clock.unix() - DEAD_AFTER))
+    }
+
+    /// The keys of the marks that count.
+    pub async fn mark_keys(&self) -> Result<MarkKeys> {
+        read!(&self.readers, marks::keys())
+    }
+
+    /// How many pushers that the homeserver should hold do not carry the mark of this key yet. Reads all pushers.
+    pub async fn count_without_mark(&self, key: &MarkKey) -> Result<i64> {
+        let name = key.name();
+        read!(&self.operators, marks::count_without(&name))
+    }
+
+    /// When the next job that waits is due, in seconds since 1970; none when nothing waits.
+    pub async fn next_due(&self) -> Result<Option<i64>> {
+        read!(&self.readers, jobs::next_due())
+    }
+
+    /// Jobs that wait for a time which a wrong clock reckoned: longer than `longest` seconds in backoff, than an
+    /// hour where the homeserver asked for it, or at all. At most `limit`.
+    pub async fn wrong_waits(&self, longest: i64, limit: i64) -> Result<Vec<i64>> {
+        let now = self.clock.unix();
+        let (soon, longest, asked) = (now + SOON, now + longest, now + LONGEST_ASKED + SOON);
+        read!(
+            &self.operators,
+            jobs::wait_too_long(soon, longest, asked, limit)
+        )
+    }
+
+    /// The next pushers after an id, each with whether it is not as wanted and has no job.
+    pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
+        read!(&self.operators, pushers::without_job(after, limit))
+    }
+
+    /// The next pushers after an id, each with whether it is registered with other settings than these.
+    pub async fn outdated(
+        &self,
+        settings: &str,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<(i64, bool)>> {
+        read!(&self.operators, pushers::outdated(settings, after, limit))
+    }
+
+    /// How many pushers a replay is about.
+    pub async fn count_replay(&self, replay: &Replay) -> Result<i64> {
+        read!(&self.operators, pushers::count_replay(replay))
+    }
+
+    /// The next pushers that a replay is about.
+    pub async fn replay_page(&self, replay: &Replay, after: i64, limit: i64) -> Result<Vec<i64>> {
+        read!(&self.operators, pushers::replay(replay, after, limit))
+    }
+
+    /// Jobs by state, and the age of the oldest that could run.
+    pub async fn queue_state(&self) -> Result<QueueState> {
+        let counting = async { read!(&self.operators, jobs::count()) };
+        let counts = self.job_counts.get(counting).await?;
+        let next_due = read!(&self.operators, jobs::next_due())?;
+        Ok(QueueState::new(&counts, next_due, self.clock.unix()))
+    }
+
+    /// Pushers by state.
+    pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
+        let counting = async { read!(&self.operators, pushers::count()) };
+        self.pusher_counts.get(counting).await
+    }
+
+    /// How many tokens for messages belong to nobody yet, and so have no pusher.
+    pub async fn count_unmapped(&self) -> Result<i64> {
+        read!(&self.operators, tokens::count_unmapped())
+    }
+
+    /// How many rows nobody stands for.
+    pub async fn count_of_nobody(&self) -> Result<i64> {
+        read!(&self.operators, accounts::count_of_nobody())
+    }
+
+    /// Up to `limit` rows of tokens with ids above `after`.
+    pub async fn list_tokens(&self, after: i64, limit: u32) -> Result<Vec<TokenListing>> {
+        read!(&self.operators, listing::tokens(after, limit))
+    }
+
+    /// Up to `limit` pushers with ids above `after`, of one state or all.
+    pub async fn list_pushers(
+        &self,
+        state: Option<&str>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<PusherListing>> {
+        read!(&self.operators, listing::pushers(state, after, limit))
+    }
+
+    /// Up to `limit` jobs after the one with the name `after`, of one state or all.
+    pub async fn list_jobs(
+        &self,
+        state: Option<&str>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<JobListing>> {
+        read!(&self.operators, listing::jobs(state, after, limit))
+    }
+
+    /// Up to `limit` dead letters, the latest first.
+    pub async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>> {
+        read!(
+            &self.operators,
+            listing::dead_letters(self.clock.unix(), limit)
+        )
+    }
+
+    /// Up to `limit` workers, those that live first.
+    pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
+        read!(&self.operators, workers::list(self.clock.unix(), limit))
+    }
+
+    /// The rows that receipts may be about, for each of these.
+    pub async fn candidates(&self, named: &[NamedPhone]) -> Result<Vec<Vec<Candidate>>> {
+        read!(&self.operators, arrivals::candidates(named))
+    }
+
+    /// Up to `limit` phones with ids above `after`, in the order of their ids.
+    pub async fn list_phones(&self, after: i64, limit: u32) -> Result<Vec<PhoneListing>> {
+        let ids = read!(&self.operators, arrivals::page(after, limit))?;
+        self.phones(&ids).await
+    }
+
+    /// The same of one user.
+    pub async fn phones_of_user(
+        &self,
+        user: &UserId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<PhoneListing>> {
+        let ids = read!(
+            &self.operators,
+            arrivals::of_user(user.as_str(), after, limit)
+        )?;
+        self.phones(&ids).await
+    }
+
+    /// These phones, by the ids of their rows, in their order, as far as they exist.
+    pub async fn phones(&self, ids: &[i64]) -> Result<Vec<PhoneListing>> {
+        read!(&self.operators, arrivals::phones(ids))
+    }
+
+    /// Up to `limit` phones of a selector.
+    pub async fn phones_of_selector(
+        &self,
+        selector: &Selector,
+        limit: u32,
+    ) -> Result<Vec<PhoneListing>> {
+        let ids = read!(
+            &self.operators,
+            arrivals::of_selector(selector.as_str(), limit)
+        )?;
+        self.phones(&ids).await
+    }
+
+    /// Up to `limit` silent phones, those first that have been silent for longest, and where the next page begins;
+    /// none at the end.
+    pub async fn silent_phones(
+        &self,
+        after: SilentCursor,
+        limit: u32,
+    ) -> Result<(Vec<PhoneListing>, Option<SilentCursor>)> {
+        let until = self.clock.unix() - SILENT_AFTER;
+        let found = read!(&self.operators, arrivals::silent(until, after, limit))?;
+        let ids: Vec<_> = found.iter().map(|it| it.phone).collect();
+        let phones = self.phones(&ids).await?;
+        Ok((phones, found.last().copied()))
+    }
+
+    /// How many phones are silent.
+    pub async fn count_silent(&self) -> Result<i64> {
+        let until = self.clock.unix() - SILENT_AFTER;
+        read!(&self.operators, arrivals::count_silent(until))
+    }
+
+    /// One mapping.
+    pub async fn mapping(&self, selector: &Selector) -> Result<Option<Mapping>> {
+        read!(&self.operators, mappings::one(selector.as_str()))
+    }
+
+    /// Up to `limit` mappings in the order of their selectors, those after `after`.
+    pub async fn mappings(&self, after: &str, limit: u32) -> Result<Vec<Mapping>> {
+        read!(&self.operators, mappings::page(after, limit))
+    }
+}
+
+/// Starts what [`Postgres::targets`] asks.
+fn read_targets(vital: &Vital, readers: Pool) -> Batch<Pushkey, Vec<TargetRow>> {
+    Batch::start(vital, move |pushkeys: Arc<[Pushkey]>| {
+        let readers = readers.clone();
+        async move { read!(&readers, tokens::of(&pushkeys)) }
+    })
+}
+
+/// Starts what [`Postgres::task`] asks.
+fn read_tasks(vital: &Vital, readers: Pool, clock: Clock) -> Batch<TaskOf, Loaded> {
+    Batch::start(vital, move |asked: Arc<[TaskOf]>| {
+        let (readers, now) = (readers.clone(), clock.unix());
+        async move { read!(&readers, load(&asked, now)) }
+    })
+}
+
+async fn load(connection: &mut PgConnection, asked: &[TaskOf], now: i64) -> Result<Vec<Loaded>> {
+    let ids: Vec<_> = asked.iter().map(|it| it.id).collect();
+    let found = pushers::pairs_of(connection, &ids).await?;
+    let keys = found
+        .iter()
+        .map(|(_, (app_id, pushkey))| Pair { app_id, pushkey });
+    let keys: Vec<_> = keys.collect();
+    let facts = pushers::pairs(connection, &keys, pushers::Jobs::Read).await?;
+    let loaded = asked.iter().map(|it| {
+        let place = found.iter().position(|(id, _)| *id == it.id);
+        place.map_or(Loaded::Gone, |place| {
+            Loaded::read(
+                &facts[place].pushers,
+                it.id,
+                it.job_attempts,
+                it.append,
+                now,
+            )
+        })
+    });
+    Ok(loaded.collect())
+}

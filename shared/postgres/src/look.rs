@@ -1,0 +1,67 @@
+//! Looking at a database without making or changing it, for commands that only read.
+
+use matrix2acrobits_shared::{
+    flow::{self, Phones, look::LookError, look::judge},
+    rules::import::{Imported, MappingRow, TokenRow, judge_mapping, judge_tokens},
+};
+use sqlx::{Connection, PgConnection};
+
+use crate::{
+    DatabaseUrl,
+    errors::from_sqlx,
+    open::{connect, is_empty, known_versions, options, versions},
+    statements::{accounts, mappings},
+};
+
+/// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
+pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
+    let connection = open(database).await?;
+    // It was only read; closing it can lose nothing.
+    let _ = connection.close().await;
+    Ok(())
+}
+
+async fn open(database: &DatabaseUrl) -> Result<PgConnection, LookError> {
+    let name = database.to_string();
+    let options = options(database, "1min").options([("default_transaction_read_only", "on")]);
+    let connected = connect(&options, &name).await;
+    let mut connection = connected.map_err(|error| LookError::Closed(error.to_string()))?;
+    let unreadable = |error| LookError::Unreadable(name.clone(), from_sqlx(error));
+    let applied = versions(&mut connection).await.map_err(unreadable)?;
+    if applied.is_none() && is_empty(&mut connection).await.map_err(unreadable)? {
+        return Err(LookError::Missing(format!("table in {name}")));
+    }
+    judge(&name, &applied.unwrap_or_default(), &known_versions())?;
+    Ok(connection)
+}
+
+/// A database that is only read, by statements of the current schema.
+#[derive(Debug)]
+pub struct Existing(PgConnection);
+
+impl Existing {
+    /// Opens it; it has to be of this release.
+    pub async fn open(database: &DatabaseUrl) -> Result<Self, LookError> {
+        open(database).await.map(Self)
+    }
+
+    /// What would become of these mappings.
+    pub async fn judge_mappings(&mut self, rows: &[MappingRow]) -> flow::Result<Vec<Imported>> {
+        let selectors: Vec<_> = rows.iter().map(|row| row.selector.as_str()).collect();
+        let stored = mappings::of(&mut self.0, &selectors).await?;
+        let judged = rows.iter().zip(&stored);
+        Ok(judged
+            .map(|(row, stored)| judge_mapping(row, stored.as_ref()))
+            .collect())
+    }
+
+    /// What would become of these tokens.
+    pub async fn judge_tokens(&mut self, rows: &[TokenRow]) -> flow::Result<Vec<Imported>> {
+        let selectors: Vec<_> = rows
+            .iter()
+            .map(|row| row.report.from.selector.as_str())
+            .collect();
+        let stored = accounts::phones(&mut self.0, Phones::Selectors(&selectors)).await?;
+        Ok(judge_tokens(rows, &stored))
+    }
+}

@@ -1,0 +1,128 @@
+//! What processes tell each other by NOTIFY, as text.
+
+use std::fmt::Write;
+
+/// PostgreSQL takes less than 8,000 bytes (<https://www.postgresql.org/docs/current/sql-notify.html>).
+const MOST_BYTES: usize = 7900;
+/// Most messages of one commit: more pushkeys than these can name, and all is forgotten.
+const MOST_MESSAGES: usize = 8;
+
+/// What a commit did that others have to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// Pushkeys of which nothing that is remembered is true any more.
+    pub(crate) pushkeys: Vec<String>,
+    /// Nothing that is remembered is.
+    pub(crate) everything: bool,
+    /// Jobs may be due, or the gate has moved.
+    pub(crate) work: bool,
+}
+
+impl News {
+    /// As messages of the process with this name; none when there is nothing to tell.
+    pub(crate) fn messages(&self, process: &str) -> Vec<String> {
+        let head = |everything: bool| {
+            let mut head = process.to_owned();
+            head.push_str(if everything { " everything" } else { "" });
+            head.push_str(if self.work { " work" } else { "" });
+            head
+        };
+        let mut messages = vec![head(self.everything)];
+        if !self.everything {
+            for pushkey in &self.pushkeys {
+                let last = messages.last_mut();
+                match last.filter(|last| last.len() + pushkey.len() < MOST_BYTES) {
+                    // The line is a String: writing to it cannot fail.
+                    Some(last) => drop(write!(last, "\n{pushkey}")),
+                    None => messages.push(format!("{process}\n{pushkey}")),
+                }
+            }
+        }
+        if messages.len() > MOST_MESSAGES {
+            messages = vec![head(true)];
+        }
+        if messages == [process] {
+            messages.clear();
+        }
+        messages
+    }
+
+    /// Reads a message: the process that sent it, and what it tells.
+    pub(crate) fn read(message: &str) -> (&str, Self) {
+        let (head, pushkeys) = message.split_once('\n').unwrap_or((message, ""));
+        let mut words = head.split(' ');
+        let process = words.next().unwrap_or_default();
+        let mut news = Self {
+            pushkeys: pushkeys
+                .split('\n')
+                .filter(|it| !it.is_empty())
+                .map(str::to_owned)
+                .collect(),
+            ..Self::default()
+        };
+        for word in words {
+            match word {
+                "work" => news.work = true,
+                "everything" => {
+                    news.everything = true;
+                    // Who tells so by hand means the queue, too.
+                    news.work |= process == "-";
+                }
+                // A later release may say more.
+                _ => {}
+            }
+        }
+        (process, news)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(pushkeys: &[&str], everything: bool, work: bool) -> News {
+        News {
+            pushkeys: pushkeys.iter().map(|it| (*it).to_owned()).collect(),
+            everything,
+            work,
+        }
+    }
+
+    #[test]
+    fn what_is_told_is_what_is_read() {
+        for told in [
+            news(&["a"], false, false),
+            news(&["a b", "c"], false, true),
+            news(&[], false, true),
+            news(&[], true, false),
+        ] {
+            let messages = told.messages("p");
+            assert_eq!(messages.len(), 1, "{messages:?}");
+            assert_eq!(News::read(&messages[0]), ("p", told));
+        }
+        assert!(News::default().messages("p").is_empty());
+        assert_eq!(News::read("- everything"), ("-", news(&[], true, true)));
+    }
+
+    #[test]
+    fn much_goes_in_several_messages_and_too_much_is_everything() {
+        let many = |count: usize| {
+            let pushkeys = (0..count).map(|number| format!("{number:0>160}"));
+            News {
+                pushkeys: pushkeys.collect(),
+                everything: false,
+                work: true,
+            }
+        };
+        let told = many(256);
+        let messages = told.messages("p");
+        assert!(messages.iter().all(|it| it.len() < 8000));
+        let read = messages.iter().map(|it| News::read(it).1);
+        let read: Vec<_> = read.collect();
+        let pushkeys: Vec<_> = read.iter().flat_map(|it| it.pushkeys.clone()).collect();
+        assert_eq!(pushkeys, told.pushkeys);
+        assert!(read.iter().any(|it| it.work));
+        let messages = many(1000).messages("p");
+        assert_eq!(messages, ["p everything work"]);
+    }
+}

@@ -1,0 +1,117 @@
+//! Connections that only read: taken from a pool, and thrown away when their answer did not come.
+
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use matrix2acrobits_shared::flow::{Result, StoreError};
+use sqlx::{
+    PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::errors::from_sqlx;
+
+/// How long a connection is waited for; refused ones are tried again meanwhile.
+pub(crate) const ACQUIRE: Duration = Duration::from_secs(2);
+
+/// A pool, and how long an answer is waited for.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool {
+    connections: PgPool,
+    most: u32,
+    pub(crate) limit: Duration,
+}
+
+impl Pool {
+    /// Connects when it is first used.
+    pub(crate) fn new(options: PgConnectOptions, most: u32, limit: Duration) -> Self {
+        let connections = PgPoolOptions::new()
+            .max_connections(most)
+            .acquire_timeout(ACQUIRE)
+            // Asking first would cost as much as the query; who meets a dead connection takes another one.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Self {
+            connections,
+            most,
+            limit,
+        }
+    }
+
+    /// How often a read is worth another try: all connections may have died with the server's restart.
+    pub(crate) fn tries(&self) -> u32 {
+        self.most + 1
+    }
+
+    pub(crate) async fn lease(&self) -> Result<Lease> {
+        let connection = self.connections.acquire().await.map_err(from_sqlx)?;
+        Ok(Lease(Some(connection)))
+    }
+}
+
+/// A connection that goes back to its pool when its answer has come. If the answer did not come, or nobody waits for it
+/// any more, the connection is closed: sqlx would wait for the rest of the answer, without a time-out, before anybody
+/// else gets it.
+#[derive(Debug)]
+pub(crate) struct Lease(Option<PoolConnection<Postgres>>);
+
+impl Lease {
+    /// Gives the connection back, unless the answer says that it is of no more use.
+    pub(crate) fn end<T>(mut self, answer: Result<T>) -> Result<T> {
+        if !answer.as_ref().is_err_and(StoreError::is_environment) {
+            drop(self.0.take());
+        }
+        answer
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    #[expect(clippy::expect_used, reason = "it is taken by `end` and `drop` alone")]
+    fn deref(&self) -> &PgConnection {
+        self.0.as_ref().expect("a connection until its end")
+    }
+}
+
+impl DerefMut for Lease {
+    #[expect(clippy::expect_used, reason = "it is taken by `end` and `drop` alone")]
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("a connection until its end")
+    }
+}
+
+/// Calls a statement's function on a connection of a pool. Reads change nothing, so one whose connection turns out to be
+/// dead is tried on another.
+macro_rules! read {
+    ($pool:expr, $($function:ident)::+ ( $($argument:expr),* )) => {{
+        let pool = $pool;
+        let mut tries = pool.tries();
+        loop {
+            let mut lease = pool.lease().await?;
+            let answer = $crate::errors::within(
+                pool.limit,
+                $($function)::+(&mut lease $(, $argument)*),
+            );
+            let answer = answer.await;
+            let answer = lease.end(answer);
+            tries -= 1;
+            match answer {
+                Err(error) if tries > 0 && $crate::errors::is_hang_up(&error) => {}
+                answer => break answer,
+            }
+        }
+    }};
+}
+pub(crate) use read;

@@ -1,0 +1,107 @@
+//! The key of the marks that pushers carry, in `meta`: made once, changed when the operator asks for it.
+
+use matrix2acrobits_shared::{
+    flow::Result,
+    matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
+};
+use sqlx::PgConnection;
+
+use crate::errors::from_sqlx;
+
+/// The keys that count.
+pub(crate) async fn keys(connection: &mut PgConnection) -> Result<MarkKeys> {
+    let rows = sqlx::query!(
+        "SELECT name, value
+         FROM meta
+         WHERE name = ANY ('{mark_key,mark_key_before,mark_key_until}')"
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(from_sqlx)?;
+    let value = |name: &str| {
+        let row = rows.iter().find(|row| row.name == name)?;
+        Some(row.value.as_slice())
+    };
+    let key = |name: &str| {
+        let bytes: Option<[u8; KEY_BYTES]> = value(name)?.try_into().ok();
+        bytes.map(|bytes| MarkKey::new(&bytes))
+    };
+    let until = || {
+        Some(i64::from_be_bytes(
+            value("mark_key_until")?.try_into().ok()?,
+        ))
+    };
+    let unreadable = || {
+        let problem = "the key of the marks is not there or not readable";
+        from_sqlx(sqlx::Error::Decode(problem.into()))
+    };
+    Ok(MarkKeys {
+        current: key("mark_key").ok_or_else(unreadable)?,
+        previous: key("mark_key_before").zip(until()),
+    })
+}
+
+/// Keeps others from renewing the key until the end of the transaction: two who did so at once would both keep the same
+/// key as the one before.
+pub(crate) async fn lock(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query!(
+        "SELECT name
+         FROM meta
+         WHERE name = 'mark_key'
+         FOR UPDATE"
+    )
+    .fetch_optional(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Keeps the key as the one before.
+pub(crate) async fn keep_before(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query!(
+        "INSERT INTO meta AS m (name, value)
+         SELECT 'mark_key_before', value
+         FROM meta
+         WHERE name = 'mark_key'
+         ON CONFLICT (name) DO UPDATE
+         SET value = excluded.value"
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Puts a new key in its place, and the time until which the one before counts.
+pub(crate) async fn put(connection: &mut PgConnection, fresh: &[u8], until: &[u8]) -> Result<()> {
+    sqlx::query!(
+        "INSERT INTO meta (name, value)
+         VALUES ('mark_key_until', $1),
+             ('mark_key', $2)
+         ON CONFLICT (name) DO UPDATE
+         SET value = excluded.value",
+        until,
+        fresh
+    )
+    .execute(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// How many pushers that the homeserver should hold do not carry the mark of the key with this name yet. Reads all
+/// pushers.
+pub(crate) async fn count_without(connection: &mut PgConnection, name: &str) -> Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!"
+           FROM pushers
+           WHERE wanted = 'present'
+             AND registered_as IS NOT NULL
+             AND state IN ('registered', 'pending')
+             AND right(registered_as, length($1)) <> $1"#,
+        name
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)
+}

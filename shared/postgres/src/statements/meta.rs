@@ -1,0 +1,94 @@
+//! Small facts about the database: its keys, its clock and what it takes on the disk; and what is told to others.
+
+use matrix2acrobits_shared::flow::Result;
+use sqlx::{PgConnection, Row};
+
+use crate::errors::from_sqlx;
+
+/// Opens a transaction; returns the server's time in milliseconds since 1970.
+pub(crate) async fn begin(connection: &mut PgConnection) -> Result<i64> {
+    // One way there and back for both.
+    let sql = "BEGIN; SELECT (extract(epoch FROM now()) * 1000)::int8";
+    let rows = sqlx::raw_sql(sql).fetch_all(connection).await;
+    let rows = rows.map_err(from_sqlx)?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound);
+    row.and_then(|row| row.try_get(0)).map_err(from_sqlx)
+}
+
+/// Makes a transaction true.
+pub(crate) async fn commit(connection: &mut PgConnection) -> Result<()> {
+    let done = sqlx::raw_sql("COMMIT").execute(connection).await;
+    done.map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Takes a transaction back.
+pub(crate) async fn rollback(connection: &mut PgConnection) -> Result<()> {
+    let done = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+    done.map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Has PostgreSQL look at how much there is.
+pub(crate) async fn analyze(connection: &mut PgConnection) -> Result<()> {
+    let tables = "ANALYZE push_tokens, mappings, pushers, jobs";
+    let done = sqlx::raw_sql(tables).execute(connection).await;
+    done.map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// The server's time in milliseconds since 1970.
+pub(crate) async fn now_ms(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar!(r#"SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8 AS "now!""#)
+        .fetch_one(connection)
+        .await
+        .map_err(from_sqlx)
+}
+
+/// Tells the others, once the transaction is committed.
+pub(crate) async fn tell(connection: &mut PgConnection, messages: &[String]) -> Result<()> {
+    sqlx::query!(
+        "SELECT count(pg_notify('matrix2acrobits', message))
+         FROM unnest($1::text[]) message",
+        messages
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// The key by this name; made of `fresh` if there is none.
+pub(crate) async fn key(
+    connection: &mut PgConnection,
+    name: &str,
+    fresh: &[u8],
+) -> Result<Vec<u8>> {
+    sqlx::query!(
+        "INSERT INTO meta (name, value)
+         VALUES ($1, $2)
+         ON CONFLICT DO NOTHING",
+        name,
+        fresh
+    )
+    .execute(&mut *connection)
+    .await
+    .map_err(from_sqlx)?;
+    sqlx::query_scalar!(
+        "SELECT value
+         FROM meta
+         WHERE name = $1",
+        name
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// Bytes that the database takes on the server's disk.
+pub(crate) async fn size(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar!(r#"SELECT pg_database_size(current_database()) AS "size!""#)
+        .fetch_one(connection)
+        .await
+        .map_err(from_sqlx)
+}

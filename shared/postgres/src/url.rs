@@ -1,0 +1,135 @@
+//! `DATABASE_URL` where it names a PostgreSQL database.
+
+use std::{fmt, path::Path, str::FromStr};
+
+use matrix2acrobits_shared::process::settings::{SettingError, parse};
+use sqlx::postgres::PgConnectOptions;
+use url::Url;
+
+/// What may follow a `?`. sqlx passes over what it does not know, and then a connection is not what its operator thinks.
+const PARAMETERS: [&str; 6] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "application_name",
+];
+
+/// The PostgreSQL database that `DATABASE_URL` names.
+#[derive(Clone)]
+pub struct DatabaseUrl {
+    options: PgConnectOptions,
+    /// Whether it names certificate authorities of its own.
+    has_roots: bool,
+}
+
+impl DatabaseUrl {
+    /// Trusts the certificate authorities in this file, too, unless the URL names some.
+    #[must_use]
+    pub fn trusting(mut self, extra_ca: Option<&Path>) -> Self {
+        if let Some(path) = extra_ca.filter(|_| !self.has_roots) {
+            self.options = self.options.ssl_root_cert(path);
+        }
+        self
+    }
+
+    /// Connection options, without any of ours.
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        self.options.clone()
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        parse("DATABASE_URL", text, |text| {
+            let form = || "must look like postgres://user:password@host:5432/database".to_owned();
+            let url = Url::parse(text).map_err(|_| form())?;
+            if !matches!(url.scheme(), "postgres" | "postgresql") {
+                return Err(form());
+            }
+            for (name, value) in url.query_pairs() {
+                if !PARAMETERS.contains(&name.as_ref()) {
+                    let known = PARAMETERS.join(", ");
+                    return Err(format!(
+                        "has the unknown parameter {name:?}; known are {known}"
+                    ));
+                }
+                if name == "sslmode" && value.parse::<sqlx::postgres::PgSslMode>().is_err() {
+                    let modes = "disable, allow, prefer, require, verify-ca or verify-full";
+                    return Err(format!("has sslmode={value}; it must be {modes}"));
+                }
+            }
+            if url.path().trim_start_matches('/').is_empty() {
+                return Err(format!("names no database: {}", form()));
+            }
+            // Its error could repeat the password.
+            let options = PgConnectOptions::from_str(text).map_err(|_| form())?;
+            Ok(Self {
+                options,
+                has_roots: url.query_pairs().any(|(name, _)| name == "sslrootcert"),
+            })
+        })
+    }
+}
+
+/// Without the password.
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let it = &self.options;
+        let (user, database) = (it.get_username(), it.get_database().unwrap_or_default());
+        match it.get_socket() {
+            Some(socket) => write!(f, "postgres://{user}@{}/{database}", socket.display()),
+            None => write!(
+                f,
+                "postgres://{user}@{}:{}/{database}",
+                it.get_host(),
+                it.get_port()
+            ),
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseUrl({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn database_urls() {
+        for text in [
+            "postgres://bridge:s3cr3t@db.example.org/bridge",
+            "postgresql://bridge:s3cr3t@db.example.org:6432/bridge?sslmode=verify-full",
+            "postgres://bridge:s3cr3t@db/bridge?sslrootcert=/etc/ca.pem&sslmode=verify-ca",
+            "postgres:///bridge?host=/var/run/postgresql",
+        ] {
+            let url = text.parse::<DatabaseUrl>().unwrap();
+            let shown = format!("{url} {url:?}");
+            assert!(!shown.contains("s3cr3t"), "{shown}");
+            assert!(shown.contains("bridge"), "{shown}");
+        }
+        for (text, word) in [
+            ("postgres://", "database"),
+            ("postgres://db", "database"),
+            ("postgres://u:s3cr3t@db/x?sslmod=require", "sslmod"),
+            ("postgres://u:s3cr3t@db/x?sslmode=on", "sslmode"),
+            (
+                "postgres://u:s3cr3t@db/x?target_session_attrs=any",
+                "target_session_attrs",
+            ),
+            ("mysql://db/x", "postgres://"),
+        ] {
+            let problem = text.parse::<DatabaseUrl>().unwrap_err().to_string();
+            assert!(problem.starts_with("DATABASE_URL: "), "{problem}");
+            assert!(problem.contains(word), "{problem}");
+            assert!(!problem.contains("s3cr3t"), "{problem}");
+        }
+    }
+}

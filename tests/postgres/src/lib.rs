@@ -1,0 +1,382 @@
+//! A PostgreSQL server for tests, from the programs that Debian's package installs.
+//!
+//! All test processes share one server, which the first of them starts; each test has a database of its own in it. A test
+//! that stops or kills the server has one of its own. A janitor, a shell that outlives us, stops a server and deletes its
+//! data when nobody uses it any more, however the tests ended.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::missing_panics_doc,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and says what it left out"
+)]
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, TcpListener},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+/// The oldest release that is supported.
+const OLDEST: u32 = 14;
+
+/// What a test says that found no server.
+pub const NOT_TESTED: &str = "NOT TESTED: PostgreSQL (install Debian's package `postgresql`)";
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    programs: PathBuf,
+    folder: PathBuf,
+    port: u16,
+    /// Held as long as the server is used; the janitor waits for it.
+    _used: File,
+}
+
+/// A database in it; dropped with this.
+#[derive(Debug)]
+pub struct Database {
+    programs: PathBuf,
+    port: u16,
+    name: String,
+}
+
+impl Server {
+    /// The server that all tests share; none where no server can be had, and then a line says so.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Server>> = OnceLock::new();
+        let server = SHARED.get_or_init(|| {
+            let user = rights().unwrap_or("self");
+            let folder = std::env::temp_dir().join(format!("matrix2acrobits-postgres-{user}"));
+            Self::at(folder)
+        });
+        if server.is_none() {
+            eprintln!("{NOT_TESTED}");
+        }
+        server.as_ref()
+    }
+
+    /// A server of the test's own, to be stopped, killed and started.
+    pub fn own() -> Option<Self> {
+        let server = Self::at(std::env::temp_dir().join(unique("matrix2acrobits-postgres-own")));
+        if server.is_none() {
+            eprintln!("{NOT_TESTED}");
+        }
+        server
+    }
+
+    /// The server with its data in this folder, started if it does not run.
+    fn at(folder: PathBuf) -> Option<Self> {
+        let programs = programs()?;
+        loop {
+            fs::create_dir_all(&folder).unwrap();
+            let lock = folder.join("lock");
+            let used = File::options()
+                .create(true)
+                .append(true)
+                .open(&lock)
+                .unwrap();
+            used.lock().unwrap();
+            // The janitor may have been quicker, and this is the lock of a folder that is gone.
+            if !lock.exists() {
+                continue;
+            }
+            let noted = fs::read_to_string(folder.join("port"));
+            let port = if let Ok(port) = noted {
+                port.trim().parse().unwrap()
+            } else {
+                let port = set_up(&programs, &folder);
+                fs::write(folder.join("port"), port.to_string()).unwrap();
+                port
+            };
+            used.unlock().unwrap();
+            used.lock_shared().unwrap();
+            if !lock.exists() {
+                continue;
+            }
+            return Some(Self {
+                programs,
+                folder,
+                port,
+                _used: used,
+            });
+        }
+    }
+
+    /// The port at 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes a database.
+    pub fn database(&self) -> Database {
+        let database = Database {
+            programs: self.programs.clone(),
+            port: self.port,
+            name: unique("test").replace('-', "_"),
+        };
+        database.client("createdb", &[&database.name]);
+        database
+    }
+
+    /// Starts it again after [`Server::stop`] or [`Server::kill`].
+    pub fn start(&self) {
+        start(&self.programs, &self.folder, self.port);
+    }
+
+    /// Stops it; `mode` is smart, fast or immediate.
+    pub fn stop(&self, mode: &str) {
+        let data = self.data();
+        let stop = as_owner(&self.programs.join("pg_ctl"), |it| {
+            it.args(["stop", "-w", "-m", mode, "-D"]).arg(&data)
+        });
+        succeeded("pg_ctl stop", &stop);
+    }
+
+    /// Kills all of its processes without a word.
+    pub fn kill(&self) {
+        self.signal("KILL");
+        let gone = || !Path::new(&format!("/proc/{}", self.postmaster())).exists();
+        while !gone() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal to all of its processes: STOP freezes it, CONT lets it go on.
+    pub fn signal(&self, signal: &str) {
+        let postmaster = self.postmaster().to_string();
+        let children = Command::new("ps")
+            .args(["-o", "pid=", "--ppid", &postmaster])
+            .output()
+            .unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        let signal = format!("-{signal}");
+        // The postmaster first: it would put things right.
+        for pid in std::iter::once(postmaster.as_str()).chain(children.split_whitespace()) {
+            let _ = Command::new("kill").args([&signal, pid]).output();
+        }
+    }
+
+    /// Its main process.
+    fn postmaster(&self) -> u32 {
+        let noted = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        noted.lines().next().unwrap().trim().parse().unwrap()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+}
+
+impl Database {
+    /// Where programs find it.
+    pub fn url(&self) -> String {
+        format!(
+            "postgres://postgres:no-secret-here@127.0.0.1:{}/{}",
+            self.port, self.name
+        )
+    }
+
+    /// The same through another port, such as that of a proxy.
+    pub fn url_at(&self, port: u16) -> String {
+        format!(
+            "postgres://postgres:no-secret-here@127.0.0.1:{port}/{}",
+            self.name
+        )
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn client(&self, program: &str, arguments: &[&str]) {
+        let output = Command::new(self.programs.join(program))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .arg(self.port.to_string())
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = Command::new(self.programs.join("dropdb"))
+                .args(["-h", "127.0.0.1", "-U", "postgres", "--force", "-p"])
+                .arg(self.port.to_string())
+                .arg(&self.name)
+                .output();
+        }
+    }
+}
+
+/// The folder of the newest server's programs.
+fn programs() -> Option<PathBuf> {
+    let releases = fs::read_dir("/usr/lib/postgresql").ok()?;
+    let releases = releases.filter_map(|it| it.ok()?.file_name().into_string().ok());
+    let newest = releases
+        .filter_map(|it| it.parse::<u32>().ok())
+        .filter(|release| *release >= OLDEST)
+        .filter(|it| Path::new(&format!("/usr/lib/postgresql/{it}/bin/postgres")).exists())
+        .max()?;
+    Some(format!("/usr/lib/postgresql/{newest}/bin").into())
+}
+
+/// The user to become: the server refuses to run as root.
+fn rights() -> Option<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let root = status
+        .lines()
+        .any(|line| line.split_whitespace().take(2).eq(["Uid:", "0"]));
+    root.then_some("postgres")
+}
+
+/// Runs a program of the server's as the user to whom the data belong.
+fn as_owner(program: &Path, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Output {
+    let mut command = match rights() {
+        Some(user) => {
+            let mut command = Command::new("runuser");
+            command.args(["-u", user, "--"]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
+    // What the server inherits it keeps open, and whoever reads our output would wait for it.
+    let folder = tempfile_path();
+    let (out, error) = (
+        File::create(&folder).unwrap(),
+        File::options().append(true).open(&folder).unwrap(),
+    );
+    let status = arguments(&mut command)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(error)
+        .status()
+        .unwrap();
+    let text = fs::read(&folder).unwrap();
+    let _ = fs::remove_file(&folder);
+    Output {
+        status,
+        stdout: text,
+        stderr: Vec::new(),
+    }
+}
+
+fn tempfile_path() -> PathBuf {
+    std::env::temp_dir().join(unique("matrix2acrobits-output"))
+}
+
+fn succeeded(what: &str, output: &Output) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{what}: {text}");
+}
+
+/// Makes the data, starts the server and its janitor; returns the port.
+fn set_up(programs: &Path, folder: &Path) -> u16 {
+    let data = folder.join("data");
+    fs::create_dir_all(&data).unwrap();
+    if let Some(user) = rights() {
+        let owned = Command::new("chown")
+            .arg(user)
+            .arg(folder)
+            .arg(&data)
+            .output();
+        assert!(owned.unwrap().status.success());
+    }
+    janitor(programs, folder);
+    let made = as_owner(&programs.join("initdb"), |it| {
+        it.args([
+            "--no-sync",
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-D",
+        ])
+        .arg(&data)
+    });
+    succeeded("initdb", &made);
+    for _ in 0..10 {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        if try_start(programs, folder, port).status.success() {
+            return port;
+        }
+    }
+    let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+    panic!("the server does not start: {log}");
+}
+
+fn start(programs: &Path, folder: &Path, port: u16) {
+    succeeded("pg_ctl start", &try_start(programs, folder, port));
+}
+
+fn try_start(programs: &Path, folder: &Path, port: u16) -> Output {
+    // What a crash of the machine would lose is of no interest here; a crash of the server loses nothing by it.
+    let options = format!(
+        "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c fsync=off \
+         -c max_connections=400 -c shared_buffers=64MB -c log_min_messages=warning",
+        folder.display()
+    );
+    as_owner(&programs.join("pg_ctl"), |it| {
+        it.args(["start", "-w", "-t", "60", "-D"])
+            .arg(folder.join("data"))
+            .arg("-l")
+            .arg(folder.join("log"))
+            .args(["-o", &options])
+    })
+}
+
+/// Starts the shell that stops the server and deletes its data when nobody has used it for a while.
+fn janitor(programs: &Path, folder: &Path) {
+    let runuser = rights().map_or(String::new(), |user| format!("runuser -u {user} --"));
+    // The lock is taken by whoever uses the server; tests in a row leave it for a moment.
+    let script = format!(
+        r#"idle=0
+        while [ $idle -lt 4 ]; do
+            sleep 3
+            if flock -n -x "$0/lock" true; then idle=$((idle + 1)); else idle=0; fi
+        done
+        exec 9>>"$0/lock"
+        flock -x 9
+        cd /
+        {runuser} "$1/pg_ctl" stop -m immediate -D "$0/data"
+        mv "$0" "$0.gone.$$"
+        rm -rf "$0.gone.$$""#
+    );
+    let mut shell = Command::new("setsid");
+    shell
+        .args(["sh", "-c", &script])
+        .arg(folder)
+        .arg(programs)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
+    // It outlives us.
+    drop(shell.spawn().unwrap());
+}
+
+/// A name that nobody else takes.
+fn unique(word: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::SeqCst);
+    format!("{word}-{}-{count}", std::process::id())
+}
