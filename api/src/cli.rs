@@ -10,7 +10,7 @@ use matrix2acrobits_shared::{
         settings::{SettingError, SharedArgs},
     },
 };
-use matrix2acrobits_store::{DatabaseUrl, Import, LookError, Role, Store};
+use matrix2acrobits_store::{Database, Import, LookError, Role, Store};
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
@@ -66,7 +66,7 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
 /// Opens a database that must be there and of this release: what a new, empty one says would mislead, and a
 /// command must not change what the running processes work on.
 pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
-    let database: DatabaseUrl = cli.shared.database()?;
+    let database = Database::of(&cli.shared)?;
     let wrong = |problem: LookError| SettingError::new("DATABASE_URL", problem.to_string());
     Store::look(&database).await.map_err(wrong)?;
     Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
@@ -74,7 +74,7 @@ pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
 
 /// Opens the database to import into, made if it is not there; for a dry run only to look.
 pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
-    let database: DatabaseUrl = cli.shared.database()?;
+    let database = Database::of(&cli.shared)?;
     print(format_args!("into {database}"));
     if dry_run {
         return Import::dry_run(&database).await.map_err(Failure::of);

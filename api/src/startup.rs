@@ -11,7 +11,7 @@ use matrix2acrobits_shared::{
         shutdown,
     },
 };
-use matrix2acrobits_store::{Role, Store};
+use matrix2acrobits_store::{Database, Role, Store};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let admin_addr = cli.admin.addr()?;
     let admin_token = cli.shared.admin_token()?;
     let servers = Servers::new(&cli.shared)?;
-    let database = cli.shared.database()?;
+    let database = Database::of(&cli.shared)?;
     logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
     exposed.warn();
     go_proxy::log_notes(&cli.shared, true);

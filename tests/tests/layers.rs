@@ -45,18 +45,36 @@ fn imports_point_one_way() {
                 "sqlx",
                 "axum",
                 "matrix2acrobits_sqlite",
+                "matrix2acrobits_postgres",
                 "matrix2acrobits_store",
             ],
         ),
-        ("shared/sqlite/src", &["axum", "matrix2acrobits_store"]),
+        (
+            "shared/sqlite/src",
+            &["axum", "matrix2acrobits_store", "matrix2acrobits_postgres"],
+        ),
+        (
+            "shared/postgres/src",
+            &["axum", "matrix2acrobits_store", "matrix2acrobits_sqlite"],
+        ),
         ("shared/store/src", &["sqlx", "axum"]),
         (
             "api/src",
-            &["sqlx", "matrix2acrobits_sqlite", "matrix2acrobits_worker"],
+            &[
+                "sqlx",
+                "matrix2acrobits_sqlite",
+                "matrix2acrobits_postgres",
+                "matrix2acrobits_worker",
+            ],
         ),
         (
             "worker/src",
-            &["sqlx", "matrix2acrobits_sqlite", "matrix2acrobits_api"],
+            &[
+                "sqlx",
+                "matrix2acrobits_sqlite",
+                "matrix2acrobits_postgres",
+                "matrix2acrobits_api",
+            ],
         ),
     ] {
         for (path, text) in sources(folder) {
@@ -73,7 +91,8 @@ fn imports_point_one_way() {
 
 #[test]
 fn sql_stands_in_the_statement_folder_alone() {
-    for (path, text) in sources("shared/sqlite/src") {
+    let both = [sources("shared/sqlite/src"), sources("shared/postgres/src")];
+    for (path, text) in both.concat() {
         let inside = path.components().any(|it| it.as_os_str() == "statements");
         // Opening and watching a file, and reading another program's, need statements that name no table of ours.
         let checked = text.contains("query!(") || text.contains("query_scalar!(");

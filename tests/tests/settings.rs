@@ -65,9 +65,12 @@ async fn comes_up(program: Program, env: &Env) {
     assert_eq!(process.terminate().await, Some(0), "{}", process.log());
 }
 
-const COMMON: [&str; 12] = [
+const COMMON: [&str; 15] = [
     "EXTRA_CA_FILE",
     "DATABASE_URL",
+    "DATABASE_URL_FILE",
+    "DATABASE_MAX_CONNECTIONS",
+    "[default: 8]",
     "ADMIN_LISTEN_ADDR",
     "ADMIN_TOKEN",
     "ADMIN_TOKEN_FILE",
@@ -137,7 +140,12 @@ async fn help_lists_every_setting_with_its_default() {
 #[tokio::test]
 async fn help_shows_no_secret_of_the_environment() {
     for program in [Program::Api, Program::Worker] {
-        let secrets = ["ADMIN_TOKEN", "MATRIX_AS_TOKEN", "MATRIX_HS_TOKEN"];
+        let secrets = [
+            "DATABASE_URL",
+            "ADMIN_TOKEN",
+            "MATRIX_AS_TOKEN",
+            "MATRIX_HS_TOKEN",
+        ];
         let env = secrets
             .map(|name| (name.to_owned(), "very-secret".to_owned()))
             .into();
@@ -147,10 +155,19 @@ async fn help_shows_no_secret_of_the_environment() {
 }
 
 /// Both programs refuse these.
-const WRONG_ANYWHERE: [(&str, Option<&str>); 12] = [
+const WRONG_ANYWHERE: [(&str, Option<&str>); 18] = [
     ("EXTRA_CA_FILE", Some("/no/such/file")),
     ("EXTRA_CA_FILE", Some("/etc/hostname")),
-    ("DATABASE_URL", Some("postgres://localhost/x")),
+    ("DATABASE_URL", Some("mysql://localhost/x")),
+    ("DATABASE_URL", Some("postgres://localhost")),
+    (
+        "DATABASE_URL",
+        Some("postgres://localhost/x?sslmod=require"),
+    ),
+    ("DATABASE_URL", Some("postgres://localhost/x?sslmode=on")),
+    ("DATABASE_URL_FILE", Some("/no/such/file")),
+    ("DATABASE_MAX_CONNECTIONS", Some("3")),
+    ("DATABASE_MAX_CONNECTIONS", Some("many")),
     ("DATABASE_URL", Some("sqlite::memory:")),
     (
         "DATABASE_URL",
@@ -322,10 +339,16 @@ async fn secrets_come_from_files() {
     // Editors end a file with a line feed.
     let admin = file("admin", &format!("{ADMIN_TOKEN}\n"));
     let as_token = file("as", &format!("{AS_TOKEN}\r\n"));
+    let database = file(
+        "database",
+        &format!("sqlite://{}\n", folder.path().join("x.db").display()),
+    );
     let app = App::builder()
         .unset("ADMIN_TOKEN")
         .unset("MATRIX_AS_TOKEN")
         .both("ADMIN_TOKEN_FILE", &admin)
+        .unset("DATABASE_URL")
+        .both("DATABASE_URL_FILE", &database)
         .worker("MATRIX_AS_TOKEN_FILE", &as_token)
         .start()
         .await;

@@ -12,7 +12,7 @@ use matrix2acrobits_shared::{
         shutdown,
     },
 };
-use matrix2acrobits_store::{Role, Store};
+use matrix2acrobits_store::{Database, Role, Store};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let settings = cli.run.parse(&cli.shared)?;
     let admin_addr = cli.admin.addr()?;
-    let database = cli.shared.database()?;
+    let database = Database::of(&cli.shared)?;
     cli.shared.admin_token()?;
     logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
     exposed.warn();

@@ -9,7 +9,10 @@ use std::sync::{
 };
 
 use matrix2acrobits_shared::{
-    flow::{PushTarget, TargetRow, feed::Changed},
+    flow::{
+        PushTarget, TargetRow,
+        feed::{Changed, Freshness},
+    },
     ids::{AppId, Pushkey, Selector},
 };
 use matrix2acrobits_store::{Store, StoreError};
@@ -146,14 +149,24 @@ impl Tokens {
         selector: Option<&str>,
     ) -> Result<Lookup, StoreError> {
         let (key, asked) = (self.key(pushkey), self.asked(app_id, selector));
-        if let Some(found) = self.0.found.get(&key)
-            && found.asked == asked
-            && let Some(target) = found.target.unpack(app_id, pushkey, selector)
-        {
-            return Ok(Lookup::Live(target));
-        }
+        let found = self.0.found.get(&key);
+        let remembered = found
+            .filter(|found| found.asked == asked)
+            .and_then(|found| found.target.unpack(app_id, pushkey, selector));
+        // While nobody tells us of changes, the database is asked; what is remembered serves where it does not answer.
+        let doubtful = self.0.store.freshness() == Freshness::Unknown;
+        let remembered = match remembered {
+            Some(target) if !doubtful => return Ok(Lookup::Live(target)),
+            remembered => remembered,
+        };
         let generation = self.0.generation.load(Ordering::SeqCst);
-        let rows = self.0.store.targets(pushkey).await?;
+        let rows = match self.0.store.targets(pushkey).await {
+            Ok(rows) => rows,
+            Err(error) => match remembered.filter(|_| error.is_environment()) {
+                Some(target) => return Ok(Lookup::Live(target)),
+                None => return Err(error),
+            },
+        };
         if let Some(row) = choose(&rows, app_id, selector) {
             if row.dead {
                 return Ok(Lookup::Dead);

@@ -3,8 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
-    path::PathBuf,
-    str::FromStr,
+    path::{Path, PathBuf},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -52,15 +51,24 @@ impl SettingError {
 /// that each command checks only what it uses and an empty variable counts as unset.
 #[derive(Debug, Clone, Args)]
 pub struct SharedArgs {
-    /// SQLite file that both processes share; created if missing, with at most its immediate folder
+    /// The database that all processes share: an SQLite file, created if missing with at most its immediate folder, or
+    /// postgres://user:password@host/database [default: sqlite://data/matrix2acrobits.db]
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", global = true, hide_env_values = true, value_parser = secret)]
+    pub database_url: Option<Secret>,
+
+    /// File that holds DATABASE_URL
+    #[arg(long, env = "DATABASE_URL_FILE", value_name = "PATH", global = true)]
+    pub database_url_file: Option<PathBuf>,
+
+    /// Connections that this process may have to PostgreSQL, at least 4
     #[arg(
         long,
-        env = "DATABASE_URL",
-        value_name = "URL",
+        env = "DATABASE_MAX_CONNECTIONS",
+        value_name = "NUMBER",
         global = true,
-        default_value = "sqlite://data/matrix2acrobits.db"
+        default_value = "8"
     )]
-    pub database_url: String,
+    pub database_max_connections: String,
 
     /// Token for the admin endpoints; without it they answer 403
     #[arg(long, env = "ADMIN_TOKEN", value_name = "TOKEN", global = true, hide_env_values = true, value_parser = secret)]
@@ -113,11 +121,14 @@ pub struct SharedArgs {
 
 impl SharedArgs {
     /// Where the database lies.
-    pub fn database<T>(&self) -> Result<T, SettingError>
-    where
-        T: FromStr<Err = SettingError>,
-    {
-        self.database_url.parse()
+    pub fn database_url(&self) -> Result<Secret, SettingError> {
+        let set = secret_or_file(
+            "DATABASE_URL",
+            self.database_url.as_ref(),
+            "DATABASE_URL_FILE",
+            self.database_url_file.as_ref(),
+        )?;
+        Ok(set.unwrap_or_else(|| Secret::new("sqlite://data/matrix2acrobits.db")))
     }
 
     /// The token for the admin endpoints, if there is one.
@@ -168,10 +179,15 @@ impl SharedArgs {
         Ok(set.or_else(|| Some(self.as_user_id()?.server_name())))
     }
 
+    /// The file with certificate authorities of the operator's, if there is one.
+    pub fn extra_ca_file(&self) -> Option<&Path> {
+        let file = self.extra_ca_file.as_deref();
+        file.filter(|path| !path.as_os_str().is_empty())
+    }
+
     /// Whom outgoing calls trust. The process must have a TLS provider by now.
     pub fn outgoing(&self) -> Result<Outgoing, SettingError> {
-        let file = self.extra_ca_file.as_deref();
-        match file.filter(|path| !path.as_os_str().is_empty()) {
+        match self.extra_ca_file() {
             None => Ok(Outgoing::default()),
             Some(path) => Outgoing::with_file(path).map_err(|problem| {
                 SettingError::new("EXTRA_CA_FILE", format!("{problem}: {}", path.display()))
@@ -380,6 +396,7 @@ impl Exposed {
     fn of(command: &clap::Command, matches: &clap::ArgMatches) -> Self {
         let secrets = command.get_arguments().filter(|arg| {
             arg.is_hide_env_values_set()
+                && (arg.get_id() != "database_url" || has_password(matches))
                 && matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
         });
         Self(
@@ -398,6 +415,13 @@ impl Exposed {
             );
         }
     }
+}
+
+/// Whether DATABASE_URL holds a password; a file's path is no secret.
+fn has_password(matches: &clap::ArgMatches) -> bool {
+    let url = matches.get_one::<Secret>("database_url");
+    let url = url.and_then(|url| Url::parse(url.expose()).ok());
+    url.is_some_and(|url| url.password().is_some())
 }
 
 /// Prints the one line that says which setting is wrong, and exits with [`EXIT_BAD_SETTING`].

@@ -8,7 +8,7 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_sqlite::Existing;
 
-use crate::{DatabaseUrl, LookError, Store};
+use crate::{Database, DatabaseUrl, LookError, Store};
 
 /// Where rows go.
 #[derive(Debug)]
@@ -17,16 +17,26 @@ pub enum Import {
     Into(Store),
     /// Nowhere: it only tells what would become of them in this database.
     Look(Existing),
+    /// The same in a PostgreSQL database.
+    #[cfg(feature = "postgres")]
+    LookAtPostgres(matrix2acrobits_postgres::Existing),
     /// The same, where there is no database yet.
     LookAtNothing,
 }
 
 impl Import {
     /// Only tells; neither makes nor changes the database.
-    pub async fn dry_run(url: &DatabaseUrl) -> std::result::Result<Self, LookError> {
-        let DatabaseUrl::Sqlite(file) = url;
-        match Existing::open(file).await {
-            Ok(existing) => Ok(Self::Look(existing)),
+    pub async fn dry_run(database: &Database) -> std::result::Result<Self, LookError> {
+        let opened = match &database.url {
+            DatabaseUrl::Sqlite(file) => Existing::open(file).await.map(Self::Look),
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => {
+                let existing = matrix2acrobits_postgres::Existing::open(url).await;
+                existing.map(Self::LookAtPostgres)
+            }
+        };
+        match opened {
+            Ok(existing) => Ok(existing),
             Err(LookError::Missing(_)) => Ok(Self::LookAtNothing),
             Err(error) => Err(error),
         }
@@ -37,6 +47,8 @@ impl Import {
         match self {
             Self::LookAtNothing => Ok(vec![Imported::Added; rows.len()]),
             Self::Look(existing) => existing.judge_mappings(&rows).await,
+            #[cfg(feature = "postgres")]
+            Self::LookAtPostgres(existing) => existing.judge_mappings(&rows).await,
             Self::Into(store) => {
                 let rows: Arc<[MappingRow]> = rows.into();
                 store
@@ -58,6 +70,8 @@ impl Import {
                 Ok(rows.iter().map(judge).collect())
             }
             Self::Look(existing) => existing.judge_tokens(&rows).await,
+            #[cfg(feature = "postgres")]
+            Self::LookAtPostgres(existing) => existing.judge_tokens(&rows).await,
             Self::Into(store) => {
                 let rows: Arc<[TokenRow]> = rows.into();
                 store
@@ -74,8 +88,8 @@ impl Import {
     /// How many tokens for messages belong to nobody yet, and so have no pusher; none when nothing is written.
     pub async fn unmapped(&self) -> Result<Option<i64>> {
         match self {
-            Self::Into(Store::Sqlite(database)) => database.count_unmapped().await.map(Some),
-            Self::Look(_) | Self::LookAtNothing => Ok(None),
+            Self::Into(store) => store.count_unmapped().await.map(Some),
+            _ => Ok(None),
         }
     }
 }

@@ -2,16 +2,22 @@
 //! does is written once, in `shared::flow`; here stands which of them a function runs, and in how large pieces.
 
 mod import;
+mod open;
 mod url;
+mod watcher;
 
 use std::{sync::Arc, time::Duration};
 
+#[cfg(feature = "postgres")]
+use matrix2acrobits_postgres::Postgres;
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
         self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, JobListing,
         NamedPhone, PhoneListing, PushTarget, PusherListing, QueueState, Result, SilentCursor,
-        TargetRow, TokenListing, WorkerStatus, feed::Changed, writer::Writer,
+        TargetRow, TokenListing, WorkerStatus,
+        feed::{Changed, Freshness, Vital},
+        writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
     matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
@@ -24,12 +30,14 @@ use matrix2acrobits_shared::{
         report::{Report, Reporter, Saved},
     },
 };
-use matrix2acrobits_sqlite::{OpenError, Sharing, Sqlite, Watcher};
+use matrix2acrobits_sqlite::{Sharing, Sqlite};
 
 pub use import::Import;
-pub use matrix2acrobits_shared::flow::StoreError;
-pub use matrix2acrobits_sqlite::{LookError, go_proxy};
-pub use url::DatabaseUrl;
+pub use matrix2acrobits_shared::flow::{StoreError, look::LookError};
+pub use matrix2acrobits_sqlite::go_proxy;
+pub use open::OpenError;
+pub use url::{Database, DatabaseUrl};
+pub use watcher::Watcher;
 
 /// A removed pusher's row is kept this long, in seconds, for the operator to see.
 const TOMBSTONE_AGE: i64 = 7 * 86_400;
@@ -53,6 +61,9 @@ pub enum Role {
 pub enum Store {
     /// In an SQLite file.
     Sqlite(Sqlite),
+    /// In a PostgreSQL database.
+    #[cfg(feature = "postgres")]
+    Postgres(Postgres),
 }
 
 /// How many rows of nobody went.
@@ -69,6 +80,8 @@ macro_rules! ask {
     ($store:expr, $function:ident ( $($argument:expr),* )) => {
         match $store {
             Store::Sqlite(database) => database.$function($($argument),*).await,
+            #[cfg(feature = "postgres")]
+            Store::Postgres(database) => database.$function($($argument),*).await,
         }
     };
 }
@@ -76,11 +89,11 @@ macro_rules! ask {
 impl Store {
     /// Opens the database, creates what is missing, brings the schema up to date and starts the writer.
     pub async fn open(
-        url: &DatabaseUrl,
+        database: &Database,
         role: Role,
         clock: Clock,
     ) -> std::result::Result<Self, OpenError> {
-        match url {
+        match &database.url {
             DatabaseUrl::Sqlite(file) => {
                 let sharing = match role {
                     Role::Ahead => Sharing::ahead(Duration::from_secs(5)),
@@ -88,19 +101,28 @@ impl Store {
                 };
                 Ok(Self::Sqlite(Sqlite::open(file, sharing, clock).await?))
             }
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => {
+                let opened = Postgres::open(url, database.max_connections, clock).await?;
+                Ok(Self::Postgres(opened))
+            }
         }
     }
 
     /// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
-    pub async fn look(url: &DatabaseUrl) -> std::result::Result<(), LookError> {
-        match url {
+    pub async fn look(database: &Database) -> std::result::Result<(), LookError> {
+        match &database.url {
             DatabaseUrl::Sqlite(file) => matrix2acrobits_sqlite::look(file).await,
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => matrix2acrobits_postgres::look(url).await,
         }
     }
 
     fn writer(&self) -> &Writer {
         match self {
             Self::Sqlite(database) => &database.writer,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => &database.writer,
         }
     }
 
@@ -108,21 +130,27 @@ impl Store {
     pub fn clock(&self) -> &Clock {
         match self {
             Self::Sqlite(database) => &database.clock,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => &database.clock,
+        }
+    }
+
+    fn vital(&self) -> &Vital {
+        match self {
+            Self::Sqlite(database) => &database.vital,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => &database.vital,
         }
     }
 
     /// Returns when a task of the store has died by a panic: then the process has to end with an error.
     pub async fn died(&self) {
-        match self {
-            Self::Sqlite(database) => database.vital.died().await,
-        }
+        self.vital().died().await;
     }
 
     /// Whether one has.
     pub fn has_died(&self) -> bool {
-        match self {
-            Self::Sqlite(database) => database.vital.has_died(),
-        }
+        self.vital().has_died()
     }
 
     /// Has `listener` told what commits of this process or another make untrue of what is remembered: after the
@@ -133,25 +161,48 @@ impl Store {
                 database.feed.listen(listener);
                 database.follow_others();
             }
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => {
+                database.feed().listen(listener);
+                database.follow_others();
+            }
+        }
+    }
+
+    /// Whether what is remembered is known to be true, for those who listen.
+    pub fn freshness(&self) -> Freshness {
+        match self {
+            // The file is at hand: its changes are noticed, or nothing works.
+            Self::Sqlite(_) => Freshness::Fresh,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => database.freshness(),
         }
     }
 
     /// Watches for writes of any process, this one included.
     pub async fn watcher(&self) -> Result<Watcher> {
-        ask!(self, watcher())
+        match self {
+            Self::Sqlite(database) => database.watcher().await.map(Watcher::Sqlite),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => Ok(Watcher::Postgres(database.watcher())),
+        }
     }
 
     /// Bytes that the database and its log take, where that can be told.
     pub async fn file_sizes(&self) -> (u64, u64) {
-        ask!(self, file_sizes())
+        match self {
+            Self::Sqlite(database) => database.file_sizes().await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => (database.size().await, 0),
+        }
     }
 
     /// Whether the database answers and all of the store's tasks live, for `/health/ready`.
     pub async fn ping(&self) -> Result<()> {
-        match self {
-            Self::Sqlite(database) if database.vital.has_died() => Err(StoreError::Stopped),
-            Self::Sqlite(database) => database.ping().await,
+        if self.has_died() {
+            return Err(StoreError::Stopped);
         }
+        ask!(self, ping())
     }
 }
 
@@ -188,7 +239,7 @@ impl Store {
             });
             let (gone, last) = removing.await?;
             removed += gone;
-            if gone == 0 || selector.is_some() {
+            if last == after || selector.is_some() {
                 return Ok(removed);
             }
             after = last;
@@ -608,6 +659,11 @@ impl Store {
     /// Pushers by state.
     pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
         ask!(self, count_pushers())
+    }
+
+    /// How many tokens for messages belong to nobody yet, and so have no pusher.
+    pub async fn count_unmapped(&self) -> Result<i64> {
+        ask!(self, count_unmapped())
     }
 
     /// Up to `limit` rows of tokens with ids above `after`.

@@ -1,28 +1,94 @@
-//! `DATABASE_URL`: which database, and where.
+//! `DATABASE_URL` and what goes with it: which database, where, and how many connections it may get.
 
 use std::{fmt, str::FromStr};
 
-use matrix2acrobits_shared::process::settings::SettingError;
+use matrix2acrobits_shared::process::settings::{SettingError, SharedArgs, number};
+
+/// The most connections that a process may have.
+const MOST_CONNECTIONS: u32 = 1000;
+/// The fewest; SQLite does not ask.
+#[cfg(feature = "postgres")]
+const FEWEST_CONNECTIONS: u32 = matrix2acrobits_postgres::FEWEST_CONNECTIONS;
+#[cfg(not(feature = "postgres"))]
+const FEWEST_CONNECTIONS: u32 = 1;
 
 /// Where the database is.
 #[derive(Debug, Clone)]
 pub enum DatabaseUrl {
     /// An SQLite file.
     Sqlite(matrix2acrobits_sqlite::DatabaseUrl),
+    /// A PostgreSQL database.
+    #[cfg(feature = "postgres")]
+    Postgres(matrix2acrobits_postgres::DatabaseUrl),
 }
 
 impl FromStr for DatabaseUrl {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
+        let text = text.trim();
+        if text.starts_with("postgres:") || text.starts_with("postgresql:") {
+            #[cfg(feature = "postgres")]
+            return text.parse().map(Self::Postgres);
+            #[cfg(not(feature = "postgres"))]
+            return Err(SettingError::new(
+                "DATABASE_URL",
+                "names a PostgreSQL database, which this program was built without",
+            ));
+        }
         text.parse().map(Self::Sqlite)
     }
 }
 
+/// Without a password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(file) => file.fmt(f),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(url) => url.fmt(f),
         }
+    }
+}
+
+/// The settings of the database.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// Where it is.
+    pub url: DatabaseUrl,
+    /// How many connections this process may have, where it is PostgreSQL.
+    pub max_connections: u32,
+}
+
+impl Database {
+    /// What the settings say.
+    pub fn of(settings: &SharedArgs) -> Result<Self, SettingError> {
+        let url = settings.database_url()?;
+        let url: DatabaseUrl = url.expose().parse()?;
+        #[cfg(feature = "postgres")]
+        let url = match url {
+            DatabaseUrl::Postgres(url) => {
+                // It has to be readable, whoever reads it.
+                settings.outgoing()?;
+                DatabaseUrl::Postgres(url.trusting(settings.extra_ca_file()))
+            }
+            file @ DatabaseUrl::Sqlite(_) => file,
+        };
+        let max_connections = number(
+            "DATABASE_MAX_CONNECTIONS",
+            &settings.database_max_connections,
+            FEWEST_CONNECTIONS,
+            MOST_CONNECTIONS,
+        )?;
+        Ok(Self {
+            url,
+            max_connections,
+        })
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
     }
 }

@@ -14,7 +14,7 @@ use matrix2acrobits_shared::{
         settings::{SettingError, SharedArgs},
     },
 };
-use matrix2acrobits_store::{DatabaseUrl, LookError, Role, Store};
+use matrix2acrobits_store::{Database, LookError, Role, Store};
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
@@ -66,7 +66,7 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
 /// Opens a database that must be there and of this release: a listing of a new, empty one would mislead, and a
 /// command must not change what the running processes work on.
 pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
-    let database: DatabaseUrl = cli.shared.database()?;
+    let database = Database::of(&cli.shared)?;
     let wrong = |problem: LookError| SettingError::new("DATABASE_URL", problem.to_string());
     Store::look(&database).await.map_err(wrong)?;
     Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
