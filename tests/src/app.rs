@@ -98,10 +98,11 @@ impl Builder {
         let pnm = Pnm::start().await;
         let folder = fixtures::folder();
         let file = folder.path().join("matrix2acrobits.db");
+        let database = Database::at(&file);
         let mut app = App {
-            api_env: api_env(&file, &pnm),
-            worker_env: worker_env(&file, &homeserver),
-            database: Database::at(&file),
+            api_env: api_env(&database, &pnm),
+            worker_env: worker_env(&database, &homeserver),
+            database,
             api: None,
             worker: None,
             client: http::client(),
@@ -136,9 +137,9 @@ pub struct App {
     pub homeserver: Homeserver,
     /// PNM's stand-in.
     pub pnm: Pnm,
-    /// The shared file, seen from outside.
+    /// The shared database, seen from outside.
     pub database: Database,
-    /// Its path.
+    /// Its path, where it is a file.
     pub file: PathBuf,
     /// Settings with which the api starts the next time.
     pub api_env: Env,
@@ -350,9 +351,9 @@ impl Drop for App {
     }
 }
 
-fn common_env(file: &std::path::Path) -> Env {
+fn common_env(database: &Database) -> Env {
     let settings = [
-        ("DATABASE_URL", format!("sqlite://{}", file.display())),
+        ("DATABASE_URL", database.url()),
         ("ADMIN_LISTEN_ADDR", "127.0.0.1:0".to_owned()),
         ("ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
         ("MATRIX_SERVER_NAME", "example.org".to_owned()),
@@ -364,16 +365,16 @@ fn common_env(file: &std::path::Path) -> Env {
 }
 
 /// The api's usual settings: on loopback, with PNM's stand-in, so that nothing can leave.
-fn api_env(file: &std::path::Path, pnm: &Pnm) -> Env {
-    let mut env = common_env(file);
+fn api_env(database: &Database, pnm: &Pnm) -> Env {
+    let mut env = common_env(database);
     env.insert("LISTEN_ADDR".into(), "127.0.0.1:0".into());
     env.insert("PNM_URL".into(), pnm.url());
     env
 }
 
 /// The worker's usual settings, with retries as quick as whole seconds allow.
-fn worker_env(file: &std::path::Path, homeserver: &Homeserver) -> Env {
-    let mut env = common_env(file);
+fn worker_env(database: &Database, homeserver: &Homeserver) -> Env {
+    let mut env = common_env(database);
     let settings = [
         ("MATRIX_HOMESERVER_URL", homeserver.url()),
         ("MATRIX_AS_TOKEN", AS_TOKEN.to_owned()),

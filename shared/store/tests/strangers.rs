@@ -13,7 +13,8 @@ use matrix2acrobits_shared::{
         report::{Field, Report, Reporter},
     },
 };
-use matrix2acrobits_store::{DatabaseUrl, Forgotten, Import, Role, Store};
+use matrix2acrobits_store::{Database, Forgotten, Import, Role, Store};
+use matrix2acrobits_test_postgres as postgres;
 use tempfile::TempDir;
 
 const START: i64 = 1_800_000_000;
@@ -21,19 +22,29 @@ const DAY: i64 = 86_400;
 
 struct World {
     store: Store,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
+    _database: Option<postgres::Database>,
 }
 
 impl World {
-    async fn new() -> Self {
+    async fn on_sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("test.db").display());
-        let url = url.parse::<DatabaseUrl>().unwrap();
-        let store = Store::open(&url, Role::Ahead, Clock::manual(START)).await;
         Self {
-            store: store.unwrap(),
-            _folder: folder,
+            store: open(&url).await,
+            _folder: Some(folder),
+            _database: None,
         }
+    }
+
+    /// None where no server can be had.
+    async fn on_postgres() -> Option<Self> {
+        let database = postgres::Server::shared()?.database();
+        Some(Self {
+            store: open(&database.url()).await,
+            _folder: None,
+            _database: Some(database),
+        })
     }
 
     fn at(&self, seconds: i64) {
@@ -58,6 +69,15 @@ impl World {
         names.sort();
         names
     }
+}
+
+async fn open(url: &str) -> Store {
+    let database = Database {
+        url: url.parse().unwrap(),
+        max_connections: 4,
+    };
+    let store = Store::open(&database, Role::Ahead, Clock::manual(START)).await;
+    store.unwrap()
 }
 
 fn selector(name: &str) -> Selector {
@@ -85,7 +105,17 @@ fn report(name: &str, owner: Option<&str>) -> Report {
 
 #[tokio::test]
 async fn they_go_thirty_days_after_their_last_report_and_others_stay() {
-    let world = World::new().await;
+    thirty_days(World::on_sqlite().await).await;
+}
+
+#[tokio::test]
+async fn they_go_thirty_days_after_their_last_report_and_others_stay_on_postgres() {
+    if let Some(world) = World::on_postgres().await {
+        thirty_days(world).await;
+    }
+}
+
+async fn thirty_days(world: World) {
     for name in ["idle", "alive", "mapped", "unmapped", "logs-in-later"] {
         world.reports(name, None).await;
     }
@@ -144,7 +174,17 @@ async fn they_go_thirty_days_after_their_last_report_and_others_stay() {
 
 #[tokio::test]
 async fn beyond_a_number_the_oldest_go_and_never_what_somebody_stands_for() {
-    let world = World::new().await;
+    a_number(World::on_sqlite().await).await;
+}
+
+#[tokio::test]
+async fn beyond_a_number_the_oldest_go_and_never_what_somebody_stands_for_on_postgres() {
+    if let Some(world) = World::on_postgres().await {
+        a_number(world).await;
+    }
+}
+
+async fn a_number(world: World) {
     world.reports("mapped", None).await;
     world.maps("mapped").await;
     world.reports("logged-in", Some("@bob:example.org")).await;

@@ -1,7 +1,8 @@
 //! The database behind the store under test, as somebody else sees it: all SQL of this suite.
 
 use matrix2acrobits_shared::flow::Held;
-use sqlx::{Connection, SqliteConnection};
+use matrix2acrobits_test_postgres as postgres;
+use sqlx::{Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 /// What somebody spoils of a phone that nobody else shares anything with.
@@ -27,6 +28,8 @@ impl Spoilt {
 pub(crate) enum Behind {
     /// A file in a folder of its own.
     Sqlite(TempDir),
+    /// A database that the cases of a test use one after the other.
+    Postgres(postgres::Database),
 }
 
 impl Behind {
@@ -36,9 +39,33 @@ impl Behind {
         Self::Sqlite(folder.unwrap_or_else(|_| tempfile::tempdir().unwrap()))
     }
 
+    /// None where no server can be had.
+    pub(crate) fn postgres() -> Option<Self> {
+        let server = postgres::Server::shared()?;
+        Some(Self::Postgres(server.database()))
+    }
+
     pub(crate) fn url(&self) -> String {
-        let Self::Sqlite(folder) = self;
-        format!("sqlite://{}", folder.path().join("test.db").display())
+        match self {
+            Self::Sqlite(folder) => {
+                format!("sqlite://{}", folder.path().join("test.db").display())
+            }
+            Self::Postgres(database) => database.url(),
+        }
+    }
+
+    async fn connect_postgres(&self) -> PgConnection {
+        PgConnection::connect(&self.url()).await.unwrap()
+    }
+
+    /// Forgets what the case before has left.
+    pub(crate) async fn empty(&self) {
+        if let Self::Postgres(_) = self {
+            let sql =
+                "TRUNCATE push_tokens, arrivals, mappings, pushers, jobs, workers RESTART IDENTITY";
+            let mut connection = self.connect_postgres().await;
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        }
     }
 
     async fn connect(&self) -> SqliteConnection {
@@ -47,17 +74,29 @@ impl Behind {
 
     /// The worker that the database calls the job's holder.
     pub(crate) async fn holder(&self, held: &Held) -> Option<String> {
-        let lock: Option<Option<String>> =
-            sqlx::query_scalar("SELECT lock_by FROM Jobs WHERE id = ?")
-                .bind(&held.job_id)
-                .fetch_optional(&mut self.connect().await)
-                .await
-                .unwrap();
-        lock.flatten()
+        let lock: Result<Option<Option<String>>, _> = match self {
+            Self::Sqlite(_) => {
+                sqlx::query_scalar("SELECT lock_by FROM Jobs WHERE id = ?")
+                    .bind(&held.job_id)
+                    .fetch_optional(&mut self.connect().await)
+                    .await
+            }
+            Self::Postgres(_) => {
+                sqlx::query_scalar("SELECT lock_by FROM jobs WHERE pusher_id = $1")
+                    .bind(held.pusher_id)
+                    .fetch_optional(&mut self.connect_postgres().await)
+                    .await
+            }
+        };
+        lock.unwrap().flatten()
     }
 
     /// How many pushers have two jobs.
     pub(crate) async fn doubled(&self) -> i64 {
+        if let Self::Postgres(_) = self {
+            // They are the table's primary key.
+            return 0;
+        }
         let twice =
             "SELECT count(*) FROM (SELECT 1 FROM Jobs GROUP BY pusher_id HAVING count(*) > 1)";
         let count = sqlx::query_scalar(twice)
@@ -66,8 +105,19 @@ impl Behind {
         count.unwrap()
     }
 
-    /// Writes what our programs never write to the rows of one pusher.
-    pub(crate) async fn spoil(&self, what: Spoilt, pusher: i64) {
+    /// Writes what our programs never write to the rows of one pusher; returns what it was. A job in PostgreSQL has
+    /// neither a payload nor anything but a number for its pusher.
+    pub(crate) async fn spoil(&self, what: Spoilt, pusher: i64) -> Spoilt {
+        if let Self::Postgres(_) = self {
+            if !what.is_fatal() {
+                return what;
+            }
+            let sql = "UPDATE pushers SET user_id = 'nobody' WHERE id = $1";
+            let mut connection = self.connect_postgres().await;
+            let done = sqlx::query(sql).bind(pusher).execute(&mut connection).await;
+            done.unwrap();
+            return Spoilt::User;
+        }
         let statements: &[&'static str] = match what {
             Spoilt::Payload => &["UPDATE Jobs SET job = x'ff' WHERE pusher_id = ?"],
             Spoilt::PusherOfJob => &["UPDATE Jobs SET pusher_id = 'x' || ?1 WHERE pusher_id = ?1"],
@@ -84,5 +134,6 @@ impl Behind {
             let done = sqlx::query(sql).bind(pusher).execute(&mut connection).await;
             done.unwrap();
         }
+        what
     }
 }

@@ -110,7 +110,7 @@ async fn check_wanted(world: &mut World) {
     }
 }
 
-async fn run(behind: Behind, append: bool, steps: &[Step]) {
+async fn run(behind: Behind, append: bool, steps: &[Step]) -> Behind {
     let mut world = World::new(behind, append).await;
     for step in steps {
         world.take(step).await;
@@ -137,17 +137,18 @@ async fn run(behind: Behind, append: bool, steps: &[Step]) {
     world.replay(Replay::All).await;
     world.settle().await;
     assert_eq!(world.homeserver.pushers, before);
+    world.behind
 }
 
-fn run_blocking(append: bool, steps: &[Step]) {
+fn run_blocking(behind: Behind, append: bool, steps: &[Step]) -> Behind {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(run(Behind::sqlite(), append, steps));
+    runtime.block_on(run(behind, append, steps))
 }
 
-fn config() -> Config {
+fn config(cases: u32) -> Config {
     let config = Config {
         failure_persistence: None,
         ..Config::default()
@@ -155,7 +156,7 @@ fn config() -> Config {
     match std::env::var_os("PROPTEST_CASES") {
         Some(_) => config,
         None => Config {
-            cases: 100,
+            cases,
             rng_seed: RngSeed::Fixed(1),
             ..config
         },
@@ -163,35 +164,82 @@ fn config() -> Config {
 }
 
 /// The two phones of [`steps::race`] belong to different users.
-fn race(append: bool, events: Vec<Step>) {
+fn race() -> impl Strategy<Value = Vec<Step>> {
     let mapped = (0..2).map(|user| Step::Map {
         selector: user,
         user,
     });
-    let steps: Vec<_> = mapped.chain(events).collect();
-    run_blocking(append, &steps);
+    let mapped: Vec<_> = mapped.collect();
+    prop::collection::vec(steps::race(), 5..40)
+        .prop_map(move |events| [mapped.clone(), events].concat())
+}
+
+fn any() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(steps::step(), 5..90)
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(100))]
 
     #[test]
-    fn two_users_race_for_one_pusher(events in prop::collection::vec(steps::race(), 5..40)) {
-        race(false, events);
+    fn two_users_race_for_one_pusher(steps in race()) {
+        run_blocking(Behind::sqlite(), false, &steps);
     }
 
     #[test]
-    fn two_users_race_side_by_side(events in prop::collection::vec(steps::race(), 5..40)) {
-        race(true, events);
+    fn two_users_race_side_by_side(steps in race()) {
+        run_blocking(Behind::sqlite(), true, &steps);
     }
 
     #[test]
-    fn one_pusher_per_phone(steps in prop::collection::vec(steps::step(), 5..90)) {
-        run_blocking(false, &steps);
+    fn one_pusher_per_phone(steps in any()) {
+        run_blocking(Behind::sqlite(), false, &steps);
     }
 
     #[test]
-    fn users_who_share_a_phone(steps in prop::collection::vec(steps::step(), 5..90)) {
-        run_blocking(true, &steps);
+    fn users_who_share_a_phone(steps in any()) {
+        run_blocking(Behind::sqlite(), true, &steps);
+    }
+}
+
+/// The same on PostgreSQL, with fewer cases: each has to connect.
+mod on_postgres {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn run(append: bool, steps: impl Strategy<Value = Vec<Step>>) {
+        let Some(behind) = Behind::postgres() else {
+            return;
+        };
+        let behind = RefCell::new(Some(behind));
+        let mut runner = proptest::test_runner::TestRunner::new(config(40));
+        let ran = runner.run(&steps, |steps| {
+            // A case that fails has dropped its database; the next one, a shorter one, gets another.
+            let taken = behind.borrow_mut().take().or_else(Behind::postgres);
+            *behind.borrow_mut() = Some(run_blocking(taken.unwrap(), append, &steps));
+            Ok(())
+        });
+        assert!(ran.is_ok(), "{}", ran.unwrap_err());
+    }
+
+    #[test]
+    fn two_users_race_for_one_pusher() {
+        run(false, race());
+    }
+
+    #[test]
+    fn two_users_race_side_by_side() {
+        run(true, race());
+    }
+
+    #[test]
+    fn one_pusher_per_phone() {
+        run(false, any());
+    }
+
+    #[test]
+    fn users_who_share_a_phone() {
+        run(true, any());
     }
 }

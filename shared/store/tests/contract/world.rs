@@ -13,7 +13,7 @@ use matrix2acrobits_shared::{
         report::{Field, Report, Reporter, Saved},
     },
 };
-use matrix2acrobits_store::{DatabaseUrl, Role, Store};
+use matrix2acrobits_store::{Database, Role, Store};
 
 use crate::{
     behind::{Behind, Spoilt},
@@ -89,7 +89,10 @@ fn reporter(number: u8, device: Option<u8>) -> Reporter {
 }
 
 pub(crate) async fn open(behind: &Behind, role: Role, clock: Clock) -> Store {
-    let database = behind.url().parse::<DatabaseUrl>().unwrap();
+    let database = Database {
+        url: behind.url().parse().unwrap(),
+        max_connections: 4,
+    };
     Store::open(&database, role, clock).await.unwrap()
 }
 
@@ -130,6 +133,7 @@ impl World {
     pub(crate) async fn new(behind: Behind, append: bool) -> Self {
         let clock = Clock::manual(START);
         let store = open(&behind, Role::Ahead, clock.clone()).await;
+        behind.empty().await;
         let mut world = Self {
             store,
             other: open(&behind, Role::Behind, clock).await,
@@ -324,7 +328,7 @@ impl World {
         self.store.save_report(report).await.unwrap();
         let pushers = self.store.list_pushers(None, 0, 1000).await.unwrap();
         let pusher = pushers.iter().find(|it| it.pushkey == name).unwrap();
-        self.behind.spoil(what, pusher.id).await;
+        let what = self.behind.spoil(what, pusher.id).await;
         self.unreadable += usize::from(what.is_fatal());
         self.orphans += usize::from(what == Spoilt::PusherOfJob);
     }
