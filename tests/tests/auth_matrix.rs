@@ -294,3 +294,31 @@ async fn no_secret_is_logged_at_the_finest_level() {
         "the log is not as fine as it should be"
     );
 }
+
+#[tokio::test]
+async fn a_receipt_counts_for_the_phones_of_whoever_logs_in() {
+    let mut app = alone().await;
+    let phone = Phone::seed();
+    app.report(&by(&phone, "bob", RIGHT))
+        .await
+        .expect_status(200);
+    let receipt = |username: &str, password: &str| {
+        let fields = json!({"token": phone.token, "username": username, "password": password});
+        app.public(Method::POST, "/api/client/push_received")
+            .json(&fields)
+    };
+    refused(send(receipt("bob", WRONG)).await);
+    let nobody = json!({"token": phone.token});
+    let bare = app.public(Method::POST, "/api/client/push_received");
+    refused(send(bare.json(&nobody)).await);
+    // No word on whose the phone is.
+    send(receipt("alice", RIGHT)).await.expect_status(200);
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    assert_eq!(app.database.count("arrivals").await, 0);
+    app.start_api().await;
+    let receipt = json!({"token": phone.token, "username": "bob", "password": RIGHT});
+    let request = app.public(Method::POST, "/api/client/push_received");
+    send(request.json(&receipt)).await.expect_status(200);
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    assert_eq!(app.database.count("arrivals").await, 1);
+}
