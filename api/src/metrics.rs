@@ -327,6 +327,7 @@ pub(crate) enum DeviceOutcome {
     Dropped,
     Duplicate,
     Badge,
+    CallOver,
     OddEventId,
     Retry,
     Unavailable,
@@ -335,12 +336,13 @@ pub(crate) enum DeviceOutcome {
 }
 
 impl DeviceOutcome {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Delivered,
         Self::Rejected,
         Self::Dropped,
         Self::Duplicate,
         Self::Badge,
+        Self::CallOver,
         Self::OddEventId,
         Self::Retry,
         Self::Unavailable,
@@ -355,6 +357,7 @@ impl DeviceOutcome {
             Self::Dropped => "dropped",
             Self::Duplicate => "duplicate",
             Self::Badge => "badge",
+            Self::CallOver => "call_over",
             Self::OddEventId => "odd_event_id",
             Self::Retry => "retry",
             Self::Unavailable => "unavailable",

@@ -19,7 +19,7 @@ use url::Url;
 
 use crate::{
     http::peers::Proxies,
-    notify::trust::NotifyAuth,
+    notify::{texts::Texts, trust::NotifyAuth},
     operator::{canary::Plan, push_test::To},
 };
 
@@ -102,15 +102,34 @@ pub(crate) struct ServeArgs {
     )]
     pnm_timeout: String,
 
-    /// Message when the homeserver sends no content; empty: none
+    /// Message when the homeserver sends no content; empty: none [default: New message]
+    #[arg(long, env = "PUSH_FALLBACK_TEXT", value_name = "TEXT", global = true)]
+    push_fallback_text: Option<String>,
+
+    /// TOML or JSON file with the words for photos, calls, invitations and the like [default: English]
+    #[arg(long, env = "PUSH_TEXTS_FILE", value_name = "PATH", global = true)]
+    push_texts_file: Option<PathBuf>,
+
+    /// Whether a notification that brings a count alone is pushed: on or off
     #[arg(
         long,
-        env = "PUSH_FALLBACK_TEXT",
-        value_name = "TEXT",
+        env = "PUSH_BADGE_UPDATES",
+        value_name = "ON_OR_OFF",
         global = true,
-        default_value = "New message"
+        default_value = "off"
     )]
-    push_fallback_text: String,
+    push_badge_updates: String,
+
+    /// Who a message is from, for the app: matrix (the sender's Matrix ID) or extension (the sender's main extension at
+    /// NethCTI, with REPORT_AUTH=nethcti)
+    #[arg(
+        long,
+        env = "PUSH_IDENTITY",
+        value_name = "MODE",
+        global = true,
+        default_value = "matrix"
+    )]
+    push_identity: String,
 
     /// What becomes of notifications without our pusher's mark: prefer (pushed within a budget), require (refused) or
     /// off (pushed as any other, where only the homeserver can reach the endpoint)
@@ -191,7 +210,10 @@ pub(crate) struct Settings {
     pub(crate) trusted_proxies: Proxies,
     pub(crate) pnm_url: Url,
     pub(crate) pnm_timeout: Duration,
-    pub(crate) fallback_text: String,
+    pub(crate) texts: Texts,
+    pub(crate) badge_updates: bool,
+    /// Senders are named by their extensions.
+    pub(crate) by_extension: bool,
     pub(crate) notify_auth: NotifyAuth,
     pub(crate) hs_token: Option<Secret>,
     pub(crate) strangers_per_hour: u32,
@@ -200,6 +222,28 @@ pub(crate) struct Settings {
 }
 
 impl ServeArgs {
+    fn texts(&self) -> Result<Texts, SettingError> {
+        let file = self.push_texts_file.as_deref();
+        let mut texts = match file.filter(|file| !file.as_os_str().is_empty()) {
+            None => Texts::english(),
+            Some(file) => {
+                let wrong = |problem: &str| {
+                    SettingError::new("PUSH_TEXTS_FILE", format!("{}: {problem}", file.display()))
+                };
+                let content = std::fs::read_to_string(file);
+                let content = content.map_err(|error| wrong(&error.to_string()))?;
+                let json = file
+                    .extension()
+                    .is_some_and(|end| end.eq_ignore_ascii_case("json"));
+                Texts::parse(&content, json).map_err(|problem| wrong(&problem))?
+            }
+        };
+        if let Some(text) = &self.push_fallback_text {
+            text.trim().clone_into(&mut texts.message);
+        }
+        Ok(texts)
+    }
+
     fn listen_addr(&self) -> Result<SocketAddr, SettingError> {
         let named = |name, text: Option<&str>, read: fn(&str) -> Option<SocketAddr>, form| {
             settings::optional(name, text, |text| {
@@ -274,6 +318,22 @@ impl ServeArgs {
             settings::number(name, text, least, 86_400)
                 .map(|seconds| Duration::from_secs(seconds.into()))
         };
+        let badge_updates = settings::parse(
+            "PUSH_BADGE_UPDATES",
+            &self.push_badge_updates,
+            |text| match text {
+                "on" => Ok(true),
+                "off" => Ok(false),
+                other => Err(format!("must be on or off, not {other:?}")),
+            },
+        )?;
+        let by_extension =
+            settings::parse("PUSH_IDENTITY", &self.push_identity, |text| match text {
+                "matrix" => Ok(false),
+                "extension" if matches!(report_auth, ReportAuth::NethCti { .. }) => Ok(true),
+                "extension" => Err("can be extension with REPORT_AUTH=nethcti only".to_owned()),
+                other => Err(format!("must be matrix or extension, not {other:?}")),
+            })?;
         Ok(Settings {
             listen_addr: self.listen_addr()?,
             report_auth,
@@ -287,7 +347,9 @@ impl ServeArgs {
             .unwrap_or_default(),
             pnm_url: settings::parse("PNM_URL", &self.pnm_url, settings::base_url)?,
             pnm_timeout: settings::duration("PNM_TIMEOUT", &self.pnm_timeout)?,
-            fallback_text: self.push_fallback_text.trim().to_owned(),
+            texts: self.texts()?,
+            badge_updates,
+            by_extension,
             notify_auth: settings::parse("NOTIFY_AUTH", &self.notify_auth, NotifyAuth::parse)?,
             hs_token: settings::secret_or_file(
                 "MATRIX_HS_TOKEN",

@@ -20,7 +20,7 @@ use crate::{
     arrivals::Journal,
     cli::{Cli, Failure},
     http::{bodies::Bodies, listener::serve},
-    identity::Auth,
+    identity::{Auth, Extensions},
     metrics,
     notify::{
         cache::Tokens,
@@ -59,7 +59,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         answers,
         journal,
         tester,
-    } = pushes(&settings, &store, &stop).await?;
+    } = pushes(&settings, &store, auth.extensions(), &stop).await?;
     let upkeep = Arc::new(Upkeep::default());
     tokio::spawn(upkeep.clone().run(store.clone()));
     tracing::info!(
@@ -143,6 +143,7 @@ struct Pushes {
 async fn pushes(
     settings: &Settings,
     store: &Store,
+    extensions: Option<Extensions>,
     stop: &CancellationToken,
 ) -> Result<Pushes, Failure> {
     let tokens = Tokens::new(store.clone());
@@ -160,9 +161,12 @@ async fn pushes(
         tokens.clone(),
         pnm,
         Rules {
-            fallback: settings.fallback_text.clone(),
+            texts: settings.texts.clone(),
             trust: trust.clone(),
             journal: journal.clone(),
+            clock: store.clock().clone(),
+            badge_updates: settings.badge_updates,
+            extensions,
         },
         deliveries.clone(),
         stop.clone(),

@@ -82,7 +82,7 @@ const COMMON: [&str; 15] = [
     "sqlite://data/matrix2acrobits.db",
     "INFO",
 ];
-const API: [&str; 21] = [
+const API: [&str; 24] = [
     "CANARY_USER",
     "CANARY_SELECTOR",
     "CANARY_INTERVAL",
@@ -102,10 +102,13 @@ const API: [&str; 21] = [
     "PNM_TIMEOUT",
     "10s",
     "PUSH_FALLBACK_TEXT",
+    "PUSH_TEXTS_FILE",
+    "PUSH_BADGE_UPDATES",
+    "PUSH_IDENTITY",
     "New message",
     "MATRIX_HS_TOKEN",
 ];
-const WORKER: [&str; 17] = [
+const WORKER: [&str; 18] = [
     "127.0.0.1:9091",
     "MATRIX_AS_TOKEN",
     "MATRIX_AS_TOKEN_FILE",
@@ -114,6 +117,7 @@ const WORKER: [&str; 17] = [
     "PUSH_FORMAT",
     "event_id_only",
     "PUSHER_APPEND",
+    "PUSHER_DISABLE_BADGE_COUNT",
     "WORKER_CONCURRENCY",
     "16",
     "HOMESERVER_TIMEOUT",
@@ -206,6 +210,10 @@ async fn the_api_stops_at_a_wrong_setting() {
             ("PNM_TIMEOUT", Some("0s")),
             ("CANARY_USER", Some("bob")),
             ("CANARY_INTERVAL", Some("daily")),
+            ("PUSH_TEXTS_FILE", Some("/nonexistent/texts.toml")),
+            ("PUSH_BADGE_UPDATES", Some("perhaps")),
+            ("PUSH_IDENTITY", Some("extension")),
+            ("PUSH_IDENTITY", Some("number")),
         ],
     )
     .await;
@@ -227,6 +235,7 @@ async fn the_worker_stops_at_a_wrong_setting() {
             ("ALLOW_INSECURE_PROXY_URL", Some("perhaps")),
             ("PUSH_FORMAT", Some("everything")),
             ("PUSHER_APPEND", Some("maybe")),
+            ("PUSHER_DISABLE_BADGE_COUNT", Some("maybe")),
             ("WORKER_CONCURRENCY", Some("0")),
             ("WORKER_CONCURRENCY", Some("many")),
             ("HOMESERVER_TIMEOUT", Some("30")),

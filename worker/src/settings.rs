@@ -59,6 +59,16 @@ pub(crate) struct RunArgs {
     )]
     pusher_append: String,
 
+    /// Whether the homeserver is asked to send no counts without a message (MSC4076)
+    #[arg(
+        long,
+        env = "PUSHER_DISABLE_BADGE_COUNT",
+        value_name = "BOOL",
+        global = true,
+        default_value = "false"
+    )]
+    pusher_disable_badge_count: String,
+
     /// Jobs that run side by side
     #[arg(
         long,
@@ -172,6 +182,10 @@ impl RunArgs {
             _ => Err(format!("must be event_id_only or full, not {text:?}")),
         })?;
         let append = settings::boolean("PUSHER_APPEND", &self.pusher_append)?;
+        let no_badge_counts = settings::boolean(
+            "PUSHER_DISABLE_BADGE_COUNT",
+            &self.pusher_disable_badge_count,
+        )?;
         let notify_url = settings::optional("PROXY_URL", self.proxy_url.as_deref(), |text| {
             notify_url(text, insecure)
         })?;
@@ -199,6 +213,7 @@ impl RunArgs {
                 notify_url,
                 format,
                 append,
+                no_badge_counts,
             }),
             concurrency: usize::try_from(concurrency).unwrap_or(1),
             homeserver_timeout: settings::duration("HOMESERVER_TIMEOUT", &self.homeserver_timeout)?,

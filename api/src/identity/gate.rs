@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     AuthError,
+    extensions::Extensions,
     limits::{Admission, Attempt, Limits},
     logins::{LoginKey, Logins, Pending, Verdict},
     matrix::Matrix,
@@ -73,14 +74,18 @@ impl Service {
 
 impl Gate {
     /// None where nobody logs in.
-    pub(super) fn new(settings: &Settings) -> Result<Option<Self>, reqwest::Error> {
+    pub(super) fn new(
+        settings: &Settings,
+        extensions: Option<Extensions>,
+    ) -> Result<Option<Self>, reqwest::Error> {
         let patience = settings.auth_timeout;
         let tasks = TaskTracker::new();
         let outgoing = &settings.outgoing;
         let service = match &settings.report_auth {
             ReportAuth::Selector => return Ok(None),
             ReportAuth::NethCti { url, server_name } => {
-                Service::NethCti(NethCti::new(url, server_name.clone(), patience, outgoing)?)
+                let name = server_name.clone();
+                Service::NethCti(NethCti::new(url, name, patience, outgoing, extensions)?)
             }
             ReportAuth::Matrix { homeserver } => {
                 Service::Matrix(Matrix::new(homeserver, patience, tasks.clone(), outgoing)?)
@@ -94,6 +99,13 @@ impl Gate {
             patience,
             tasks,
         }))
+    }
+
+    /// Keeps what the service says of its users fresh. Runs forever, or ends at once.
+    pub(super) async fn refresh_extensions(&self) {
+        if let Service::NethCti(service) = self.service.as_ref() {
+            service.refresh_extensions().await;
+        }
     }
 
     /// The user whose name and password these are.

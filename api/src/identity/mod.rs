@@ -1,6 +1,7 @@
 //! Who a report comes from (REPORT_AUTH): nobody logs in, or a login at NethCTI or the homeserver says.
 
 mod caller;
+mod extensions;
 mod gate;
 mod limits;
 mod logins;
@@ -16,7 +17,7 @@ use std::{
 
 use matrix2acrobits_shared::{ids::UserId, secret::Secret};
 
-pub(crate) use self::caller::Caller;
+pub(crate) use self::{caller::Caller, extensions::Extensions};
 use self::{gate::Gate, strangers::Strangers};
 use crate::{
     http::{
@@ -94,16 +95,28 @@ pub(crate) struct Auth {
     /// None where nobody logs in.
     gate: Option<Arc<Gate>>,
     strangers: Arc<Strangers>,
+    extensions: Option<Extensions>,
 }
 
 impl Auth {
     /// As the settings say. The process must have a TLS provider by now.
     pub(crate) fn new(settings: &Settings) -> Result<Self, reqwest::Error> {
+        let extensions = settings.by_extension.then(Extensions::default);
         Ok(Self {
             proxies: Arc::new(settings.trusted_proxies.clone()),
-            gate: Gate::new(settings)?.map(Arc::new),
+            gate: Gate::new(settings, extensions.clone())?.map(Arc::new),
             strangers: Arc::new(Strangers::new(settings.strangers_per_hour)),
+            extensions,
         })
+    }
+
+    /// The list that names senders by their extensions, where they are to be named so.
+    pub(crate) fn extensions(&self) -> Option<Extensions> {
+        let extensions = self.extensions.clone()?;
+        if let Some(gate) = self.gate.clone() {
+            tokio::spawn(async move { gate.refresh_extensions().await });
+        }
+        Some(extensions)
     }
 
     /// The user that the login proves; none where nobody logs in.

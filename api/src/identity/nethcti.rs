@@ -1,6 +1,9 @@
 //! A login at NethCTI: the password or token, the right to chat, and whose extension it is.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use matrix2acrobits_shared::{
@@ -14,6 +17,7 @@ use url::Url;
 
 use super::{
     AuthError,
+    extensions::{self, Extensions},
     upstream::{Answer, Upstream},
 };
 
@@ -36,6 +40,9 @@ pub(super) struct NethCti {
     server_name: ServerName,
     /// The users of good logins by the names that they used, in lower case.
     former: moka::sync::Cache<String, UserId>,
+    extensions: Option<Extensions>,
+    /// The token that read the list last, where it is to be read again.
+    reader: Mutex<Option<Secret>>,
 }
 
 /// The answer to a login; it has no Debug, for the token's sake.
@@ -69,12 +76,15 @@ impl NethCti {
         server_name: ServerName,
         timeout: Duration,
         outgoing: &Outgoing,
+        extensions: Option<Extensions>,
     ) -> Result<Self, reqwest::Error> {
         let upstream = Upstream::new(base, timeout, outgoing)?;
         Ok(Self {
             upstream,
             server_name,
             former: moka::sync::Cache::new(REMEMBERED),
+            extensions,
+            reader: Mutex::default(),
         })
     }
 
@@ -100,6 +110,29 @@ impl NethCti {
             .ok_or_else(|| unreadable("a user name that no Matrix user can have"))?;
         self.former.insert(proof.name.to_lowercase(), user.clone());
         Ok(user)
+    }
+
+    /// Keeps the list of extensions fresh while nobody logs in. Runs forever.
+    pub(super) async fn refresh_extensions(&self) {
+        loop {
+            tokio::time::sleep(extensions::REFRESH).await;
+            let reader = self.reader().clone();
+            let Some(token) = reader else {
+                continue;
+            };
+            if let Err(error) = self.users(&token).await {
+                tracing::debug!(?error, "the list of extensions was not read again");
+                if matches!(error, AuthError::NoChat { .. }) {
+                    // The token has expired; the next login brings another.
+                    self.reader()
+                        .take_if(|reader| reader.expose() == token.expose());
+                }
+            }
+        }
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Option<Secret>> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whom this login stood for while it could chat: known from then, or the name itself.
@@ -171,9 +204,13 @@ impl NethCti {
         match answer.status {
             200..300 => {
                 let users: Option<Users> = answer.json();
-                users
-                    .map(|users| users.users)
-                    .ok_or_else(|| unreadable("the answer has no list of users"))
+                let users = users.map(|users| users.users);
+                let users = users.ok_or_else(|| unreadable("the answer has no list of users"))?;
+                if let Some(extensions) = &self.extensions {
+                    extensions.replace(&users, &self.server_name);
+                    *self.reader() = Some(token.clone());
+                }
+                Ok(users)
             }
             // Such as to users with a second factor, whose password alone opens nothing. It says nothing about
             // their right to chat, so nobody's pusher goes.
@@ -197,7 +234,7 @@ pub(super) fn without_domain(username: &str) -> &str {
 }
 
 /// The Matrix user of this name; none if there can be no such user.
-fn user_id(user_name: &str, server_name: &ServerName) -> Option<UserId> {
+pub(super) fn user_id(user_name: &str, server_name: &ServerName) -> Option<UserId> {
     let user_name = user_name.to_lowercase();
     // A colon would move the border between name and server.
     let valid = !user_name.contains(':');
@@ -298,6 +335,11 @@ fn find<'a>(users: &'a [Value], name: &str) -> Result<Option<&'a str>, Ambiguous
         }
     }
     Ok(None)
+}
+
+/// The main extension of an entry, if it has one.
+pub(super) fn main_extension(user: &Value) -> Option<String> {
+    texts(&user["main_extension"]).into_iter().next()
 }
 
 /// A name or number, or a list of them, in whichever form it is written.

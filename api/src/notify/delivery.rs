@@ -4,32 +4,40 @@
 //! uncertain is answered so that the homeserver tries again. A phone falls silent for good if we reject its
 //! token wrongly, so only what is certain is rejected.
 
-use std::{cmp::Reverse, fmt, future::Future, sync::Arc, time::Duration};
+mod badge;
+mod verdict;
+
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
-use matrix2acrobits_shared::{flow::PushTarget, ids, process::logs::Chain};
+use matrix2acrobits_shared::{clock::Clock, flow::PushTarget, ids, process::logs::Chain};
 use matrix2acrobits_store::StoreError;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument as _, field::display};
+use tracing::Instrument as _;
 
+use self::verdict::{Fault, Settled, Verdict, answer, outcome, tell};
 use crate::{
     arrivals::Journal,
+    identity::Extensions,
     metrics::{DeviceOutcome, Notify, Reason},
     notify::{
+        badges::Badges,
         cache::{Lookup, MarkedDead, Tokens},
-        dedupe::{self, Dedupe, Turn},
+        dedupe::{self, Dedupe, EventKey, Turn},
         guard::{MassGuard, Seen},
         notification::{Device, Notification, ParseError},
         pnm::{
             client::PnmClient,
             outcome::Outcome,
             translate::{cut, translate},
+            words,
         },
+        texts::Texts,
         trust::{Marked, Trust},
     },
 };
@@ -108,12 +116,18 @@ pub(crate) struct Deliverer<T = Tokens> {
 /// How it is to be done.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    /// The text for a notification that has none; empty for none.
-    pub(crate) fallback: String,
+    /// The words for what has none of its own.
+    pub(crate) texts: Texts,
     /// Tells our pushers' notifications from others.
     pub(crate) trust: Arc<Trust>,
     /// Told of pushes that PNM took.
     pub(crate) journal: Arc<Journal>,
+    /// Tells which calls ring no more.
+    pub(crate) clock: Clock,
+    /// Whether phones get counts without a message.
+    pub(crate) badge_updates: bool,
+    /// Names senders by their extensions.
+    pub(crate) extensions: Option<Extensions>,
 }
 
 impl<T> Clone for Deliverer<T> {
@@ -131,6 +145,7 @@ struct Shared<T> {
     pnm: Arc<PnmClient>,
     rules: Rules,
     dedupe: Dedupe<Verdict>,
+    badges: Badges<EventKey>,
     guard: MassGuard,
     /// Pushes at a time to tokens of nobody: they must not keep others waiting.
     strangers: Semaphore,
@@ -138,26 +153,6 @@ struct Shared<T> {
     tracker: TaskTracker,
     stopping: CancellationToken,
     metrics: Notify,
-}
-
-/// What became of a device.
-type Verdict = Result<Settled, Fault>;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Settled {
-    Delivered,
-    Duplicate,
-    BadMessage,
-    Rejected(Reason),
-}
-
-/// Why nothing is certain; with the word for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    Retry(&'static str),
-    Unavailable(&'static str),
-    /// The budget is used up for that long.
-    Limited(Duration),
 }
 
 impl<T: TokenBook> Deliverer<T> {
@@ -176,6 +171,7 @@ impl<T: TokenBook> Deliverer<T> {
                 pnm,
                 rules,
                 dedupe: Dedupe::new(dedupe::CAPACITY, now),
+                badges: Badges::default(),
                 guard: MassGuard::new(now),
                 strangers: Semaphore::new(STRANGERS_AT_A_TIME),
                 tracker,
@@ -226,7 +222,7 @@ impl<T: TokenBook> Deliverer<T> {
 
 impl<T: TokenBook> Shared<T> {
     async fn carry_out(
-        &self,
+        self: &Arc<Self>,
         body: &[u8],
         deadline: Instant,
     ) -> Result<Vec<String>, DeliveryError> {
@@ -241,7 +237,7 @@ impl<T: TokenBook> Shared<T> {
         if let [device] = devices {
             let marked = self.look(&event, device)?;
             if event.id.is_none() {
-                return Ok(self.without_event(&notification));
+                return Ok(self.without_event(&notification, &[marked]).await);
             }
             let verdict = self.device(&event, device, marked).await;
             return self.settle(&event, &[verdict]);
@@ -249,7 +245,7 @@ impl<T: TokenBook> Shared<T> {
         let looks = devices.iter().map(|device| self.look(&event, device));
         let marks = looks.collect::<Result<Vec<_>, _>>()?;
         if event.id.is_none() {
-            return Ok(self.without_event(&notification));
+            return Ok(self.without_event(&notification, &marks).await);
         }
         let mut waiting = devices.iter().zip(marks);
         let mut under_way = FuturesOrdered::new();
@@ -266,12 +262,21 @@ impl<T: TokenBook> Shared<T> {
     }
 
     /// A badge update rings nobody; neither does an event whose id cannot be told.
-    fn without_event(&self, notification: &Notification<'_>) -> Vec<String> {
+    async fn without_event(
+        self: &Arc<Self>,
+        notification: &Notification<'_>,
+        marks: &[Marked],
+    ) -> Vec<String> {
         let devices = notification.devices.len();
         let outcome = if notification.odd_event_id {
             tracing::warn!(devices, "a notification is lost: its event id is no text");
             DeviceOutcome::OddEventId
         } else {
+            if let (true, Some(unread)) = (self.rules.badge_updates, notification.unread) {
+                for (device, marked) in notification.devices.iter().zip(marks) {
+                    self.update_badge(device, *marked, unread).await;
+                }
+            }
             DeviceOutcome::Badge
         };
         self.metrics.devices(outcome, devices as u64);
@@ -362,7 +367,18 @@ impl<T: TokenBook> Shared<T> {
             Some(Ok(place)) => Some(place),
             None => None,
         };
-        let message = translate(target, event.notification, device, &self.rules.fallback);
+        if words::is_over(event.notification, self.rules.clock.unix_millis()) {
+            return Ok(Settled::CallOver);
+        }
+        self.forget_badge(target);
+        let extensions = self.rules.extensions.as_ref().map(Extensions::list);
+        let sender = event.notification.sender.as_deref();
+        let extension = extensions
+            .as_ref()
+            .and_then(|list| list.get(sender?))
+            .map(String::as_str);
+        let texts = &self.rules.texts;
+        let message = translate(target, event.notification, device, texts, extension);
         let outcome = self.pnm.send(&message).await;
         // What PNM says of strangers' tokens must not speak for the others.
         let believed = stranger || self.note(target, outcome);
@@ -417,97 +433,6 @@ impl<T: TokenBook> Shared<T> {
     }
 }
 
-/// Leaves one line for a request, whatever its devices: strangers can send many. The worst of them gives the line its
-/// level and reason, and the others stand behind it.
-fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
-    let devices = &event.notification.devices[..];
-    let worst = devices.iter().zip(verdicts).enumerate();
-    let worst = worst.filter(|(_, (_, verdict))| severity(verdict) > Severity::Well);
-    let Some((at, (device, verdict))) = worst.max_by_key(|(at, (_, verdict))| {
-        // The first of equals.
-        (severity(verdict), Reverse(*at))
-    }) else {
-        return;
-    };
-    let pushkey = ids::log_id(&device.pushkey);
-    let (reason, event_id) = (outcome(verdict).1, event.logged_id());
-    let others = Others {
-        devices,
-        verdicts,
-        at,
-    };
-    let others = (devices.len() > 1).then(|| display(others));
-    match severity(verdict) {
-        Severity::Well => {}
-        Severity::Rejected => tracing::info!(reason, %pushkey, event_id, others, "rejected"),
-        Severity::Dropped => tracing::warn!(
-            reason,
-            %pushkey,
-            event_id,
-            others,
-            "PNM does not understand the message: dropped"
-        ),
-        Severity::PutOff => tracing::warn!(
-            reason,
-            %pushkey,
-            event_id,
-            others,
-            "not delivered: the homeserver is to try again"
-        ),
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Severity {
-    Well,
-    Rejected,
-    Dropped,
-    PutOff,
-}
-
-fn severity(verdict: &Verdict) -> Severity {
-    match verdict {
-        Ok(Settled::Delivered | Settled::Duplicate) => Severity::Well,
-        Ok(Settled::Rejected(_)) => Severity::Rejected,
-        Ok(Settled::BadMessage) => Severity::Dropped,
-        Err(_) => Severity::PutOff,
-    }
-}
-
-/// What a verdict is counted as, and the word for it in the log.
-fn outcome(verdict: &Verdict) -> (DeviceOutcome, &'static str) {
-    match verdict {
-        Ok(Settled::Delivered) => (DeviceOutcome::Delivered, "delivered"),
-        Ok(Settled::Duplicate) => (DeviceOutcome::Duplicate, "duplicate"),
-        Ok(Settled::BadMessage) => (DeviceOutcome::Dropped, "bad_message"),
-        Ok(Settled::Rejected(reason)) => (DeviceOutcome::Rejected, reason.as_str()),
-        Err(Fault::Retry(reason)) => (DeviceOutcome::Retry, reason),
-        Err(Fault::Unavailable(reason)) => (DeviceOutcome::Unavailable, reason),
-        Err(Fault::Limited(_)) => (DeviceOutcome::Limited, "over_budget"),
-    }
-}
-
-/// The devices of a request that something is the matter with, but for the one at `at`, each as `hash:reason`.
-struct Others<'a> {
-    devices: &'a [Device<'a>],
-    verdicts: &'a [Verdict],
-    at: usize,
-}
-
-impl fmt::Display for Others<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut comma = "";
-        for (at, (device, verdict)) in self.devices.iter().zip(self.verdicts).enumerate() {
-            if at != self.at && severity(verdict) > Severity::Well {
-                let hash = ids::log_id(&device.pushkey);
-                write!(f, "{comma}{hash}:{}", outcome(verdict).1)?;
-                comma = ",";
-            }
-        }
-        Ok(())
-    }
-}
-
 /// The event that a request is about.
 struct Event<'a> {
     /// Absent for a badge update.
@@ -520,25 +445,6 @@ impl<'a> Event<'a> {
     fn logged_id(&self) -> Option<&'a str> {
         self.id.map(|id| cut(id, MAX_LOGGED_BYTES))
     }
-}
-
-/// One device in trouble puts the whole request off: the retry skips those that were delivered.
-fn answer(devices: &[Device<'_>], verdicts: &[Verdict]) -> Result<Vec<String>, DeliveryError> {
-    let (mut retry, mut limited) = (None, None);
-    let mut rejected = Vec::new();
-    for (device, verdict) in devices.iter().zip(verdicts) {
-        match verdict {
-            Err(Fault::Unavailable(reason)) => return Err(DeliveryError::Unavailable(reason)),
-            Err(Fault::Retry(reason)) => retry = Some(DeliveryError::Retry(reason)),
-            Err(Fault::Limited(wait)) => limited = limited.max(Some(*wait)),
-            Ok(Settled::Rejected(_)) if !rejected.iter().any(|key| *key == device.pushkey) => {
-                rejected.push(device.pushkey.clone().into_owned());
-            }
-            Ok(_) => {}
-        }
-    }
-    let limited = limited.map(DeliveryError::Limited);
-    retry.or(limited).map_or(Ok(rejected), Err)
 }
 
 fn database_failed(error: &StoreError) -> Fault {

@@ -1,5 +1,6 @@
 //! `POST /_matrix/push/v1/notify` of the Matrix push gateway API.
 
+mod badges;
 pub(crate) mod cache;
 mod dedupe;
 pub(crate) mod delivery;
@@ -7,6 +8,7 @@ mod description;
 mod guard;
 pub(crate) mod notification;
 pub(crate) mod pnm;
+pub(crate) mod texts;
 pub(crate) mod trust;
 
 use std::collections::BTreeMap;

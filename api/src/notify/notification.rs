@@ -7,6 +7,10 @@
 
 use std::{borrow::Cow, fmt};
 
+mod content;
+
+pub(crate) use self::content::Content;
+
 use serde::de::{DeserializeSeed, Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -26,8 +30,12 @@ pub(crate) struct Notification<'a> {
     pub(crate) sender: Option<Cow<'a, str>>,
     /// What the sender is called in the room.
     pub(crate) sender_display_name: Option<Cow<'a, str>>,
-    /// `content.body`.
-    pub(crate) body: Option<Cow<'a, str>>,
+    /// What the room is called; homeservers name those that have a name of their own.
+    pub(crate) room_name: Option<Cow<'a, str>>,
+    /// The event's type.
+    pub(crate) kind: Option<Cow<'a, str>>,
+    /// The event's content.
+    pub(crate) content: Content<'a>,
     /// `counts.unread`; 0 is a value like any other: it clears the badge.
     pub(crate) unread: Option<u64>,
     /// Whom to notify; never empty.
@@ -47,6 +55,8 @@ pub(crate) struct Device<'a> {
     pub(crate) mark: Option<Cow<'a, str>>,
     /// `tweaks.sound`.
     pub(crate) sound: Option<Cow<'a, str>>,
+    /// The homeserver says what the push rule wants, and it wants no sound: `tweaks` has a `highlight` alone.
+    pub(crate) silent: bool,
 }
 
 /// Why a request cannot be read.
@@ -90,18 +100,23 @@ impl<'a> Notification<'a> {
             room_id: None,
             sender: None,
             sender_display_name: None,
-            body: None,
+            room_name: None,
+            kind: None,
+            content: Content::default(),
             unread: None,
             devices: Vec::new(),
         };
-        let (mut devices, mut event_id, mut id) = (None, None, None);
+        let (mut devices, mut event_id, mut id, mut membership) = (None, None, None, None);
         let is_object = each_field(raw, |key, value| match key {
             b"event_id" => event_id = Some(value),
             b"id" => id = Some(value),
             b"room_id" => it.room_id = text(value),
             b"sender" => it.sender = text(value),
             b"sender_display_name" => it.sender_display_name = text(value),
-            b"content" => it.body = field(value, b"body").and_then(text),
+            b"room_name" => it.room_name = text(value),
+            b"type" => it.kind = text(value),
+            b"content" => it.content = Content::read(value),
+            b"membership" => membership = text(value),
             b"counts" => it.unread = field(value, b"unread").and_then(count),
             b"devices" => devices = Some(value),
             _ => {}
@@ -109,6 +124,8 @@ impl<'a> Notification<'a> {
         if !is_object {
             return Err(ParseError::NoNotification);
         }
+        // Synapse repeats the membership of a member's event beside the content.
+        it.content.membership = it.content.membership.or(membership);
         // Operators and older homeservers send `id` alone; Synapse sends both, and leaves both empty for a badge.
         let ids = [event_id, id].into_iter().flatten();
         it.event_id = ids.clone().filter_map(text).find(|id| !id.is_empty());
@@ -131,10 +148,26 @@ impl<'a> Notification<'a> {
     }
 }
 
+impl Notification<'_> {
+    /// Whether somebody is invited to a room.
+    pub(crate) fn is_invitation(&self) -> bool {
+        self.kind.as_deref() == Some("m.room.member")
+            && self.content.membership.as_deref() == Some("invite")
+    }
+
+    /// Whether somebody calls.
+    pub(crate) fn is_call(&self) -> bool {
+        matches!(
+            self.kind.as_deref(),
+            Some("m.call.invite" | "m.rtc.notification" | "org.matrix.msc4075.rtc.notification")
+        )
+    }
+}
+
 impl<'a> Device<'a> {
     fn read(raw: &'a RawValue) -> Option<Self> {
         let (mut app_id, mut pushkey, mut sound) = (None, None, None);
-        let (mut selector, mut mark) = (None, None);
+        let (mut selector, mut mark, mut silent) = (None, None, false);
         each_field(raw, |key, value| match key {
             b"app_id" => app_id = text(value),
             b"pushkey" => pushkey = text(value),
@@ -146,7 +179,16 @@ impl<'a> Device<'a> {
                     _ => {}
                 });
             }
-            b"tweaks" => sound = field(value, b"sound").and_then(text),
+            b"tweaks" => {
+                let (mut said, mut highlight) = (None, false);
+                each_field(value, |key, value| match key {
+                    b"sound" => said = Some(value),
+                    b"highlight" => highlight = matches!(value.get(), "true" | "false"),
+                    _ => {}
+                });
+                sound = said.and_then(text);
+                silent = highlight && said.is_none();
+            }
             _ => {}
         });
         Some(Self {
@@ -155,6 +197,7 @@ impl<'a> Device<'a> {
             selector,
             mark,
             sound,
+            silent,
         })
     }
 }

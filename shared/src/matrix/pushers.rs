@@ -19,6 +19,8 @@ const KEPT: [&str; 4] = [
     "org.matrix.msc3881.enabled",
     "org.matrix.msc3881.device_id",
 ];
+/// In `data`, asks a homeserver for no counts without a message.
+const NO_BADGE_COUNTS: &str = "org.matrix.msc4076.disable_badge_count";
 /// The only path that Synapse accepts in a pusher's URL.
 pub const NOTIFY_PATH: &str = "/_matrix/push/v1/notify";
 
@@ -41,6 +43,8 @@ pub struct PusherSettings {
     pub format: PushFormat,
     /// Whether users share an app id and pushkey.
     pub append: bool,
+    /// Whether the homeserver sends no counts alone (MSC4076).
+    pub no_badge_counts: bool,
 }
 
 impl PusherSettings {
@@ -55,7 +59,12 @@ impl PusherSettings {
             PushFormat::EventIdOnly => "event_id_only",
             PushFormat::Full => "full",
         };
-        format!("{format} {}", self.notify_url)
+        let badges = if self.no_badge_counts {
+            " no_badge_counts"
+        } else {
+            ""
+        };
+        format!("{format} {}{badges}", self.notify_url)
     }
 }
 
@@ -83,6 +92,11 @@ struct PusherData<'a> {
     url: &'a str,
     selector: &'a str,
     mark: Mark,
+    #[serde(
+        rename = "org.matrix.msc4076.disable_badge_count",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    no_badge_counts: bool,
 }
 
 impl<'a> SetPusher<'a> {
@@ -108,6 +122,7 @@ impl<'a> SetPusher<'a> {
                 url: settings.notify_url.as_str(),
                 selector: selector.as_str(),
                 mark: key.mark(pushkey.as_str()),
+                no_badge_counts: settings.no_badge_counts,
             },
             kept: Map::new(),
         }
@@ -141,6 +156,7 @@ impl<'a> SetPusher<'a> {
             && held.text("url") == Some(self.data.url)
             && held.text("selector") == Some(self.data.selector)
             && held.text("format") == format
+            && held.is_set(NO_BADGE_COUNTS) == self.data.no_badge_counts
     }
 }
 
@@ -189,6 +205,10 @@ impl HeldPusher {
     pub fn text(&self, name: &str) -> Option<&str> {
         self.data.get(name)?.as_str()
     }
+
+    fn is_set(&self, name: &str) -> bool {
+        self.data.get(name).and_then(Value::as_bool) == Some(true)
+    }
 }
 
 /// The response to `GET /pushers`.
@@ -226,7 +246,27 @@ mod tests {
                 .unwrap(),
             format,
             append: false,
+            no_badge_counts: false,
         }
+    }
+
+    #[test]
+    fn counts_without_a_message_can_be_declined() {
+        let app_id = AppId::parse("a").unwrap();
+        let pushkey = Pushkey::parse("k").unwrap();
+        let selector = Selector::parse("s").unwrap();
+        let mut settings = settings(PushFormat::Full);
+        let plain = SetPusher::new(&app_id, &pushkey, &selector, &settings, &key(1));
+        let plain = serde_json::to_value(&plain).unwrap();
+        assert!(plain["data"].get(NO_BADGE_COUNTS).is_none());
+        let before = settings.name();
+        settings.no_badge_counts = true;
+        assert_ne!(settings.name(), before, "pushers are set anew");
+        let declined = SetPusher::new(&app_id, &pushkey, &selector, &settings, &key(1));
+        let held = serde_json::to_value(&declined).unwrap();
+        assert_eq!(held["data"][NO_BADGE_COUNTS], true);
+        assert!(declined.matches(&serde_json::from_value(held).unwrap()));
+        assert!(!declined.matches(&serde_json::from_value(plain).unwrap()));
     }
 
     #[test]

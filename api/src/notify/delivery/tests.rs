@@ -126,9 +126,12 @@ fn rules(auth: NotifyAuth) -> Rules {
         previous: None,
     };
     Rules {
-        fallback: "x".to_owned(),
+        texts: Texts::english(),
         trust: Arc::new(Trust::new(auth, keys, Clock::system())),
         journal: Arc::new(Journal::new(Clock::system())),
+        clock: Clock::system(),
+        badge_updates: true,
+        extensions: None,
     }
 }
 

@@ -304,7 +304,13 @@ mod tests {
             br#"{"notification":{"event_id":"$e","devices":[{"app_id":"a","pushkey":"k"}]}}"#;
         let it = Notification::parse(body).unwrap();
         client
-            .send(&translate(&target, &it, &it.devices[0], "x"))
+            .send(&translate(
+                &target,
+                &it,
+                &it.devices[0],
+                &crate::notify::texts::Texts::english(),
+                None,
+            ))
             .await
     }
 

@@ -4,3 +4,4 @@ pub(crate) mod answers;
 pub(crate) mod client;
 pub(crate) mod outcome;
 pub(crate) mod translate;
+pub(crate) mod words;

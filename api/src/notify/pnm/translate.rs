@@ -1,13 +1,19 @@
 //! Turns a notification into PNM's message.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use matrix2acrobits_shared::flow::PushTarget;
 
-use crate::notify::notification::{Device, Notification};
+use super::words;
+use crate::notify::{
+    notification::{Device, Notification},
+    texts::Texts,
+};
 
 /// Most bytes of `Message` as JSON. Apple's push service carries 4 KiB in all, and the other fields come to
-/// at most 1.5 KiB (four identifiers and a name of [`MAX_ID_BYTES`] each, and their keys).
+/// at most 1.5 KiB (three identifiers, a name and a room of [`MAX_ID_BYTES`] each, and their keys).
 pub(crate) const MAX_MESSAGE_BYTES: usize = 2560;
 
 /// Longest identifier in Matrix, in bytes. What is longer is none, and would crowd out the message.
@@ -24,13 +30,14 @@ pub(crate) struct NotifyTextMessage<'a> {
     selector: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     badge: Option<u64>,
-    sound: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sound: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user_name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    user_display_name: Option<&'a str>,
+    user_display_name: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
+    message: Option<Cow<'a, str>>,
     content_type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
@@ -38,37 +45,66 @@ pub(crate) struct NotifyTextMessage<'a> {
     thread_id: Option<&'a str>,
 }
 
-/// The message for one device; `fallback` is the text for a notification without one, and may be empty.
+/// The message for one device. `extension` is the sender's, where apps key their threads by extensions.
 pub(crate) fn translate<'a>(
     target: &'a PushTarget,
     notification: &'a Notification<'_>,
     device: &'a Device<'_>,
-    fallback: &'a str,
+    texts: &'a Texts,
+    extension: Option<&'a str>,
 ) -> NotifyTextMessage<'a> {
     let sender = id(notification.sender.as_deref());
-    let name = present(notification.sender_display_name.as_deref());
-    let body = present(notification.body.as_deref()).or(present(Some(fallback)));
+    let sound = id(device.sound.as_deref());
     NotifyTextMessage {
         verb: "NotifyTextMessage",
         app_id: target.app_id.as_str(),
         device_token: target.pushkey.as_str(),
         selector: target.selector.as_str(),
         badge: notification.unread,
-        sound: id(device.sound.as_deref()).unwrap_or("default"),
-        user_name: sender,
-        user_display_name: name.map(|name| cut(name, MAX_ID_BYTES)).or(sender),
-        message: body.map(|body| cut(body, MAX_MESSAGE_BYTES)),
+        // A push rule without a sound stays silent, where the homeserver sends what the rule says (`full`).
+        sound: sound.or((!device.silent).then_some("default")),
+        user_name: id(extension).or(sender),
+        user_display_name: words::who(notification, texts),
+        message: words::say(notification, texts).map(|text| cut_cow(text, MAX_MESSAGE_BYTES)),
         content_type: "text/plain",
         id: id(notification.event_id.as_deref()),
         thread_id: id(notification.room_id.as_deref()),
     }
 }
 
-fn present(text: Option<&str>) -> Option<&str> {
+/// A count alone, with neither text nor sound. Acrobits' documents do not say what an app makes of it.
+pub(crate) fn badge(target: &PushTarget, unread: u64) -> NotifyTextMessage<'_> {
+    NotifyTextMessage {
+        verb: "NotifyTextMessage",
+        app_id: target.app_id.as_str(),
+        device_token: target.pushkey.as_str(),
+        selector: target.selector.as_str(),
+        badge: Some(unread),
+        sound: None,
+        user_name: None,
+        user_display_name: None,
+        message: None,
+        content_type: "text/plain",
+        id: None,
+        thread_id: None,
+    }
+}
+
+fn cut_cow(text: Cow<'_, str>, limit: usize) -> Cow<'_, str> {
+    match text {
+        Cow::Borrowed(text) => cut(text, limit).into(),
+        Cow::Owned(mut text) => {
+            text.truncate(cut(&text, limit).len());
+            text.into()
+        }
+    }
+}
+
+pub(super) fn present(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
 }
 
-fn id(text: Option<&str>) -> Option<&str> {
+pub(super) fn id(text: Option<&str>) -> Option<&str> {
     present(text).filter(|text| text.len() <= MAX_ID_BYTES)
 }
 
@@ -112,10 +148,12 @@ mod tests {
     }
 
     fn message(body: &Value, fallback: &str) -> Value {
+        let mut texts = Texts::english();
+        fallback.clone_into(&mut texts.message);
         let body = body.to_string();
         let it = Notification::parse(body.as_bytes()).unwrap();
         let target = target();
-        serde_json::to_value(translate(&target, &it, &it.devices[0], fallback)).unwrap()
+        serde_json::to_value(translate(&target, &it, &it.devices[0], &texts, None)).unwrap()
     }
 
     fn notification(extra: &Value) -> Value {
@@ -175,7 +213,28 @@ mod tests {
         assert_eq!(message_of(&encrypted), "New message");
         let image = include_str!("../../../../tests/fixtures/captures/full_dm_image.json");
         let image: Value = serde_json::from_str(image).unwrap();
-        assert_eq!(message_of(&image), "cat.png");
+        assert_eq!(message_of(&image), "Photo");
+    }
+
+    #[test]
+    fn a_push_rule_without_a_sound_stays_silent() {
+        let group = include_str!("../../../../tests/fixtures/captures/full_group_text.json");
+        let group: Value = serde_json::from_str(group).unwrap();
+        let it = message(&group["body"], "New message");
+        assert_eq!(it.get("Sound"), None);
+        assert_eq!(it["Message"], "hello team");
+        assert_eq!(it["UserDisplayName"], "Alice A (Team Room)");
+        for (tweaks, sound) in [
+            (json!({"highlight": true}), None),
+            (json!({"highlight": true, "sound": "bing"}), Some("bing")),
+            (json!({"highlight": true, "sound": null}), Some("default")),
+            (json!({}), Some("default")),
+            (Value::Null, Some("default")),
+        ] {
+            let devices = json!([{"app_id": "a", "pushkey": "k", "tweaks": tweaks}]);
+            let it = message(&notification(&json!({"devices": devices})), "x");
+            assert_eq!(it.get("Sound").and_then(Value::as_str), sound, "{tweaks}");
+        }
     }
 
     #[test]
