@@ -192,6 +192,15 @@ impl Database {
         MarkKey::new(&key)
     }
 
+    /// The time as this database writes it in SQL, in whole seconds since 1970.
+    pub fn now(&self) -> &'static str {
+        if self.is_postgres() {
+            "extract(epoch FROM now())::bigint"
+        } else {
+            "unixepoch()"
+        }
+    }
+
     /// SQLite's own check of the whole file; PostgreSQL looks after its own.
     pub async fn integrity(&self) -> String {
         match self {
@@ -204,7 +213,8 @@ impl Database {
     }
 
     /// Runs one statement as somebody else who has the database open.
-    pub async fn meddle(&self, sql: &'static str) {
+    pub async fn meddle(&self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
         match self {
             Self::Sqlite { options, .. } => {
                 let mut other = SqliteConnection::connect_with(options).await.unwrap();

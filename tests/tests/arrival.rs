@@ -361,10 +361,11 @@ async fn a_phone_falls_silent() {
     let listed = phones(&app, &["--silent"]).await;
     assert!(listed.is_empty(), "not before a day has passed: {listed:?}");
     app.database
-        .meddle(
-            "UPDATE arrivals SET waiting_since = unixepoch() - 86401, pushed_at = pushed_at - 86401,
+        .meddle(&format!(
+            "UPDATE arrivals SET waiting_since = {} - 86401, pushed_at = pushed_at - 86401,
                  received_at = received_at - 90000",
-        )
+            app.database.now()
+        ))
         .await;
     app.start_api().await;
     metric_is(&app, "matrix2acrobits_phones_silent", 1.0).await;

@@ -446,8 +446,8 @@ async fn what_clients_ask_for_is_done_when_they_hang_up() {
         join_all(removals.chain(deletions).chain(reports).map(hang_up)).await;
         drop(lock);
         eventually(SOON, "all is written", async || {
-            let gone = "push_tokens WHERE selector GLOB 'SELECTOR-leaving*' OR selector GLOB 'SELECTOR-deleted*'";
-            let anew = "push_tokens WHERE token_msgs GLOB '*-anew'";
+            let gone = "push_tokens WHERE selector LIKE 'SELECTOR-leaving%' OR selector LIKE 'SELECTOR-deleted%'";
+            let anew = "push_tokens WHERE token_msgs LIKE '%-anew'";
             app.database.count(gone).await == 0 && app.database.count(anew).await == 5
         })
         .await;

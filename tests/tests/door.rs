@@ -134,7 +134,7 @@ async fn what_the_operator_imported_is_somebodys() {
         app.report(&phone.report()).await.expect_status(200);
     }
     app.database
-        .meddle("UPDATE push_tokens SET imported = 1")
+        .meddle("UPDATE push_tokens SET imported = (1 = 1)")
         .await;
     for phone in &phones {
         let reply = notify(&app, "$1", &phone.device()).await;
@@ -208,12 +208,20 @@ async fn a_new_key_gives_every_pusher_a_new_mark_and_old_marks_count_for_a_day()
     assert_eq!(sets, 120, "each was set twice");
 
     // A day later.
-    app.database
-        .meddle("UPDATE meta SET value = zeroblob(8) WHERE name = 'mark_key_until'")
-        .await;
-    app.database
-        .meddle("UPDATE token_epoch SET value = value + 1")
-        .await;
+    let long_ago = if app.database.is_postgres() {
+        r"'\x0000000000000000'"
+    } else {
+        "zeroblob(8)"
+    };
+    let over = format!("UPDATE meta SET value = {long_ago} WHERE name = 'mark_key_until'");
+    app.database.meddle(&over).await;
+    // A change of tokens by another process has the keys read again.
+    let told = if app.database.is_postgres() {
+        "UPDATE push_tokens SET report = report"
+    } else {
+        "UPDATE token_epoch SET value = value + 1"
+    };
+    app.database.meddle(told).await;
     eventually(SOON, "the old mark no longer counts", async || {
         notify(&app, "$late", &old[0]).await.status == 403
     })

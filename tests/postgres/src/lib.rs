@@ -84,24 +84,23 @@ impl Server {
                 .append(true)
                 .open(&lock)
                 .unwrap();
-            used.lock().unwrap();
+            // Shared, or a test would wait for all others to end.
+            used.lock_shared().unwrap();
             // The janitor may have been quicker, and this is the lock of a folder that is gone.
             if !lock.exists() {
                 continue;
             }
             let noted = fs::read_to_string(folder.join("port"));
-            let port = if let Ok(port) = noted {
-                port.trim().parse().unwrap()
-            } else {
-                let port = set_up(&programs, &folder);
-                fs::write(folder.join("port"), port.to_string()).unwrap();
-                port
-            };
-            used.unlock().unwrap();
-            used.lock_shared().unwrap();
-            if !lock.exists() {
+            let Ok(port) = noted else {
+                used.unlock().unwrap();
+                used.lock().unwrap();
+                if lock.exists() && !folder.join("port").exists() {
+                    let port = set_up(&programs, &folder);
+                    fs::write(folder.join("port"), port.to_string()).unwrap();
+                }
                 continue;
-            }
+            };
+            let port = port.trim().parse().unwrap();
             return Some(Self {
                 programs,
                 folder,
