@@ -28,8 +28,15 @@ async fn the_description_is_checked_in() {
     );
 }
 
-/// Runs Schemathesis on some of the endpoints. Its report goes to the test's output.
-async fn holds(url: &str, selection: &[&str], auth: Option<&str>) {
+/// The number behind these words.
+fn number_after(report: &str, words: &str) -> usize {
+    let rest = report.split(words).nth(1).unwrap_or_default();
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// Runs Schemathesis on some of the endpoints, so many methods of paths. Its report goes to the test's output.
+async fn holds(url: &str, selection: &[&str], operations: usize, auth: Option<&str>) {
     let folder = fixtures::folder();
     let description = folder.path().join("openapi.json");
     std::fs::write(&description, CHECKED_IN).unwrap();
@@ -64,6 +71,17 @@ async fn holds(url: &str, selection: &[&str], auth: Option<&str>) {
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(report.contains("No issues found"), "{report}");
+    // It says so as well when it has found nothing to do.
+    for said in ["Selected: ", "Tested: "] {
+        assert_eq!(number_after(&report, said), operations, "{report}");
+    }
+    let generated = report.split(" generated, ").next();
+    let generated =
+        generated.and_then(|before| before.split_whitespace().next_back()?.parse().ok());
+    assert!(
+        generated >= Some(50 * operations),
+        "{generated:?}: {report}"
+    );
 }
 
 #[tokio::test]
@@ -84,7 +102,7 @@ async fn the_public_endpoints_are_as_described() {
         "--include-path",
         "/health",
     ];
-    holds(&app.api().public_url(), &selection, None).await;
+    holds(&app.api().public_url(), &selection, 8, None).await;
 }
 
 #[tokio::test]
@@ -98,5 +116,5 @@ async fn the_operators_endpoints_are_as_described() {
         "--include-path-regex",
         "^/health/",
     ];
-    holds(&app.api().admin_url(), &selection, Some(ADMIN_TOKEN)).await;
+    holds(&app.api().admin_url(), &selection, 13, Some(ADMIN_TOKEN)).await;
 }
