@@ -37,11 +37,10 @@ RUN set -eu; \
 
 FROM scratch
 COPY --from=assemble /image/ /
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="matrix2acrobits" \
       org.opencontainers.image.description="Matrix push gateway for Acrobits softphones: api and worker" \
-      org.opencontainers.image.source="https://github.com/nethesis/matrix2acrobits" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
