@@ -2,8 +2,9 @@
 //! changes hands, is paused, removed, and survives an outage.
 
 use matrix2acrobits_tests::app::App;
-use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone};
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
 use matrix2acrobits_tests::homeserver::{Call, Fault, Profile};
+use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::{SOON, eventually};
 use serde_json::{Value, json};
 
@@ -94,6 +95,38 @@ async fn with_append_two_accounts_of_one_phone_keep_their_pushers_and_one_is_rem
         done(profile, &app).await;
         app.pushers_are(ALICE, &[&hers]).await;
     }
+}
+
+#[tokio::test]
+async fn a_dead_token_is_rejected_and_rings_again_after_the_next_report() {
+    each(async |profile, app| {
+        let phone = Phone::seed();
+        app.enroll(&[&phone]).await;
+        app.pusher_set(&phone).await;
+        done(profile, &app).await;
+
+        app.pnm.answer_for(&phone.token, Answer::Gone);
+        let reply = app.notify(&message("$gone", &[phone.device()])).await;
+        let rejected = reply.expect_status(200).json();
+        assert_eq!(rejected, json!({"rejected": [phone.token]}), "{profile:?}");
+        // What the homeserver does about it; Continuwuity does nothing, and goes on sending.
+        if profile != Profile::Continuwuity {
+            app.homeserver.forget(&phone.token);
+        }
+        let pushes = app.pnm.pushes().len();
+        let reply = app.notify(&message("$later", &[phone.device()])).await;
+        assert_eq!(reply.expect_status(200).json(), rejected, "{profile:?}");
+        assert_eq!(app.pnm.pushes().len(), pushes, "PNM is not asked again");
+
+        app.pnm.answer_for(&phone.token, Answer::Ok);
+        app.report(&phone.report()).await.expect_status(200);
+        app.pushers_are(BOB, &[&phone]).await;
+        done(profile, &app).await;
+        let reply = app.notify(&message("$alive", &[phone.device()])).await;
+        assert_eq!(reply.expect_status(200).json(), json!({"rejected": []}));
+        assert_eq!(app.pnm.pushes().len(), pushes + 1, "{profile:?}");
+    })
+    .await;
 }
 
 #[tokio::test]
