@@ -72,7 +72,8 @@ pub async fn remove_tokens(
         let selectors: BTreeSet<_> = phones.iter().map(|phone| phone.selector.as_str()).collect();
         let selectors: Vec<_> = selectors.into_iter().collect();
         tx.lock_selectors(&selectors).await?;
-        let mut now = tx.phones(Phones::Selectors(&selectors)).await?;
+        // By their ids, for a selector that is no text finds nothing.
+        let mut now = tx.phones(which).await?;
         now.retain(|phone| ids.contains(&phone.id));
         phones = now;
     }
