@@ -22,6 +22,9 @@ pub enum LookError {
     /// It is a database, but not ours.
     #[error("{0} is the database of another program")]
     NotOurs(String),
+    /// Others use it.
+    #[error("{0} is in use by {1}: stop every api and worker first")]
+    InUse(String, String),
     /// It does not answer.
     #[error("{0} cannot be read: {1}")]
     Unreadable(String, #[source] StoreError),

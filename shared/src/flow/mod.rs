@@ -3,6 +3,7 @@
 //! [`writer`], how reads are shared in [`batch`] and [`counts`].
 
 pub mod batch;
+pub mod copy;
 pub mod counts;
 pub mod feed;
 mod finish;

@@ -41,6 +41,12 @@ impl SettingError {
         }
     }
 
+    /// The same problem of another setting.
+    #[must_use]
+    pub fn of(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+
     /// It has to be set.
     pub fn missing(name: &'static str) -> Self {
         Self::new(name, "is required and not set")

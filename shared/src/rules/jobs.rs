@@ -63,7 +63,7 @@ impl Status {
 }
 
 /// A job's row.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// The database's number for the row, good inside one transaction.
     pub key: i64,
