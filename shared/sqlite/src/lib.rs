@@ -2,6 +2,7 @@
 //! [`statements`].
 
 mod connection;
+mod copy;
 mod errors;
 mod feed;
 pub mod go_proxy;
@@ -43,9 +44,10 @@ use sqlx::{
 };
 
 pub use connection::Sharing;
+pub use copy::Copying;
 pub use feed::Watcher;
 pub use look::{Existing, look};
-pub use open::OpenError;
+pub use open::{OpenError, prepare};
 pub use url::DatabaseUrl;
 
 use connection::WriteConnection;

@@ -24,6 +24,8 @@ use crate::{
 
 /// Pause before another look at what another process may be about to finish.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long another process may have the file's lock while only its schema is looked at.
+const PREPARING: Duration = Duration::from_secs(5);
 
 /// Why the database could not be opened at start; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +90,14 @@ pub(crate) async fn open(
         .await
         .map_err(|e| OpenError::Unreadable(name, e))?;
     Ok((connection, options))
+}
+
+/// Makes the file if it is not there, and brings its schema up to date.
+pub async fn prepare(database: &DatabaseUrl) -> Result<(), OpenError> {
+    let (connection, _) = open(database, PREPARING).await?;
+    // All is committed.
+    let _ = connection.close().await;
+    Ok(())
 }
 
 /// Connects. SQLite's own waiting does not cover two who change a new file's journal mode at once: to prevent
