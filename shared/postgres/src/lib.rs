@@ -2,6 +2,7 @@
 //! of its SQL in [`statements`].
 
 mod connection;
+mod copy;
 mod errors;
 mod feed;
 mod look;
@@ -40,9 +41,10 @@ use matrix2acrobits_shared::{
 };
 use sqlx::{PgConnection, postgres::PgConnectOptions};
 
+pub use copy::Copying;
 pub use feed::Watcher;
 pub use look::{Existing, look};
-pub use open::OpenError;
+pub use open::{OpenError, prepare};
 pub use url::DatabaseUrl;
 
 use connection::{Process, WriteConnection};

@@ -132,8 +132,8 @@ pub(crate) async fn connect(
     }
 }
 
-/// Checks the server, brings the schema up to date and makes the keys. Returns the server's time.
-pub(crate) async fn prepare(database: &DatabaseUrl) -> Result<i64, OpenError> {
+/// Checks the server, brings the schema up to date and makes the keys. Returns the server's time in milliseconds since 1970.
+pub async fn prepare(database: &DatabaseUrl) -> Result<i64, OpenError> {
     let name = database.to_string();
     let mut connection = connect(&options(database, MIGRATE), &name).await?;
     let failed = |error| open_error(&name, error);

@@ -6,6 +6,7 @@
 
 pub(crate) mod accounts;
 pub(crate) mod arrivals;
+pub(crate) mod copy;
 pub(crate) mod gate;
 pub(crate) mod jobs;
 pub(crate) mod listing;
