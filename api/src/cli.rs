@@ -15,7 +15,7 @@ use matrix2acrobits_store::{Database, Import, LookError, Role, Store};
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
 use crate::{
-    operator::{import, mappings, phones, push_test_command},
+    operator::{copy_database, import, mappings, phones, push_test_command},
     settings::{AdminArgs, ServeArgs},
 };
 
@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Registration,
     /// Print the description of the HTTP endpoints (OpenAPI 3.1, JSON)
     Openapi,
+    /// Copy everything into an empty database, from SQLite to PostgreSQL or back
+    CopyDatabase(copy_database::Args),
     /// Take over the push tokens of the Go proxy that this bridge replaces
     Import(import::Args),
     /// Send a test push to somebody's phones through the running api, and show what PNM says

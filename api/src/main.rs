@@ -30,6 +30,7 @@ async fn main() {
         Command::Healthcheck => cli::healthcheck(&cli).await,
         Command::Registration => operator::registration::run(&cli),
         Command::Openapi => openapi::run(),
+        Command::CopyDatabase(args) => operator::copy_database::run(&cli, &args).await,
         Command::Import(args) => operator::import::run(&cli, &args).await,
         Command::PushTest(args) => operator::push_test_command::run(&cli, &args).await,
         Command::Phones(args) => operator::phones::run(&cli, &args).await,

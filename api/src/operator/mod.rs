@@ -2,6 +2,7 @@
 
 mod admin;
 pub(crate) mod canary;
+pub(crate) mod copy_database;
 pub(crate) mod import;
 mod mapping_file;
 pub(crate) mod mappings;

@@ -81,7 +81,7 @@ impl Tally {
 }
 
 /// A bar on a terminal; elsewhere hidden, and lines tell.
-fn bar(rows: u64) -> ProgressBar {
+pub(super) fn bar(rows: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -1,6 +1,7 @@
 //! The store: the functions that the api and the worker call, whatever database is behind them. What a transaction
 //! does is written once, in `shared::flow`; here stands which of them a function runs, and in how large pieces.
 
+pub mod copy;
 mod import;
 mod open;
 mod url;

@@ -63,8 +63,12 @@ pub struct Database {
 impl Database {
     /// What the settings say.
     pub fn of(settings: &SharedArgs) -> Result<Self, SettingError> {
-        let url = settings.database_url()?;
-        let url: DatabaseUrl = url.expose().parse()?;
+        Self::at(settings.database_url()?.expose(), settings)
+    }
+
+    /// The one with this URL; the rest is what the settings say.
+    pub fn at(url: &str, settings: &SharedArgs) -> Result<Self, SettingError> {
+        let url: DatabaseUrl = url.parse()?;
         #[cfg(feature = "postgres")]
         let url = match url {
             DatabaseUrl::Postgres(url) => {
