@@ -4,7 +4,7 @@ use std::{fmt, hash::Hasher as _};
 
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-/// Hashes under a random key that only this process knows.
+/// Hashes under a secret key.
 pub(crate) struct KeyedHash([u8; 16]);
 
 /// Stands for some texts. With 128 bits under a secret key, two different ones never meet, by chance or by design.
@@ -14,15 +14,23 @@ pub(crate) struct KeyedHash([u8; 16]);
 pub(crate) struct Hashed([u64; 2]);
 
 impl KeyedHash {
+    /// A key that only this process knows.
     pub(crate) fn random() -> Self {
         Self(rand::random())
+    }
+
+    /// A key that other processes may know, too.
+    pub(crate) fn new(key: [u8; 16]) -> Self {
+        Self(key)
     }
 
     /// The hash of these parts. The length of each goes in, so that no text can move into the next part.
     pub(crate) fn of<const N: usize>(&self, parts: [&[u8]; N]) -> Hashed {
         let mut hasher = SipHasher13::new_with_key(&self.0);
         for part in parts {
-            hasher.write_usize(part.len());
+            // The same on all machines that share a key.
+            let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
+            hasher.write(&length.to_le_bytes());
             hasher.write(part);
         }
         let hash = hasher.finish128();
@@ -34,6 +42,18 @@ impl Hashed {
     /// Half of it, where a collision does little harm.
     pub(crate) fn half(self) -> u64 {
         self.0[0]
+    }
+
+    /// The same as one number.
+    pub(crate) fn to_bits(self) -> u128 {
+        u128::from(self.0[0]) << 64 | u128::from(self.0[1])
+    }
+
+    /// The hash with this number.
+    pub(crate) fn from_bits(bits: u128) -> Self {
+        let bytes = bits.to_be_bytes();
+        let half = |from: usize| bytes[from..from + 8].try_into().map(u64::from_be_bytes);
+        Self([half(0).unwrap_or_default(), half(8).unwrap_or_default()])
     }
 }
 
@@ -69,5 +89,17 @@ mod tests {
             "keyed"
         );
         assert_ne!(hash.of([b"a"]), hash.of([b"a", b""]));
+    }
+
+    #[test]
+    fn a_shared_key_gives_the_same_hash_everywhere() {
+        let hash = KeyedHash::new([7; 16]).of([b"event", b"token"]);
+        assert_eq!(hash, KeyedHash::new([7; 16]).of([b"event", b"token"]));
+        assert_eq!(Hashed::from_bits(hash.to_bits()), hash);
+        // Another release beside this one has to know it, too.
+        assert_eq!(
+            format!("{:032x}", hash.to_bits()),
+            "d2ce1bd865c18eac008150bb4c53df35"
+        );
     }
 }

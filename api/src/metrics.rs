@@ -29,6 +29,7 @@ const TOKEN_REPORTS: &str = "matrix2acrobits_token_reports_total";
 const FORGOTTEN: &str = "matrix2acrobits_unclaimed_rows_forgotten_total";
 const LOGINS: &str = "matrix2acrobits_logins_total";
 const DEVICES: &str = "matrix2acrobits_notify_devices_total";
+const TOLD: &str = "matrix2acrobits_notify_told_total";
 const REJECTIONS: &str = "matrix2acrobits_rejections_total";
 const GUARD: &str = "matrix2acrobits_mass_rejection_guard";
 const UNKNOWN_GUARD: &str = "matrix2acrobits_mass_unknown_guard";
@@ -101,6 +102,11 @@ pub(crate) fn start() -> PrometheusHandle {
         "Devices in notifications, by outcome; dropped: PNM does not understand the message, retry: PNM was \
          in trouble, unavailable: we were, limited and forbidden: without our pusher's mark"
     );
+    describe_counter!(
+        TOLD,
+        "Pushes that other apis at the same PostgreSQL database have told this one of, so that it does not repeat them"
+    );
+    told_of_pushes(0);
     describe_counter!(
         REJECTIONS,
         "Devices whose pushkey the homeserver was told to forget, by reason"
@@ -189,6 +195,11 @@ impl Forgotten {
         self.old.increment(number(gone.old));
         self.surplus.increment(number(gone.surplus));
     }
+}
+
+/// Other apis have told of so many pushes.
+pub(crate) fn told_of_pushes(count: usize) {
+    counter!(TOLD).increment(u64::try_from(count).unwrap_or(u64::MAX));
 }
 
 /// How many phones are silent.

@@ -1,6 +1,6 @@
 //! Starts `serve`: settings, logs, database, the two listeners; and stops them in order.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -24,6 +24,7 @@ use crate::{
     metrics,
     notify::{
         cache::Tokens,
+        dedupe::Dedupe,
         delivery::{Deliverer, Rules},
         pnm::{answers::Answers, client::PnmClient},
         trust::{self, Trust},
@@ -118,6 +119,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     deliveries.close();
     deliveries.wait().await;
     auth.finish().await;
+    // This commit also tells the other apis of the last pushes.
     if let Err(error) = journal.flush(&vital).await {
         tracing::warn!(error = %Chain(&error), "the last pushes and receipts could not be noted");
     }
@@ -159,6 +161,7 @@ async fn pushes(
     let deliveries = TaskTracker::new();
     let deliverer = Deliverer::new(
         tokens.clone(),
+        Dedupe::shared(store, Instant::now()),
         pnm,
         Rules {
             texts: settings.texts.clone(),

@@ -1,7 +1,8 @@
-//! Secrets of the configuration: redacted when printed, compared in constant time.
+//! Secrets of the configuration: redacted when printed, compared in constant time. And keys made of other keys.
 
 use std::fmt;
 
+use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
@@ -32,6 +33,15 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A key for one purpose, made of another key. Neither tells anything about the other.
+pub fn derive_key(key: &[u8; 16], purpose: &str) -> [u8; 16] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    let tag = hmac::sign(&key, purpose.as_bytes());
+    let mut derived = [0; 16];
+    derived.copy_from_slice(&tag.as_ref()[..16]);
+    derived
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,5 +53,14 @@ mod tests {
         assert!(secret.matches("hunter2"));
         assert!(!secret.matches("hunter"));
         assert!(!secret.matches(""));
+    }
+
+    #[test]
+    fn a_derived_key_depends_on_both() {
+        let derived = derive_key(&[1; 16], "a");
+        assert_eq!(derived, derive_key(&[1; 16], "a"));
+        assert_ne!(derived, derive_key(&[1; 16], "b"));
+        assert_ne!(derived, derive_key(&[2; 16], "a"));
+        assert_ne!(derived, [1; 16]);
     }
 }

@@ -34,6 +34,7 @@ pub struct Builder {
     worker: Option<Env>,
     unset: Vec<String>,
     profile: Profile,
+    database: Option<Database>,
 }
 
 impl Default for Builder {
@@ -43,6 +44,7 @@ impl Default for Builder {
             worker: Some(Env::new()),
             unset: Vec::new(),
             profile: Profile::default(),
+            database: None,
         }
     }
 }
@@ -83,6 +85,13 @@ impl Builder {
         self
     }
 
+    /// Uses a database of the test's own.
+    #[must_use]
+    pub fn database(mut self, database: Database) -> Self {
+        self.database = Some(database);
+        self
+    }
+
     /// Does not start the worker.
     #[must_use]
     pub fn without_worker(mut self) -> Self {
@@ -98,7 +107,7 @@ impl Builder {
         let pnm = Pnm::start().await;
         let folder = fixtures::folder();
         let file = folder.path().join("matrix2acrobits.db");
-        let database = Database::at(&file);
+        let database = self.database.unwrap_or_else(|| Database::at(&file));
         let mut app = App {
             api_env: api_env(&database, &pnm),
             worker_env: worker_env(&database, &homeserver),

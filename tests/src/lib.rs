@@ -22,6 +22,7 @@ pub mod marks;
 pub mod nethcti;
 pub mod pnm;
 pub mod process;
+pub mod proxy;
 pub mod python;
 pub mod raw;
 pub mod server;

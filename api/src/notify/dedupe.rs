@@ -1,25 +1,30 @@
-//! Pushes one event to one phone once: knows what was sent lately, and lets a repeat that comes while the
-//! push is under way share its result.
+//! Pushes one event to one phone once: knows what was sent lately, by the other apis at a PostgreSQL database, too, and
+//! lets a repeat that comes while the push is under way share its result.
 //!
 //! Made by hand, because a moka cache of that size takes 37 MiB and 3.1 µs a push (measured, 0.12.16), and
 //! no clock can be passed to it.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use matrix2acrobits_shared::flow::feed::SentKey;
+use matrix2acrobits_store::Store;
 use tokio::sync::oneshot;
 
-use crate::keyed_hash::{Hashed, KeyedHash};
+use crate::{
+    keyed_hash::{Hashed, KeyedHash},
+    metrics,
+};
 
 /// How long a success is remembered.
 pub(crate) const MEMORY: Duration = Duration::from_mins(10);
 
 /// Most successes remembered; the oldest go first. 100,000 take 5 MiB and last for ten minutes at 166 pushes
 /// a second; under more load the time shrinks, to 6 s at 16,000 a second. A homeserver repeats a push that
-/// it saw succeed never, and one whose answer it missed after 1 s.
+/// it saw succeed never, and one whose answer it missed after 1 s. What other apis have sent takes room as well.
 pub(crate) const CAPACITY: usize = 100_000;
 
 /// Stands for one event at one phone.
@@ -33,6 +38,8 @@ pub(crate) struct Dedupe<V> {
     capacity: usize,
     /// What times are counted from.
     start: Instant,
+    /// Tells the other apis what was sent, if there may be any.
+    store: Option<Store>,
     state: Mutex<State<V>>,
 }
 
@@ -70,6 +77,7 @@ impl<V: Clone> Dedupe<V> {
             hash: KeyedHash::random(),
             capacity,
             start,
+            store: None,
             state: Mutex::new(State {
                 under_way: HashMap::new(),
                 // These take memory only as they are filled; growing by themselves they would take a third more.
@@ -77,6 +85,42 @@ impl<V: Clone> Dedupe<V> {
                 order: VecDeque::with_capacity(capacity),
             }),
         }
+    }
+
+    /// The memory that all apis at this database share, as far as they can be told of each other's.
+    pub(crate) fn shared(store: &Store, start: Instant) -> Arc<Self>
+    where
+        V: Send + 'static,
+    {
+        let alone = Self::new(CAPACITY, start);
+        let Some(key) = store.sent_key() else {
+            return Arc::new(alone);
+        };
+        let shared = Arc::new(Self {
+            hash: KeyedHash::new(key),
+            store: Some(store.clone()),
+            ..alone
+        });
+        // The store holds the listener, and the memory the store.
+        let memory = Arc::downgrade(&shared);
+        store.listen_sent(move |events| {
+            if let Some(memory) = memory.upgrade() {
+                memory.learn(events, Instant::now());
+            }
+        });
+        shared
+    }
+
+    /// Another api has sent these.
+    fn learn(&self, events: &[SentKey], now: Instant) {
+        let until = self.until(now);
+        let mut state = self.lock();
+        state.forget(self.seconds(now));
+        for event in events {
+            let key = EventKey(Hashed::from_bits(*event));
+            state.remember(key, until, self.capacity);
+        }
+        metrics::told_of_pushes(events.len());
     }
 
     /// The key of an event at a phone, from the texts that name both.
@@ -115,6 +159,11 @@ impl<V: Clone> Dedupe<V> {
         u32::try_from(seconds).unwrap_or(u32::MAX)
     }
 
+    /// Until when something is remembered: rounded up, so that it is never forgotten early.
+    fn until(&self, now: Instant) -> u32 {
+        self.seconds(now + MEMORY + Duration::from_nanos(999_999_999))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<V>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,6 +180,17 @@ impl<V> State<V> {
         }
     }
 
+    fn remember(&mut self, key: EventKey, until: u32, capacity: usize) {
+        // Two apis may have sent it, and the change feed may tell it twice.
+        if !self.sent.insert(key) {
+            return;
+        }
+        self.order.push_back((until, key));
+        if self.order.len() > capacity {
+            self.forget_oldest();
+        }
+    }
+
     fn forget_oldest(&mut self) {
         if let Some((_, key)) = self.order.pop_front() {
             self.sent.remove(&key);
@@ -142,20 +202,17 @@ impl<V: Clone> Lead<'_, V> {
     /// Tells everyone who waits how it went; a success is remembered from `now` on.
     pub(crate) fn finish(mut self, result: &V, success: bool, now: Instant) {
         self.finished = true;
-        // Rounded up, so that it is never forgotten early.
-        let until = now + MEMORY + Duration::from_nanos(999_999_999);
-        let until = self.dedupe.seconds(until);
+        let until = self.dedupe.until(now);
         let waiting = {
             let mut state = self.dedupe.lock();
             if success {
-                if state.order.len() >= self.dedupe.capacity {
-                    state.forget_oldest();
-                }
-                state.sent.insert(self.key);
-                state.order.push_back((until, self.key));
+                state.remember(self.key, until, self.dedupe.capacity);
             }
             state.under_way.remove(&self.key)
         };
+        if let (true, Some(store)) = (success, &self.dedupe.store) {
+            store.tell_sent(self.key.0.to_bits());
+        }
         for teller in waiting.into_iter().flatten() {
             // Who no longer waits needs no result.
             let _ = teller.send(result.clone());
@@ -256,5 +313,38 @@ mod tests {
             [false, true, true, true]
         );
         assert_eq!(dedupe.lock().sent.len(), 3);
+    }
+
+    #[test]
+    fn what_others_have_sent_is_known_for_ten_minutes() {
+        let start = Instant::now();
+        let dedupe = Dedupe::new(3, start);
+        let keys = ["a", "b", "c", "d"].map(|event| dedupe.key([event, "a", "k", "s"]));
+        let bits = keys.map(|key| key.0.to_bits());
+        dedupe.learn(&bits[..2], start);
+        assert!(is_sent(&dedupe, keys[0], start));
+        // Once more, as if it were new.
+        dedupe.learn(&bits[..2], start + Duration::from_mins(5));
+        assert_eq!(dedupe.lock().order.len(), 2);
+        assert!(is_sent(&dedupe, keys[1], start + Duration::from_secs(599)));
+        assert!(!is_sent(&dedupe, keys[1], start + MEMORY));
+        dedupe.learn(&bits, start + MEMORY);
+        assert_eq!(dedupe.lock().sent.len(), 3, "no more than it may hold");
+        assert!(is_sent(&dedupe, keys[3], start + MEMORY));
+    }
+
+    #[test]
+    fn what_others_have_sent_meanwhile_counts_whatever_becomes_of_ours() {
+        let now = Instant::now();
+        let dedupe = Dedupe::new(9, now);
+        for (event, success) in [("a", true), ("b", false)] {
+            let key = dedupe.key([event, "a", "k", "s"]);
+            let lead = first(&dedupe, key, now);
+            dedupe.learn(&[key.0.to_bits()], now);
+            lead.finish(&1, success, now);
+            assert!(is_sent(&dedupe, key, now), "{event}");
+        }
+        let state = dedupe.lock();
+        assert_eq!((state.sent.len(), state.order.len()), (2, 2));
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     notify::{
         badges::Badges,
         cache::{Lookup, MarkedDead, Tokens},
-        dedupe::{self, Dedupe, EventKey, Turn},
+        dedupe::{Dedupe, EventKey, Turn},
         guard::{MassGuard, Seen},
         notification::{Device, Notification, ParseError},
         pnm::{
@@ -144,7 +144,7 @@ struct Shared<T> {
     tokens: T,
     pnm: Arc<PnmClient>,
     rules: Rules,
-    dedupe: Dedupe<Verdict>,
+    dedupe: Arc<Dedupe<Verdict>>,
     badges: Badges<EventKey>,
     guard: MassGuard,
     /// Pushes at a time to tokens of nobody: they must not keep others waiting.
@@ -159,6 +159,7 @@ impl<T: TokenBook> Deliverer<T> {
     /// A deliverer that takes requests until `stopping` is cancelled. Who stops waits for `tracker` then.
     pub(crate) fn new(
         tokens: T,
+        dedupe: Arc<Dedupe<Verdict>>,
         pnm: Arc<PnmClient>,
         rules: Rules,
         tracker: TaskTracker,
@@ -170,7 +171,7 @@ impl<T: TokenBook> Deliverer<T> {
                 tokens,
                 pnm,
                 rules,
-                dedupe: Dedupe::new(dedupe::CAPACITY, now),
+                dedupe,
                 badges: Badges::default(),
                 guard: MassGuard::new(now),
                 strangers: Semaphore::new(STRANGERS_AT_A_TIME),

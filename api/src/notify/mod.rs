@@ -2,7 +2,7 @@
 
 mod badges;
 pub(crate) mod cache;
-mod dedupe;
+pub(crate) mod dedupe;
 pub(crate) mod delivery;
 mod description;
 mod guard;

@@ -32,6 +32,7 @@ use crate::{
     errors::{from_sqlx, within},
     message::News,
     pool::{ACQUIRE, Pool, read},
+    sent::SentEvents,
     statements::{
         accounts, arrivals, gate, jobs, locks, mappings, marks, meta,
         pushers::{self, Jobs},
@@ -54,6 +55,8 @@ pub(crate) struct Process {
     pub(crate) feed: Feed,
     /// Counts the news for workers.
     pub(crate) work: watch::Sender<u64>,
+    /// The events that were pushed.
+    pub(crate) sent: SentEvents,
     /// It is not known whether some commit of ours took place: what we hear of ourselves is news then.
     doubtful: AtomicBool,
 }
@@ -64,6 +67,7 @@ impl Process {
             name,
             feed: Feed::default(),
             work: watch::Sender::new(0),
+            sent: SentEvents::default(),
             doubtful: AtomicBool::new(false),
         }
     }
@@ -73,6 +77,9 @@ impl Process {
         let (process, news) = News::read(message);
         if process != self.name || self.doubtful.load(Ordering::SeqCst) {
             self.tell(&news);
+        }
+        if process != self.name {
+            self.sent.heard(&news.sent);
         }
     }
 
@@ -401,6 +408,7 @@ impl Transaction for WriteTransaction<'_> {
     }
 
     async fn commit(mut self: Box<Self>) -> Result<()> {
+        self.news.sent = self.process.sent.take();
         let messages = self.news.messages(&self.process.name);
         if !messages.is_empty() {
             meta::tell(self.connection, &messages).await?;

@@ -9,6 +9,7 @@ mod look;
 mod message;
 mod open;
 mod pool;
+mod sent;
 mod statements;
 mod url;
 
@@ -27,7 +28,7 @@ use matrix2acrobits_shared::{
         PusherListing, QueueState, Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
         batch::Batch,
         counts::Counts,
-        feed::{Feed, Freshness, Vital},
+        feed::{Feed, Freshness, SentKey, Vital},
         writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
@@ -83,6 +84,7 @@ pub struct Postgres {
     /// Whether the feed hears other processes.
     follows: Arc<AtomicBool>,
     options: Arc<PgConnectOptions>,
+    sent_key: Option<[u8; 16]>,
 }
 
 /// What a job asks about its pusher.
@@ -101,7 +103,8 @@ impl Postgres {
         connections: u32,
         clock: Clock,
     ) -> std::result::Result<Self, OpenError> {
-        clock.follow(open::prepare(database).await?);
+        let prepared = open::make_ready(database).await?;
+        clock.follow(prepared.now);
         let options = open::indexed(database);
         // One writes, one listens.
         let rest = connections.max(FEWEST_CONNECTIONS) - 2;
@@ -130,6 +133,7 @@ impl Postgres {
             hearing: Hearing::default(),
             follows: Arc::default(),
             options: Arc::new(options),
+            sent_key: prepared.sent_key,
         })
     }
 
@@ -156,6 +160,26 @@ impl Postgres {
             self.readers.clone(),
         );
         self.vital.spawn("change feed", follow);
+    }
+
+    /// The key by which all apis at this database name the events that they have pushed.
+    pub fn sent_key(&self) -> Option<[u8; 16]> {
+        self.sent_key
+    }
+
+    /// Has the others told soon that an event was pushed, unless that fails. Neither waits nor fails itself.
+    pub fn tell_sent(&self, event: SentKey) {
+        self.process.sent.add(event);
+    }
+
+    /// Has `listener` told what others have pushed. It must be quick and must not wait.
+    pub fn listen_sent(&self, listener: impl Fn(&[SentKey]) + Send + Sync + 'static) {
+        if self.process.sent.listen(Box::new(listener)) {
+            let (process, hearing) = (self.process.clone(), self.hearing.clone());
+            let tell = sent::tell(process, hearing, self.writer.clone());
+            self.vital.spawn("sent events", tell);
+            self.follow_others();
+        }
     }
 
     /// Watches for work, whoever makes it.

@@ -2,12 +2,19 @@
 
 use std::fmt::Write;
 
+use matrix2acrobits_shared::flow::feed::SentKey;
+
 /// PostgreSQL takes less than 8,000 bytes (<https://www.postgresql.org/docs/current/sql-notify.html>).
 const MOST_BYTES: usize = 7900;
 /// Most messages of one commit: more pushkeys than these can name, and all is forgotten.
 const MOST_MESSAGES: usize = 8;
+/// The word before the keys of events, so many hexadecimal digits each. They stand in the first line, where an older
+/// release leaves out the words that it does not know.
+const SENT: &str = "sent=";
+const SENT_DIGITS: usize = 32;
+const SENT_IN_ONE: usize = 240;
 
-/// What a commit did that others have to know.
+/// What a process tells the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct News {
     /// Pushkeys of which nothing that is remembered is true any more.
@@ -16,6 +23,8 @@ pub(crate) struct News {
     pub(crate) everything: bool,
     /// Jobs may be due, or the gate has moved.
     pub(crate) work: bool,
+    /// These events have been pushed.
+    pub(crate) sent: Vec<SentKey>,
 }
 
 impl News {
@@ -44,6 +53,14 @@ impl News {
         if messages == [process] {
             messages.clear();
         }
+        for sent in self.sent.chunks(SENT_IN_ONE) {
+            let mut message = format!("{process} {SENT}");
+            for key in sent {
+                // See above.
+                let _ = write!(message, "{key:0SENT_DIGITS$x}");
+            }
+            messages.push(message);
+        }
         messages
     }
 
@@ -69,11 +86,21 @@ impl News {
                     news.work |= process == "-";
                 }
                 // A later release may say more.
-                _ => {}
+                _ => {
+                    if let Some(keys) = word.strip_prefix(SENT) {
+                        news.sent.extend(read_keys(keys));
+                    }
+                }
             }
         }
         (process, news)
     }
+}
+
+/// Reads the keys of events; leaves out what is none.
+fn read_keys(digits: &str) -> impl Iterator<Item = SentKey> {
+    let keys = digits.as_bytes().chunks_exact(SENT_DIGITS);
+    keys.filter_map(|key| SentKey::from_str_radix(str::from_utf8(key).ok()?, 16).ok())
 }
 
 #[cfg(test)]
@@ -85,6 +112,7 @@ mod tests {
             pushkeys: pushkeys.iter().map(|it| (*it).to_owned()).collect(),
             everything,
             work,
+            sent: Vec::new(),
         }
     }
 
@@ -112,6 +140,7 @@ mod tests {
                 pushkeys: pushkeys.collect(),
                 everything: false,
                 work: true,
+                sent: Vec::new(),
             }
         };
         let told = many(256);
@@ -124,5 +153,44 @@ mod tests {
         assert!(read.iter().any(|it| it.work));
         let messages = many(1000).messages("p");
         assert_eq!(messages, ["p everything work"]);
+    }
+
+    #[test]
+    fn events_are_told_beside_the_rest_and_a_release_without_them_reads_nothing() {
+        let sent: Vec<SentKey> = vec![0, 0xab, SentKey::MAX];
+        let mut told = news(&[], false, false);
+        told.sent.clone_from(&sent);
+        let messages = told.messages("p");
+        let digits = format!("{:0>32}{:0>32}{}", "", "ab", "f".repeat(32));
+        assert_eq!(messages, [format!("p sent={digits}")]);
+        assert_eq!(News::read(&messages[0]), ("p", told));
+        // An older release knows neither the word nor, without further lines, any pushkey.
+        let unknown = messages[0].replace("sent", "later");
+        assert_eq!(News::read(&unknown).1, News::default());
+
+        let mut told = news(&["a"], false, true);
+        told.sent = (0..1000).collect();
+        let messages = told.messages("p");
+        assert_eq!(messages[0], "p work\na");
+        assert!(messages.iter().all(|it| it.len() < 8000));
+        let read = messages.iter().flat_map(|it| News::read(it).1.sent);
+        assert_eq!(read.collect::<Vec<_>>(), told.sent);
+    }
+
+    #[test]
+    fn what_is_no_key_of_an_event_is_left_out() {
+        for (keys, expected) in [
+            ("", &[][..]),
+            ("1", &[]),
+            (&"g".repeat(32), &[]),
+            (&format!("{:0>32}1", "2"), &[2]),
+            (&format!("é{}{:0>32}", "0".repeat(30), "3"), &[3]),
+        ] {
+            assert_eq!(
+                News::read(&format!("p sent={keys}")).1.sent,
+                expected,
+                "{keys}"
+            );
+        }
     }
 }

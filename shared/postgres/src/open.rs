@@ -8,6 +8,7 @@ use matrix2acrobits_shared::{
     ids,
     matrix::mark::KEY_BYTES,
     process::failure::Failure,
+    secret::derive_key,
 };
 use sqlx::{
     Connection, PgConnection,
@@ -132,8 +133,21 @@ pub(crate) async fn connect(
     }
 }
 
+/// What is known of a database that is ready.
+pub(crate) struct Prepared {
+    /// The server's time in milliseconds since 1970.
+    pub(crate) now: i64,
+    /// The key for the memory of pushed events.
+    pub(crate) sent_key: Option<[u8; 16]>,
+}
+
 /// Checks the server, brings the schema up to date and makes the keys. Returns the server's time in milliseconds since 1970.
 pub async fn prepare(database: &DatabaseUrl) -> Result<i64, OpenError> {
+    Ok(make_ready(database).await?.now)
+}
+
+/// The same, with all that is known then.
+pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenError> {
     let name = database.to_string();
     let mut connection = connect(&options(database, MIGRATE), &name).await?;
     let failed = |error| open_error(&name, error);
@@ -160,11 +174,11 @@ pub async fn prepare(database: &DatabaseUrl) -> Result<i64, OpenError> {
         Err(other) => return Err(failed(sqlx::Error::Migrate(Box::new(other)))),
     }
     let unreadable = |error| OpenError::Unreachable(name.clone(), error);
-    load_keys(&mut connection).await.map_err(unreadable)?;
+    let sent_key = load_keys(&mut connection).await.map_err(unreadable)?;
     let now = meta::now_ms(&mut connection).await.map_err(unreadable)?;
     // All is committed.
     let _ = connection.close().await;
-    Ok(now)
+    Ok(Prepared { now, sent_key })
 }
 
 fn migrations() -> Migrator {
@@ -203,14 +217,14 @@ pub(crate) async fn is_empty(connection: &mut PgConnection) -> Result<bool, sqlx
     .await
 }
 
-/// Makes the keys that are not there yet, and has the logs use theirs.
-async fn load_keys(connection: &mut PgConnection) -> StoreResult<()> {
+/// Makes the keys that are not there yet, and has the logs use theirs. Returns the one made of it for pushed events: it
+/// never changes, as that of the marks does.
+async fn load_keys(connection: &mut PgConnection) -> StoreResult<Option<[u8; 16]>> {
     let fresh: [u8; 16] = rand::random();
     let key = meta::key(connection, "log_key", &fresh).await?;
     // The key of the marks has to be there before anybody asks for it.
     meta::key(connection, "mark_key", &rand::random::<[u8; KEY_BYTES]>()).await?;
-    if let Ok(key) = key.try_into() {
-        ids::set_log_key(key);
-    }
-    Ok(())
+    let key: Option<[u8; 16]> = key.try_into().ok();
+    key.into_iter().for_each(ids::set_log_key);
+    Ok(key.map(|key| derive_key(&key, "sent events")))
 }

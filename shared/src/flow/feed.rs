@@ -26,6 +26,9 @@ pub enum Freshness {
     NoDatabase,
 }
 
+/// Stands for one event at one phone, under a key that the database's own processes know.
+pub type SentKey = u128;
+
 type Listener = Box<dyn Fn(Changed<'_>) + Send + Sync>;
 
 /// Where changes are told. Cheap to clone.

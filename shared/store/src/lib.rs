@@ -17,7 +17,7 @@ use matrix2acrobits_shared::{
         self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, JobListing,
         NamedPhone, PhoneListing, PushTarget, PusherListing, QueueState, Result, SilentCursor,
         TargetRow, TokenListing, WorkerStatus,
-        feed::{Changed, Freshness, Vital},
+        feed::{Changed, Freshness, SentKey, Vital},
         writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
@@ -177,6 +177,34 @@ impl Store {
             Self::Sqlite(_) => Freshness::Fresh,
             #[cfg(feature = "postgres")]
             Self::Postgres(database) => database.freshness(),
+        }
+    }
+
+    /// The key by which all apis at this database name the events that they have pushed; none where they tell each other
+    /// nothing.
+    pub fn sent_key(&self) -> Option<[u8; 16]> {
+        match self {
+            Self::Sqlite(_) => None,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => database.sent_key(),
+        }
+    }
+
+    /// Has the other apis told soon that an event was pushed, unless that fails. Neither waits nor fails itself.
+    pub fn tell_sent(&self, event: SentKey) {
+        match self {
+            Self::Sqlite(_) => {}
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => database.tell_sent(event),
+        }
+    }
+
+    /// Has `listener` told what other apis have pushed. It must be quick and must not wait.
+    pub fn listen_sent(&self, listener: impl Fn(&[SentKey]) + Send + Sync + 'static) {
+        match self {
+            Self::Sqlite(_) => drop(listener),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(database) => database.listen_sent(listener),
         }
     }
 

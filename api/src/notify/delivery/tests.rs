@@ -161,6 +161,7 @@ async fn fixture_with(auth: NotifyAuth) -> Fixture {
     let rules = rules(auth);
     let deliverer = Deliverer::new(
         book.clone(),
+        Arc::new(Dedupe::new(9999, Instant::now().into_std())),
         Arc::new(client),
         rules,
         tracker.clone(),
@@ -520,6 +521,7 @@ async fn the_deadline_ends_the_request_but_not_the_push() {
     let rules = rules(NotifyAuth::Off);
     let deliverer = Deliverer::new(
         Book::default(),
+        Arc::new(Dedupe::new(9999, Instant::now().into_std())),
         Arc::new(client),
         rules,
         tracker.clone(),

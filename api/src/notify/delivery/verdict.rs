@@ -12,10 +12,10 @@ use crate::{
 };
 
 /// What became of a device.
-pub(super) type Verdict = Result<Settled, Fault>;
+pub(crate) type Verdict = Result<Settled, Fault>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Settled {
+pub(crate) enum Settled {
     Delivered,
     Duplicate,
     BadMessage,
@@ -26,7 +26,7 @@ pub(super) enum Settled {
 
 /// Why nothing is certain; with the word for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     Retry(&'static str),
     Unavailable(&'static str),
     /// The budget is used up for that long.
