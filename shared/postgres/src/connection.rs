@@ -25,10 +25,11 @@ use matrix2acrobits_shared::{
         report::{Account, Phone},
     },
 };
-use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::watch;
 
 use crate::{
+    access::Access,
     errors::{from_sqlx, within},
     message::News,
     pool::{ACQUIRE, Pool, read},
@@ -104,7 +105,7 @@ impl Process {
 /// The connection, and how to get another.
 pub(crate) struct WriteConnection {
     connection: Option<PgConnection>,
-    options: PgConnectOptions,
+    access: Access,
     clock: Clock,
     process: Arc<Process>,
     operators: Pool,
@@ -115,14 +116,14 @@ pub(crate) struct WriteConnection {
 
 impl WriteConnection {
     pub(crate) fn new(
-        options: PgConnectOptions,
+        access: Access,
         clock: Clock,
         process: Arc<Process>,
         operators: Pool,
     ) -> Self {
         Self {
             connection: None,
-            options,
+            access,
             clock,
             process,
             operators,
@@ -135,7 +136,7 @@ impl WriteConnection {
     async fn connect(&mut self) -> Result<i64> {
         self.connection = None;
         let connecting = async {
-            let connection = PgConnection::connect_with(&self.options).await;
+            let connection = self.access.connect().await;
             let mut connection = connection.map_err(from_sqlx)?;
             let now = meta::begin(&mut connection).await?;
             Ok((connection, now))

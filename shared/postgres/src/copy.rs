@@ -12,8 +12,9 @@ use sqlx::{Connection, PgConnection};
 
 use crate::{
     DatabaseUrl,
+    access::Access,
     errors::{from_sqlx, within},
-    open::{connect, options},
+    look::closed,
     statements::{copy, meta},
 };
 
@@ -67,10 +68,10 @@ impl Copying {
 
 async fn open(database: &DatabaseUrl) -> std::result::Result<PgConnection, LookError> {
     // While one side writes, the other waits.
-    let options =
-        options(database, STATEMENT).options([("idle_in_transaction_session_timeout", "0")]);
-    let connected = connect(&options, &database.to_string()).await;
-    connected.map_err(|error| LookError::Closed(error.to_string()))
+    let access =
+        Access::new(database, STATEMENT).with([("idle_in_transaction_session_timeout", "0")]);
+    let connected = access.connect_first(&database.to_string()).await;
+    connected.map_err(|error| closed(&error))
 }
 
 fn unreadable<T>(database: &DatabaseUrl, result: Result<T>) -> std::result::Result<T, LookError> {

@@ -1,9 +1,11 @@
 //! The store of matrix2acrobits in a PostgreSQL database: opening it, its one writer, its readers, its change feed, and all
 //! of its SQL in [`statements`].
 
+mod access;
 mod connection;
 mod copy;
 mod errors;
+mod examine;
 mod feed;
 mod look;
 mod message;
@@ -43,11 +45,13 @@ use matrix2acrobits_shared::{
 use sqlx::{PgConnection, postgres::PgConnectOptions};
 
 pub use copy::Copying;
+pub use examine::examine;
 pub use feed::Watcher;
 pub use look::{Existing, look};
 pub use open::{OpenError, prepare};
 pub use url::DatabaseUrl;
 
+use access::Access;
 use connection::{Process, WriteConnection};
 use feed::Hearing;
 use pool::{Pool, read};
@@ -105,16 +109,16 @@ impl Postgres {
     ) -> std::result::Result<Self, OpenError> {
         let prepared = open::make_ready(database).await?;
         clock.follow(prepared.now);
-        let options = open::indexed(database);
+        let access = Access::indexed(database);
         // One writes, one listens.
         let rest = connections.max(FEWEST_CONNECTIONS) - 2;
         let for_pages = if rest >= 4 { 2 } else { 1 };
-        let readers = Pool::new(options.clone(), rest - for_pages, LOOKUP);
-        let operators = Pool::new(open::options(database, PAGE), for_pages, PAGE_LIMIT);
+        let readers = Pool::new(access.clone(), rest - for_pages, LOOKUP);
+        let operators = Pool::new(Access::new(database, PAGE), for_pages, PAGE_LIMIT);
         let vital = Vital::default();
         let process = Arc::new(Process::new(format!("{:016x}", rand::random::<u64>())));
         let connection = WriteConnection::new(
-            options.clone(),
+            access.clone(),
             clock.clone(),
             process.clone(),
             operators.clone(),
@@ -132,7 +136,7 @@ impl Postgres {
             operators,
             hearing: Hearing::default(),
             follows: Arc::default(),
-            options: Arc::new(options),
+            options: Arc::new(access.options().clone()),
             sent_key: prepared.sent_key,
         })
     }
@@ -152,8 +156,11 @@ impl Postgres {
         if self.follows.swap(true, Ordering::SeqCst) {
             return;
         }
+        // So named, an administrator sees how many processes there are, and so does the doctor.
+        let name = self.options.get_application_name().unwrap_or_default();
+        let name = format!("{name}{}", statements::server::FEED);
         let follow = feed::follow(
-            PgConnectOptions::clone(&self.options),
+            self.options.as_ref().clone().application_name(&name),
             self.process.clone(),
             self.hearing.clone(),
             self.clock.clone(),

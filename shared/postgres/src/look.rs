@@ -7,9 +7,10 @@ use matrix2acrobits_shared::{
 use sqlx::{Connection, PgConnection};
 
 use crate::{
-    DatabaseUrl,
+    DatabaseUrl, OpenError,
+    access::Access,
     errors::from_sqlx,
-    open::{connect, is_empty, known_versions, options, versions},
+    open::{is_empty, known_versions, versions},
     statements::{accounts, mappings},
 };
 
@@ -23,9 +24,9 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
 
 async fn open(database: &DatabaseUrl) -> Result<PgConnection, LookError> {
     let name = database.to_string();
-    let options = options(database, "1min").options([("default_transaction_read_only", "on")]);
-    let connected = connect(&options, &name).await;
-    let mut connection = connected.map_err(|error| LookError::Closed(error.to_string()))?;
+    let access = Access::new(database, "1min").with([("default_transaction_read_only", "on")]);
+    let connected = access.connect_first(&name).await;
+    let mut connection = connected.map_err(|error| closed(&error))?;
     let unreadable = |error| LookError::Unreadable(name.clone(), from_sqlx(error));
     let applied = versions(&mut connection).await.map_err(unreadable)?;
     if applied.is_none() && is_empty(&mut connection).await.map_err(unreadable)? {
@@ -33,6 +34,17 @@ async fn open(database: &DatabaseUrl) -> Result<PgConnection, LookError> {
     }
     judge(&name, &applied.unwrap_or_default(), &known_versions())?;
     Ok(connection)
+}
+
+/// What keeps everybody out, for whoever only looks.
+pub(crate) fn closed(error: &OpenError) -> LookError {
+    // Whoever asked names the setting.
+    let text = error.to_string().replacen("DATABASE_URL: ", "", 1);
+    if error.may_pass() {
+        LookError::NotNow(text)
+    } else {
+        LookError::Closed(text)
+    }
 }
 
 /// A database that is only read, by statements of the current schema.

@@ -1,8 +1,6 @@
 //! Opening the database at start: whether it can be used, and bringing its schema up to date, while other processes may
 //! be doing the same.
 
-use std::time::Duration;
-
 use matrix2acrobits_shared::{
     flow::{Result as StoreResult, StoreError},
     ids,
@@ -13,19 +11,17 @@ use matrix2acrobits_shared::{
 use sqlx::{
     Connection, PgConnection,
     migrate::{MigrateError, Migrator},
-    postgres::PgConnectOptions,
 };
 
 use crate::{
-    errors::{NoAnswer, code, from_sqlx},
-    statements::meta,
+    access::Access,
+    errors::{code, from_sqlx},
+    statements::{meta, session},
     url::DatabaseUrl,
 };
 
 /// The oldest server that is supported, as `server_version_num` has it.
 const OLDEST: i32 = 140_000;
-/// How long connecting takes at most.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long the schema's changes take at most; another process' are waited for.
 const MIGRATE: &str = "10min";
 
@@ -36,14 +32,22 @@ pub enum OpenError {
     #[error("the database {0} does not answer: {1}")]
     Unreachable(String, StoreError),
     /// It answers, and takes nobody, or nothing, now.
-    #[error("the database {0} cannot be used now: {1}")]
+    #[error("the database {0} cannot be used now: {reason}", reason = reason(.1))]
     NotNow(String, sqlx::Error),
+    /// It only reads.
+    #[error(
+        "the database {0} takes no writes now: it is a standby, or was switched to read-only (a full disk can be why); \
+         DATABASE_URL must lead to the primary ({reason})",
+        reason = reason(.1)
+    )]
+    ReadOnly(String, sqlx::Error),
     /// The user or the password is wrong.
-    #[error("DATABASE_URL: {0} refuses the login: {1}")]
+    #[error("DATABASE_URL: {0} refuses the login: {reason}", reason = reason(.1))]
     Login(String, sqlx::Error),
     /// There is no such database.
     #[error(
-        "DATABASE_URL: {0}: there is no such database: create it with `createdb`, owned by that user ({1})"
+        "DATABASE_URL: {0}: there is no such database: create it with `createdb`, owned by that user ({reason})",
+        reason = reason(.1)
     )]
     Missing(String, sqlx::Error),
     /// The server is too old.
@@ -54,21 +58,44 @@ pub enum OpenError {
     Newer(String),
     /// The user may not do what is needed.
     #[error(
-        "DATABASE_URL: {0}: its user may not make or use the tables: make it the database's owner ({1})"
+        "DATABASE_URL: {0}: its user may not make or use the tables: make it the database's owner ({reason})",
+        reason = reason(.1)
     )]
     Rights(String, sqlx::Error),
+    /// A pooler hands the server's connections from one transaction to another.
+    #[error(
+        "DATABASE_URL: {0} is a connection pooler in transaction mode, which loses locks, settings and LISTEN: connect to \
+         PostgreSQL itself, or set pool_mode=session for this database in PgBouncer"
+    )]
+    Pooled(String),
     /// Anything else.
-    #[error("DATABASE_URL: {0} cannot be used: {1}")]
+    #[error("DATABASE_URL: {0} cannot be used: {reason}", reason = reason(.1))]
     Other(String, sqlx::Error),
+}
+
+/// The server's own words, without those that sqlx puts around them.
+fn reason(error: &sqlx::Error) -> String {
+    let said = error.as_database_error().map(|it| it.message().to_owned());
+    said.unwrap_or_else(|| error.to_string())
 }
 
 /// What time may mend is no matter of DATABASE_URL: a supervisor starts the process again.
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         match error {
-            OpenError::Unreachable(..) | OpenError::NotNow(..) => Self::other(error),
-            _ => Self::bad_setting(error),
+            it if it.may_pass() => Self::other(it),
+            it => Self::bad_setting(it),
         }
+    }
+}
+
+impl OpenError {
+    /// Whether the same attempt may succeed later.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable(..) | Self::NotNow(..) | Self::ReadOnly(..)
+        )
     }
 }
 
@@ -78,8 +105,9 @@ pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
     match code(&error).as_deref() {
         Some("28P01" | "28000") => OpenError::Login(name, error),
         Some("3D000") => OpenError::Missing(name, error),
-        Some("42501") => OpenError::Rights(name, error),
-        // Too many connections, starting up or shutting down, no room, read-only.
+        Some("42501" | "3F000") => OpenError::Rights(name, error),
+        Some("25006") => OpenError::ReadOnly(name, error),
+        // Too many connections, starting up or shutting down, no room.
         Some(code) if ["53", "57", "58", "25"].contains(&&code[..2]) => {
             OpenError::NotNow(name, error)
         }
@@ -90,47 +118,28 @@ pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
     }
 }
 
-/// Connection options that all connections have: who it is, and how long a statement takes at most.
-pub(crate) fn options(database: &DatabaseUrl, statement_timeout: &str) -> PgConnectOptions {
-    let options = database.options();
-    let options = match options.get_application_name() {
-        Some(_) => options,
-        None => options.application_name("matrix2acrobits"),
-    };
-    options.options([
-        // The triggers of the schema tell others of what no program of ours has done.
-        ("matrix2acrobits.program", "1"),
-        ("statement_timeout", statement_timeout),
-        ("lock_timeout", statement_timeout),
-        ("idle_in_transaction_session_timeout", "5s"),
-        ("default_transaction_isolation", "read committed"),
-        ("default_transaction_read_only", "off"),
-        ("jit", "off"),
-    ])
-}
-
-/// The same for connections whose statements all look up rows by an index: PostgreSQL must not think better of it while a
-/// table is young or its statistics are old.
-pub(crate) fn indexed(database: &DatabaseUrl) -> PgConnectOptions {
-    options(database, "2s").options([
-        ("enable_seqscan", "off"),
-        ("enable_hashjoin", "off"),
-        ("enable_mergejoin", "off"),
-    ])
-}
-
-/// Connects, for the first time.
-pub(crate) async fn connect(
-    options: &PgConnectOptions,
-    name: &str,
-) -> Result<PgConnection, OpenError> {
-    match tokio::time::timeout(CONNECT, PgConnection::connect_with(options)).await {
-        Ok(connected) => connected.map_err(|error| open_error(name, error)),
-        Err(_) => Err(OpenError::Unreachable(
-            name.to_owned(),
-            StoreError::Unavailable(std::sync::Arc::new(NoAnswer(CONNECT))),
-        )),
+/// Whether each connection has one of the server's for itself, as sessions need it: two connections that take turns
+/// never meet in one process of the server's, and each stays with its own. Only then do locks, settings and LISTEN last
+/// beyond a transaction.
+pub(crate) async fn has_sessions(access: &Access, name: &str) -> Result<bool, OpenError> {
+    let failed = |error| open_error(name, error);
+    let (mut one, mut other) = (
+        access.connect_first(name).await?,
+        access.connect_first(name).await?,
+    );
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let pair = (
+            session::backend(&mut one).await.map_err(failed)?,
+            session::backend(&mut other).await.map_err(failed)?,
+        );
+        seen.push(pair);
     }
+    for connection in [one, other] {
+        // They were only asked.
+        let _ = connection.close().await;
+    }
+    Ok(seen.iter().all(|pair| *pair == seen[0] && pair.0 != pair.1))
 }
 
 /// What is known of a database that is ready.
@@ -149,19 +158,13 @@ pub async fn prepare(database: &DatabaseUrl) -> Result<i64, OpenError> {
 /// The same, with all that is known then.
 pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenError> {
     let name = database.to_string();
-    let mut connection = connect(&options(database, MIGRATE), &name).await?;
-    let failed = |error| open_error(&name, error);
-    let version: String = sqlx::query_scalar("SHOW server_version_num")
-        .fetch_one(&mut connection)
-        .await
-        .map_err(failed)?;
-    if version.parse::<i32>().is_ok_and(|version| version < OLDEST) {
-        let version: String = sqlx::query_scalar("SHOW server_version")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(failed)?;
-        return Err(OpenError::TooOld(name, version));
+    let access = Access::new(database, MIGRATE);
+    if !has_sessions(&access, &name).await? {
+        return Err(OpenError::Pooled(name));
     }
+    let mut connection = access.connect_first(&name).await?;
+    let failed = |error| open_error(&name, error);
+    check_version(&mut connection, &name).await?;
     // It holds an advisory lock meanwhile: several processes may start at once.
     match migrations().run_direct(None, &mut connection, false).await {
         Ok(()) => {}
@@ -179,6 +182,19 @@ pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenE
     // All is committed.
     let _ = connection.close().await;
     Ok(Prepared { now, sent_key })
+}
+
+/// Refuses a server that is too old.
+pub(crate) async fn check_version(
+    connection: &mut PgConnection,
+    name: &str,
+) -> Result<(), OpenError> {
+    let failed = |error| open_error(name, error);
+    let (number, version) = session::version(connection).await.map_err(failed)?;
+    if number < OLDEST {
+        return Err(OpenError::TooOld(name.to_owned(), version));
+    }
+    Ok(())
 }
 
 fn migrations() -> Migrator {

@@ -6,13 +6,9 @@ use std::{
 };
 
 use matrix2acrobits_shared::flow::{Result, StoreError};
-use sqlx::{
-    PgConnection, PgPool, Postgres,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgPoolOptions};
 
-use crate::errors::from_sqlx;
+use crate::{access::Access, errors::from_sqlx};
 
 /// How long a connection is waited for; refused ones are tried again meanwhile.
 pub(crate) const ACQUIRE: Duration = Duration::from_secs(2);
@@ -27,12 +23,17 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Connects when it is first used.
-    pub(crate) fn new(options: PgConnectOptions, most: u32, limit: Duration) -> Self {
+    pub(crate) fn new(access: Access, most: u32, limit: Duration) -> Self {
+        let options = access.options().clone();
         let connections = PgPoolOptions::new()
             .max_connections(most)
             .acquire_timeout(ACQUIRE)
             // Asking first would cost as much as the query; who meets a dead connection takes another one.
             .test_before_acquire(false)
+            .after_connect(move |connection, _| {
+                let access = access.clone();
+                Box::pin(async move { access.set_up(connection).await })
+            })
             .connect_lazy_with(options);
         Self {
             connections,

@@ -1,6 +1,6 @@
 //! `DATABASE_URL` where it names a PostgreSQL database.
 
-use std::{fmt, path::Path, str::FromStr};
+use std::{fmt, net::IpAddr, path::Path, str::FromStr};
 
 use matrix2acrobits_shared::process::settings::{SettingError, parse};
 use sqlx::postgres::PgConnectOptions;
@@ -37,6 +37,16 @@ impl DatabaseUrl {
     /// Connection options, without any of ours.
     pub(crate) fn options(&self) -> PgConnectOptions {
         self.options.clone()
+    }
+
+    /// Whether the way there does not leave this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        let host = self.options.get_host();
+        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        self.options.get_socket().is_some()
+            || host.starts_with('/')
+            || host == "localhost"
+            || address.is_ok_and(|it| it.is_loopback())
     }
 }
 
@@ -101,6 +111,24 @@ impl fmt::Debug for DatabaseUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn local_databases() {
+        for (text, local) in [
+            ("postgres://u@127.0.0.1/x", true),
+            ("postgres://u@[::1]/x", true),
+            ("postgres://u@localhost/x", true),
+            ("postgres:///x?host=/run/postgresql", true),
+            ("postgres://u@db.example.org/x", false),
+            ("postgres://u@10.0.0.1/x", false),
+        ] {
+            assert_eq!(
+                text.parse::<DatabaseUrl>().unwrap().is_local(),
+                local,
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn database_urls() {

@@ -11,6 +11,9 @@ pub enum LookError {
     /// It lets nobody in; says why.
     #[error("{0}")]
     Closed(String),
+    /// It lets nobody in now, which may pass; says why.
+    #[error("{0}")]
+    NotNow(String),
     /// An earlier release wrote it.
     #[error(
         "{0} is older than this program: start the api or the worker once, which brings it up to date"

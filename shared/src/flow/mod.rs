@@ -14,6 +14,7 @@ mod phones;
 mod queue;
 mod removals;
 mod reports;
+pub mod server;
 mod settle;
 mod upkeep;
 mod views;

@@ -2,9 +2,12 @@
 
 use std::{error::Error, fmt};
 
-use crate::process::{
-    logs::Chain,
-    settings::{self, SettingError},
+use crate::{
+    flow::look::LookError,
+    process::{
+        logs::Chain,
+        settings::{self, SettingError},
+    },
 };
 
 /// The end of a command, or of a process at its start.
@@ -53,5 +56,15 @@ impl fmt::Display for Failure {
 impl From<SettingError> for Failure {
     fn from(error: SettingError) -> Self {
         Self::bad_setting(error)
+    }
+}
+
+/// What time may mend is no matter of DATABASE_URL.
+impl From<LookError> for Failure {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::NotNow(_) => Self::other(error),
+            _ => SettingError::new("DATABASE_URL", error.to_string()).into(),
+        }
     }
 }

@@ -18,6 +18,7 @@ use matrix2acrobits_shared::{
         NamedPhone, PhoneListing, PushTarget, PusherListing, QueueState, Result, SilentCursor,
         TargetRow, TokenListing, WorkerStatus,
         feed::{Changed, Freshness, SentKey, Vital},
+        server::ServerFacts,
         writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
@@ -116,6 +117,20 @@ impl Store {
             DatabaseUrl::Sqlite(file) => matrix2acrobits_sqlite::look(file).await,
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(url) => matrix2acrobits_postgres::look(url).await,
+        }
+    }
+
+    /// What there is to know of the server that others run; none where the database is a file.
+    pub async fn examine(
+        database: &Database,
+    ) -> Option<std::result::Result<ServerFacts, OpenError>> {
+        match &database.url {
+            DatabaseUrl::Sqlite(_) => None,
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => {
+                let examined = matrix2acrobits_postgres::examine(url).await;
+                Some(examined.map_err(Into::into))
+            }
         }
     }
 

@@ -9,12 +9,9 @@ use std::fmt;
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
     clock::Clock,
-    process::{
-        health,
-        settings::{SettingError, SharedArgs},
-    },
+    process::{health, settings::SharedArgs},
 };
-use matrix2acrobits_store::{Database, LookError, Role, Store};
+use matrix2acrobits_store::{Database, Role, Store};
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
@@ -67,8 +64,7 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
 /// command must not change what the running processes work on.
 pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database = Database::of(&cli.shared)?;
-    let wrong = |problem: LookError| SettingError::new("DATABASE_URL", problem.to_string());
-    Store::look(&database).await.map_err(wrong)?;
+    Store::look(&database).await?;
     Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
 }
 

@@ -15,6 +15,8 @@ pub(crate) mod mappings;
 pub(crate) mod marks;
 pub(crate) mod meta;
 pub(crate) mod pushers;
+pub(crate) mod server;
+pub(crate) mod session;
 pub(crate) mod tokens;
 pub(crate) mod workers;
 

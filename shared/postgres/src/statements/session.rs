@@ -1,0 +1,37 @@
+//! A connection's own settings, and whether it is one: behind a pooler two connections of ours may share one of the
+//! server's. None of these is prepared, since such a pooler may not know what was prepared, and an old server not the
+//! statements.
+
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+/// A setting's name and value. They are ours, so nothing in them needs quotes of its own.
+pub(crate) type Setting = (&'static str, &'static str);
+
+/// Gives a connection its settings, in one way there and back.
+pub(crate) async fn set(
+    connection: &mut PgConnection,
+    settings: &[Setting],
+) -> Result<(), sqlx::Error> {
+    let one = |(name, value): &Setting| format!("SET {name} TO '{value}';");
+    let all: String = settings.iter().map(one).collect();
+    sqlx::raw_sql(AssertSqlSafe(all))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The number of the server's process that answers.
+pub(crate) async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    let row = sqlx::raw_sql("SELECT pg_backend_pid()")
+        .fetch_one(connection)
+        .await?;
+    row.try_get(0)
+}
+
+/// The server's release, as a number and in words.
+pub(crate) async fn version(connection: &mut PgConnection) -> Result<(i32, String), sqlx::Error> {
+    let sql =
+        "SELECT current_setting('server_version_num')::int4, current_setting('server_version')";
+    let row = sqlx::raw_sql(sql).fetch_one(connection).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
