@@ -27,6 +27,7 @@ pub mod python;
 pub mod raw;
 pub mod server;
 pub mod siege;
+pub mod stand_in_postgres;
 pub mod synapse;
 pub mod tls;
 

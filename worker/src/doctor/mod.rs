@@ -6,6 +6,7 @@ mod ask;
 mod gateway;
 mod homeserver;
 mod pushers;
+mod server;
 mod software;
 
 use matrix2acrobits_shared::{
@@ -13,7 +14,7 @@ use matrix2acrobits_shared::{
     matrix::pushers::PusherSettings,
     process::{health, settings::SettingError},
 };
-use matrix2acrobits_store::Store;
+use matrix2acrobits_store::{Database, Store};
 
 use ask::Asker;
 
@@ -176,8 +177,18 @@ fn settings(cli: &Cli, report: &mut Report) -> Option<Settings> {
 }
 
 async fn database(cli: &Cli, report: &mut Report) -> Option<Store> {
-    let opened = open_existing(cli).await;
-    let store = match opened {
+    match Database::of(&cli.shared) {
+        Err(error) => {
+            report.wrong("database", &error.to_string());
+            return None;
+        }
+        Ok(database) => {
+            if !server::check(&database, report).await {
+                return None;
+            }
+        }
+    }
+    let store = match open_existing(cli).await {
         Ok(store) => store,
         Err(failure) => {
             let text = format!("{failure}; the api and the worker make and share it");
