@@ -99,22 +99,36 @@ impl Lab {
         self.folder.path().join(name)
     }
 
-    /// A project of this compose file.
-    pub fn stack(&self, name: &str, compose_file: &Path, env: Env) -> Stack<'_> {
+    /// The image with PostgreSQL, in the place of the official one.
+    pub fn postgres(&self) -> String {
+        self.base.replace("-base:", "-postgres:")
+    }
+
+    /// A project of these compose files, which have `more` services of the product's image.
+    pub fn stack(
+        &self,
+        name: &str,
+        compose_files: &[PathBuf],
+        more: &[&str],
+        env: Env,
+    ) -> Stack<'_> {
         let service = |image: &str| {
             let args = json!({"BUILDER": self.image("builder"), "BASE": self.image("base")});
             let labels = json!({"matrix2acrobits.test": self.name});
             json!({"image": self.image(image), "build": {"args": args, "labels": labels}})
         };
         let both = service("product");
-        let services = json!({"api": both, "worker": both, "stand-ins": service("stand-ins")});
+        let mut services = json!({"api": both, "worker": both, "stand-ins": service("stand-ins")});
+        for &name in more {
+            services[name] = json!({"image": self.image("product")});
+        }
         // JSON is YAML.
-        let own_images = self.file("own-images.yml");
+        let own_images = self.file(&format!("images-of-{name}.yml"));
         std::fs::write(&own_images, json!({"services": services}).to_string()).unwrap();
         Stack {
             lab: self,
             project: format!("{}-{name}", self.name),
-            files: [compose_file.to_owned(), own_images],
+            files: [compose_files, &[own_images]].concat(),
             env,
         }
     }
@@ -125,7 +139,7 @@ impl Lab {
 pub struct Stack<'a> {
     lab: &'a Lab,
     project: String,
-    files: [PathBuf; 2],
+    files: Vec<PathBuf>,
     env: Env,
 }
 
@@ -150,6 +164,7 @@ impl Stack<'_> {
             "COMPOSE_PROJECT_NAME",
             "ENV_FILE",
             "MATRIX_AS_TOKEN",
+            "POSTGRES_PASSWORD",
         ] {
             command.env_remove(name);
         }

@@ -1,5 +1,5 @@
 //! docker-compose.yml as it is, in a real engine: the production image, its settings and secrets, restarts,
-//! stops, and the demo as the README prints it.
+//! stops, and the demo as the README prints it; and docker-compose.postgres.yml on top of it.
 //!
 //! tests/run leaves this out, and says so, where there is no engine.
 #![expect(
@@ -8,6 +8,8 @@
     clippy::print_stdout,
     reason = "tests outside of #[test] functions; the figures are worth showing"
 )]
+
+mod postgres;
 
 use std::fs;
 use std::path::PathBuf;
@@ -55,6 +57,8 @@ async fn docker_compose_runs_the_services_and_the_demo() {
     service.with_demo(&["down"]).await;
     the_demo_works_as_printed(&lab).await;
     done("the demo");
+    postgres::two_of_each_lose_nothing_when_one_of_each_is_killed(&lab).await;
+    done("PostgreSQL, two apis and two workers");
 }
 
 /// The two services on ports of their own.
@@ -105,7 +109,7 @@ impl<'a> Services<'a> {
         // Compose hands it to the stand-in of the homeserver; the worker has it from its file alone.
         env.insert("MATRIX_AS_TOKEN".into(), AS_TOKEN.into());
         Self {
-            stack: lab.stack("service", &compose_file, env),
+            stack: lab.stack("service", &[compose_file], &[], env),
             ports,
             client: http::client(),
         }
@@ -344,7 +348,7 @@ fn with_secrets(lab: &Lab) -> String {
 async fn the_demo_works_as_printed(lab: &Lab) {
     let ports = Ports::free();
     let compose_file = root().join("docker-compose.yml");
-    let demo = lab.stack("demo", &compose_file, ports.env());
+    let demo = lab.stack("demo", &[compose_file], &[], ports.env());
     let prefix = "docker compose ";
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let commands = readme.lines().skip_while(|line| !line.starts_with(prefix));
