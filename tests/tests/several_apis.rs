@@ -56,6 +56,15 @@ impl Apis {
         env.insert("DATABASE_URL".to_owned(), url);
         let mut second = Process::start(Program::Api, &[], &env);
         second.listening().await;
+        // What is told before an api listens is lost.
+        let listening = "pg_stat_activity
+                         WHERE datname = current_database()
+                           AND query LIKE '%clock_timestamp%'
+                           AND application_name LIKE '%feed'";
+        eventually(SOON, "both feeds hear", async || {
+            app.database.count(listening).await == 2
+        })
+        .await;
         let phone = Phone::seed();
         app.enroll(&[&phone]).await;
         Self {
