@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -44,6 +44,8 @@ use crate::{
 /// How long a transaction takes at most. With the time that connecting takes, a report gets its answer after less than 5
 /// seconds, whatever the server does.
 const TRANSACTION: Duration = Duration::from_millis(2400);
+/// How long nobody waits for locks after somebody held a row for too long.
+const HASTE: Duration = Duration::from_secs(5);
 /// After so many new rows each the tables are analyzed: until then PostgreSQL takes them for empty, and reads and joins
 /// them accordingly.
 const ANALYZE_AFTER: [usize; 3] = [2_000, 20_000, 200_000];
@@ -109,6 +111,8 @@ pub(crate) struct WriteConnection {
     clock: Clock,
     process: Arc<Process>,
     operators: Pool,
+    /// Somebody held a row for too long: until then nobody waits for locks, so that one row does not hold up all.
+    haste: Option<Instant>,
     inserted: usize,
     /// Rows that the last transaction has made, not yet counted.
     fresh: usize,
@@ -127,6 +131,7 @@ impl WriteConnection {
             clock,
             process,
             operators,
+            haste: None,
             inserted: 0,
             fresh: 0,
         }
@@ -135,15 +140,20 @@ impl WriteConnection {
     /// Takes a new connection and opens a transaction on it. Returns the server's time.
     async fn connect(&mut self) -> Result<i64> {
         self.connection = None;
+        let haste = self.in_haste();
         let connecting = async {
             let connection = self.access.connect().await;
             let mut connection = connection.map_err(from_sqlx)?;
-            let now = meta::begin(&mut connection).await?;
+            let now = meta::begin(&mut connection, haste).await?;
             Ok((connection, now))
         };
         let (connection, now) = within(ACQUIRE, connecting).await?;
         self.connection = Some(connection);
         Ok(now)
+    }
+
+    fn in_haste(&self) -> bool {
+        self.haste.is_some_and(|until| Instant::now() < until)
     }
 
     /// Counts new rows, and has the tables analyzed where that changes the plans.
@@ -178,9 +188,10 @@ impl Connection for WriteConnection {
 
     async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>> {
         let mut now = None;
+        let haste = self.in_haste();
         if let Some(connection) = &mut self.connection {
             // The server may have been restarted since. Nothing has been written yet, so another will do.
-            now = within(ACQUIRE, meta::begin(connection)).await.ok();
+            now = within(ACQUIRE, meta::begin(connection, haste)).await.ok();
         }
         let now = match now {
             Some(now) => now,
@@ -208,6 +219,9 @@ impl Connection for WriteConnection {
         let Err(error) = result else {
             return;
         };
+        if error.is_busy() {
+            self.haste = Some(Instant::now() + HASTE);
+        }
         let Some(mut connection) = self.connection.take() else {
             return;
         };

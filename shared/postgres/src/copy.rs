@@ -54,7 +54,7 @@ impl Copying {
             }
         }
         match copy::begin_alone(&mut connection).await {
-            Err(StoreError::Busy(_)) => {
+            Err(StoreError::Locked(_)) => {
                 let others = "another program".to_owned();
                 Err(LookError::InUse(database.to_string(), others))
             }

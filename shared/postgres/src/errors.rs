@@ -14,32 +14,48 @@ pub(crate) fn code(error: &sqlx::Error) -> Option<String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Unavailable,
-    Busy,
+    Locked,
     Conflict,
     Refused,
 }
 
+/// Codes that tell of trouble for all, apart from those that whole classes have: cancelled (a time-out); no rights; no such
+/// database; a prepared statement that is not there, or there already (a pooler gave us another's connection); no such
+/// table (a restore is under way); the queue of what is told to others is full.
+const UNAVAILABLE: [&str; 7] = [
+    "57014", "42501", "3D000", "26000", "42P05", "42P01", "54000",
+];
+
 fn kind(code: &str) -> Kind {
     match code {
         // Somebody held a lock for longer than we wait.
-        "55P03" => Kind::Busy,
+        "55P03" => Kind::Locked,
         // Two transactions waited for each other, or touched the same row at once.
         "40P01" | "40001" => Kind::Conflict,
-        // The table of locks is full: half of the batch needs half of it.
-        "53200" => Kind::Refused,
-        // Cancelled (a time-out), read-only (a standby), no rights, no such database.
-        "57014" | "25006" | "42501" | "3D000" => Kind::Unavailable,
-        // Connection, login, resources, shutdown, disk, internal.
-        _ if ["08", "28", "53", "57", "58", "XX"].contains(&&code[..2.min(code.len())]) => {
+        _ if UNAVAILABLE.contains(&code) => Kind::Unavailable,
+        // Connection, transaction state (time-outs, a read-only standby), login, resources, shutdown, disk, internal.
+        _ if ["08", "25", "28", "53", "57", "58", "XX"].contains(&&code[..2.min(code.len())]) => {
             Kind::Unavailable
         }
         _ => Kind::Refused,
     }
 }
 
+/// Whether the table of locks is full, which has the code of a lack of memory: half of a batch needs half of it.
+fn is_lock_table(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
+    error.is_some_and(|error| {
+        error.code() == "53200"
+            && error
+                .hint()
+                .is_some_and(|hint| hint.contains("max_locks_per_transaction"))
+    })
+}
+
 /// The store's word for an error.
 pub(crate) fn from_sqlx(error: sqlx::Error) -> StoreError {
     let kind = match &error {
+        sqlx::Error::Database(database) if is_lock_table(database.as_ref()) => Kind::Refused,
         sqlx::Error::Database(database) => database
             .code()
             .map_or(Kind::Refused, |code| kind(code.as_ref())),
@@ -53,7 +69,7 @@ pub(crate) fn from_sqlx(error: sqlx::Error) -> StoreError {
     let error = Arc::new(error);
     match kind {
         Kind::Unavailable => StoreError::Unavailable(error),
-        Kind::Busy => StoreError::Busy(error),
+        Kind::Locked => StoreError::Locked(error),
         Kind::Conflict => StoreError::Conflict(error),
         Kind::Refused => StoreError::Refused(error),
     }
@@ -102,10 +118,12 @@ mod tests {
             ("57P01", Kind::Unavailable),
             ("57014", Kind::Unavailable),
             ("25006", Kind::Unavailable),
-            ("55P03", Kind::Busy),
+            ("25P03", Kind::Unavailable),
+            ("26000", Kind::Unavailable),
+            ("53200", Kind::Unavailable),
+            ("55P03", Kind::Locked),
             ("40P01", Kind::Conflict),
             ("40001", Kind::Conflict),
-            ("53200", Kind::Refused),
             ("23505", Kind::Refused),
             ("22021", Kind::Refused),
             ("", Kind::Refused),

@@ -56,6 +56,9 @@ pub enum StoreError {
     /// Another connection held the lock for longer than we wait.
     #[error("database: {0}")]
     Busy(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Another transaction held a row of this write for longer than we wait; writes to other rows succeed.
+    #[error("database: {0}")]
+    Locked(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// Another transaction was in the way and has gone on; the same again will succeed.
     #[error("database: {0}")]
     Conflict(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -73,7 +76,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the cause lies around the database and not in one statement.
     pub fn is_environment(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::Conflict(_))
+        !matches!(self, Self::Refused(_) | Self::Conflict(_) | Self::Locked(_))
     }
 
     /// Whether the same again will succeed.
@@ -83,7 +86,7 @@ impl StoreError {
 
     /// Whether another connection held the lock for longer than we wait.
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Busy(_))
+        matches!(self, Self::Busy(_) | Self::Locked(_))
     }
 }
 

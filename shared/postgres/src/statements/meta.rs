@@ -5,10 +5,15 @@ use sqlx::{PgConnection, Row};
 
 use crate::errors::from_sqlx;
 
-/// Opens a transaction; returns the server's time in milliseconds since 1970.
-pub(crate) async fn begin(connection: &mut PgConnection) -> Result<i64> {
-    // One way there and back for both.
-    let sql = "BEGIN; SELECT (extract(epoch FROM now()) * 1000)::int8";
+/// Opens a transaction; returns the server's time in milliseconds since 1970. Others hold locks for some milliseconds,
+/// unless they hang; in haste they are not waited for.
+pub(crate) async fn begin(connection: &mut PgConnection, haste: bool) -> Result<i64> {
+    // One way there and back for all.
+    let sql = if haste {
+        "BEGIN; SET LOCAL lock_timeout = '100ms'; SELECT (extract(epoch FROM now()) * 1000)::int8"
+    } else {
+        "BEGIN; SET LOCAL lock_timeout = '500ms'; SELECT (extract(epoch FROM now()) * 1000)::int8"
+    };
     let rows = sqlx::raw_sql(sql).fetch_all(connection).await;
     let rows = rows.map_err(from_sqlx)?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound);
