@@ -364,3 +364,38 @@ async fn while_an_old_and_a_new_worker_overlap_all_get_the_new_settings() {
     let pushers = app.homeserver.pushers();
     assert!(pushers.iter().all(|pusher| new(&pusher.body)));
 }
+
+/// PostgreSQL holds no NUL in a text.
+#[tokio::test]
+async fn a_nul_in_the_homeservers_words_holds_up_nobody() {
+    let app = App::start().await;
+    for fault in [
+        Fault::Answer {
+            status: 400,
+            errcode: "M_UNKNOWN",
+            error: "a\0b",
+        },
+        Fault::Answer {
+            status: 502,
+            errcode: "M_UNKNOWN",
+            error: "a\0b",
+        },
+    ] {
+        app.homeserver.break_with(fault).await;
+        let phone = Phone::new("told");
+        app.enroll(&[&phone]).await;
+        eventually(SOON, "its words are written down", async || {
+            let pusher = app.database.pusher(&phone.token).await;
+            let words = pusher.and_then(|pusher| pusher.last_error);
+            words.is_some_and(|words| words.contains("a b"))
+        })
+        .await;
+        app.homeserver.repair().await;
+        app.report(&phone.report()).await.expect_status(200);
+        app.pusher_set(&phone).await;
+        app.removal(&json!({"selector": phone.selector}))
+            .await
+            .expect_status(200);
+        app.settled().await;
+    }
+}

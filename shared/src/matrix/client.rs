@@ -253,9 +253,10 @@ fn read(status: u16, from_header: Option<Duration>, body: Option<&Map<String, Va
     }
 }
 
-/// A response is not a place to store novels in.
+/// A response is not a place to store novels in, nor a NUL, which PostgreSQL holds in no text.
 fn cut(text: &str) -> String {
-    text.chars().take(MAX_WORDS).collect()
+    let readable = |char: char| if char.is_control() { ' ' } else { char };
+    text.chars().map(readable).take(MAX_WORDS).collect()
 }
 
 /// A Retry-After in either of its forms (RFC 9110, 10.2.3): seconds, or a date.
