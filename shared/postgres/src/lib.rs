@@ -39,7 +39,7 @@ use matrix2acrobits_shared::{
         arrival::{Candidate, SILENT_AFTER},
         import::Mapping,
         jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
-        pushers::{Loaded, Replay},
+        pushers::{Asked, Loaded, Replay},
     },
 };
 use sqlx::{PgConnection, postgres::PgConnectOptions};
@@ -92,10 +92,9 @@ pub struct Postgres {
 }
 
 /// What a job asks about its pusher.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct TaskOf {
-    id: i64,
-    job_attempts: i64,
+    asked: Asked,
     append: bool,
 }
 
@@ -231,13 +230,8 @@ impl Postgres {
     }
 
     /// Reads a pusher for its job. `append`: whether users share a pushkey.
-    pub async fn task(&self, id: i64, job_attempts: i64, append: bool) -> Result<Loaded> {
-        let asked = TaskOf {
-            id,
-            job_attempts,
-            append,
-        };
-        self.tasks.ask(asked).await
+    pub async fn task(&self, asked: Asked, append: bool) -> Result<Loaded> {
+        self.tasks.ask(TaskOf { asked, append }).await
     }
 
     /// What all workers know together of the homeserver.
@@ -450,7 +444,7 @@ fn read_tasks(vital: &Vital, readers: Pool, clock: Clock) -> Batch<TaskOf, Loade
 }
 
 async fn load(connection: &mut PgConnection, asked: &[TaskOf], now: i64) -> Result<Vec<Loaded>> {
-    let ids: Vec<_> = asked.iter().map(|it| it.id).collect();
+    let ids: Vec<_> = asked.iter().map(|it| it.asked.id).collect();
     let found = pushers::pairs_of(connection, &ids).await?;
     let keys = found
         .iter()
@@ -458,15 +452,9 @@ async fn load(connection: &mut PgConnection, asked: &[TaskOf], now: i64) -> Resu
     let keys: Vec<_> = keys.collect();
     let facts = pushers::pairs(connection, &keys, pushers::Jobs::Read).await?;
     let loaded = asked.iter().map(|it| {
-        let place = found.iter().position(|(id, _)| *id == it.id);
+        let place = found.iter().position(|(id, _)| *id == it.asked.id);
         place.map_or(Loaded::Gone, |place| {
-            Loaded::read(
-                &facts[place].pushers,
-                it.id,
-                it.job_attempts,
-                it.append,
-                now,
-            )
+            Loaded::read(&facts[place].pushers, &it.asked, it.append, now)
         })
     });
     Ok(loaded.collect())

@@ -35,7 +35,7 @@ use matrix2acrobits_shared::{
         arrival::{Candidate, SILENT_AFTER},
         import::Mapping,
         jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
-        pushers::{Loaded, Replay},
+        pushers::{Asked, Loaded, Replay},
     },
 };
 use sqlx::{
@@ -84,10 +84,9 @@ pub struct Sqlite {
 }
 
 /// What a job asks about its pusher.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct TaskOf {
-    id: i64,
-    job_attempts: i64,
+    asked: Asked,
     append: bool,
 }
 
@@ -206,13 +205,8 @@ impl Sqlite {
     }
 
     /// Reads a pusher for its job. `append`: whether users share a pushkey.
-    pub async fn task(&self, id: i64, job_attempts: i64, append: bool) -> Result<Loaded> {
-        let asked = TaskOf {
-            id,
-            job_attempts,
-            append,
-        };
-        self.tasks.ask(asked).await
+    pub async fn task(&self, asked: Asked, append: bool) -> Result<Loaded> {
+        self.tasks.ask(TaskOf { asked, append }).await
     }
 
     /// What all workers know together of the homeserver.
@@ -407,7 +401,7 @@ fn read_tasks(vital: &Vital, readers: SqlitePool, clock: Clock) -> Batch<TaskOf,
     Batch::start(vital, move |asked: Arc<[TaskOf]>| {
         let (readers, now) = (readers.clone(), clock.unix());
         async move {
-            let ids: Vec<_> = asked.iter().map(|it| it.id).collect();
+            let ids: Vec<_> = asked.iter().map(|it| it.asked.id).collect();
             let found = pushers::pairs_of(&readers, &ids).await?;
             let pair = |(_, (app_id, pushkey)): &(i64, (String, String))| {
                 (app_id.clone(), pushkey.clone())
@@ -419,15 +413,15 @@ fn read_tasks(vital: &Vital, readers: SqlitePool, clock: Clock) -> Batch<TaskOf,
                 .collect();
             let facts = pushers::pairs(&readers, &keys).await?;
             let loaded = asked.iter().map(|it| {
-                let place = found.iter().position(|(id, _)| *id == it.id);
+                let place = found.iter().position(|(id, _)| *id == it.asked.id);
                 let Some(pushers) = place.map(|place| &facts[place].pushers) else {
                     return Loaded::Gone;
                 };
-                if pushers.iter().all(|pusher| pusher.id != it.id) {
+                if pushers.iter().all(|pusher| pusher.id != it.asked.id) {
                     // What stands for its app id or pushkey is no text by which it can be found.
                     return Loaded::Unreadable;
                 }
-                Loaded::read(pushers, it.id, it.job_attempts, it.append, now)
+                Loaded::read(pushers, &it.asked, it.append, now)
             });
             Ok(loaded.collect())
         }

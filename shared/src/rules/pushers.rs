@@ -1,6 +1,8 @@
 //! Who holds a pushkey, and what the homeserver should hold. [`Change`] is the one vocabulary of what
 //! transactions do to pushers.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::jobs::Job;
@@ -475,6 +477,17 @@ pub struct PusherTask {
     pub attempts: i64,
 }
 
+/// What a job asks about its pusher.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The pusher's id.
+    pub id: i64,
+    /// Attempts that ended in failure or with the worker.
+    pub job_attempts: i64,
+    /// The worker that holds the job.
+    pub worker: Arc<str>,
+}
+
 /// What a job finds when it asks for its pusher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Loaded {
@@ -482,19 +495,26 @@ pub enum Loaded {
     Task(PusherTask),
     /// There is none.
     Gone,
+    /// Its job is no longer in this worker's hands.
+    Taken,
     /// Its row cannot be read.
     Unreadable,
 }
 
 impl Loaded {
     /// From all pushers of the pair.
-    pub fn read(pushers: &[Pusher], id: i64, job_attempts: i64, append: bool, now: i64) -> Self {
-        let Some(goal) = goal(pushers, id, job_attempts, append, now) else {
+    pub fn read(pushers: &[Pusher], asked: &Asked, append: bool, now: i64) -> Self {
+        let id = asked.id;
+        let Some(goal) = goal(pushers, id, asked.job_attempts, append, now) else {
             return Self::Gone;
         };
         let Some(pusher) = pushers.iter().find(|p| p.id == id) else {
             return Self::Gone;
         };
+        let job = pusher.job.as_ref();
+        if !job.is_some_and(|job| job.is_held_by(&asked.worker)) {
+            return Self::Taken;
+        }
         let task = || {
             Some(PusherTask {
                 id,
@@ -866,12 +886,28 @@ mod tests {
             let absent = [pusher(7, "a", "s", Absent, state, 1)];
             assert_eq!(goal(&absent, 7, 0, false, 0), Some(expected));
         }
-        let unreadable = [pusher(7, "no user", "s", Present, Pending, 1)];
-        assert_eq!(
-            Loaded::read(&unreadable, 7, 0, false, 0),
-            Loaded::Unreadable
-        );
-        assert_eq!(Loaded::read(&unreadable, 9, 0, false, 0), Loaded::Gone);
+        let mut unreadable = [pusher(7, "no user", "s", Present, Pending, 1)];
+        unreadable[0].job = Some(Job {
+            key: 1,
+            status: Status::Queued,
+            attempts: 0,
+            run_at: 0,
+            not_before: None,
+            lost: None,
+            recalled: false,
+            lock_by: Some("w".into()),
+            error: None,
+            done_at: None,
+        });
+        let asked = |id, worker: &str| Asked {
+            id,
+            job_attempts: 0,
+            worker: worker.into(),
+        };
+        let read = |id, worker| Loaded::read(&unreadable, &asked(id, worker), false, 0);
+        assert_eq!(read(7, "w"), Loaded::Unreadable);
+        assert_eq!(read(7, "another"), Loaded::Taken);
+        assert_eq!(read(9, "w"), Loaded::Gone);
     }
 
     #[test]

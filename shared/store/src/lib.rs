@@ -28,7 +28,7 @@ use matrix2acrobits_shared::{
         gate::SharedGate,
         import::Mapping,
         jobs::CHUNK,
-        pushers::{Loaded, Replay},
+        pushers::{Asked, Loaded, Replay},
         report::{Report, Reporter, Saved},
     },
 };
@@ -481,7 +481,12 @@ impl Store {
 
     /// Reads a pusher for its job. `append`: whether users share a pushkey.
     pub async fn task(&self, held: &Held, append: bool) -> Result<Loaded> {
-        ask!(self, task(held.pusher_id, held.attempts, append))
+        let asked = Asked {
+            id: held.pusher_id,
+            job_attempts: held.attempts,
+            worker: held.worker.clone(),
+        };
+        ask!(self, task(asked, append))
     }
 
     /// Records what became of a job, in one transaction with the job itself. False when the lock was lost
@@ -556,12 +561,20 @@ impl Store {
         ask!(self, next_due())
     }
 
-    /// Makes jobs in backoff due now, at most `limit` of them, but not before the homeserver asked for it.
-    /// Returns how many, so that the caller repeats until none is left.
-    pub async fn make_due(&self, limit: i64) -> Result<u64> {
-        self.writer()
-            .write(move |tx| Box::pin(async move { tx.make_due(limit).await }))
-            .await
+    /// Makes jobs in backoff due now, at most `most` of them, but none for which the homeserver asked to wait. Returns how
+    /// many. They are looked for without a lock, and changed in small transactions.
+    pub async fn make_due(&self, most: i64) -> Result<u64> {
+        let waiting = ask!(self, in_backoff(most))?;
+        let mut due = 0;
+        for chunk in waiting.chunks(usize::try_from(CHUNK).unwrap_or(1)) {
+            let keys: Arc<[i64]> = chunk.into();
+            let making = self.writer().write(move |tx| {
+                let keys = keys.clone();
+                Box::pin(async move { tx.make_due(&keys).await })
+            });
+            due += making.await?;
+        }
+        Ok(due)
     }
 
     /// Puts right what a jump of the machine's clock did to waiting times. A job in backoff waits for at most

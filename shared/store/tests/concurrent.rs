@@ -271,6 +271,7 @@ async fn work(store: &Store, name: &str, reporting: &AtomicUsize) {
         let running = jobs.into_iter().map(async |held| {
             let task = match store.task(&held, false).await.unwrap() {
                 Loaded::Task(task) => task,
+                Loaded::Taken => return,
                 Loaded::Gone => {
                     store.drop_job(held).await.unwrap();
                     return;

@@ -95,6 +95,8 @@ impl Jobs {
             .await?;
         match loaded {
             Loaded::Task(task) => return Some(task),
+            // This worker stood still for so long that another one took the job.
+            Loaded::Taken => {}
             Loaded::Gone => {
                 self.insist(|| self.store.drop_job(held.clone())).await;
             }

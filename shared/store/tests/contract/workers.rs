@@ -82,6 +82,7 @@ impl World {
     async fn load(&self, held: &Held) -> Option<Stage> {
         let row = match self.other.task(held, self.append).await.unwrap() {
             Loaded::Task(row) => row,
+            Loaded::Taken => return None,
             Loaded::Gone => {
                 self.other.drop_job(held.clone()).await.unwrap();
                 return None;
