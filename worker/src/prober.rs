@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use matrix2acrobits_shared::{
-    matrix::client::Homeserver,
-    rules::{gate::Step, jobs},
-};
+use matrix2acrobits_shared::{matrix::client::Homeserver, rules::gate::Step};
 use matrix2acrobits_store::StoreError;
 
 use crate::{
@@ -64,7 +61,7 @@ async fn take_step(shared: &Shared, homeserver: &Homeserver, step: Step) -> Resu
 /// Has everything that waits run now.
 async fn take_up(shared: &Shared) {
     loop {
-        match shared.store.make_due(jobs::CHUNK).await {
+        match shared.store.make_due(i64::MAX).await {
             Ok(0) => return,
             Ok(_) => shared.wake.notify_one(),
             Err(error) => {

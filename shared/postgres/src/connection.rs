@@ -393,8 +393,8 @@ impl Transaction for WriteTransaction<'_> {
         self.news.everything = true;
         Ok(())
     }
-    async fn make_due(&mut self, limit: i64) -> Result<u64> {
-        let due = jobs::make_due(self.connection, self.now, limit).await?;
+    async fn make_due(&mut self, keys: &[i64]) -> Result<u64> {
+        let due = jobs::make_due(self.connection, keys, self.now).await?;
         self.news.work |= due > 0;
         Ok(due)
     }

@@ -266,6 +266,11 @@ impl Postgres {
         )
     }
 
+    /// Up to `limit` jobs in backoff for which the homeserver did not ask to wait.
+    pub async fn in_backoff(&self, limit: i64) -> Result<Vec<i64>> {
+        read!(&self.operators, jobs::in_backoff(self.clock.unix(), limit))
+    }
+
     /// The next pushers after an id, each with whether it is not as wanted and has no job.
     pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
         read!(&self.operators, pushers::without_job(after, limit))

@@ -354,8 +354,8 @@ impl Transaction for WriteTransaction<'_> {
         // Other processes notice the new key as they notice changes of tokens.
         meta::count_change(self.connection).await
     }
-    async fn make_due(&mut self, limit: i64) -> Result<u64> {
-        jobs::make_due(self.connection, self.now, limit).await
+    async fn make_due(&mut self, keys: &[i64]) -> Result<u64> {
+        jobs::make_due(self.connection, keys, self.now).await
     }
     async fn correct_waits(&mut self, keys: &[i64]) -> Result<u64> {
         jobs::correct_waits(self.connection, keys, self.now).await

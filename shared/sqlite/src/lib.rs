@@ -237,6 +237,11 @@ impl Sqlite {
         jobs::wait_too_long(&self.operators, soon, longest, asked, limit).await
     }
 
+    /// Up to `limit` jobs in backoff for which the homeserver did not ask to wait.
+    pub async fn in_backoff(&self, limit: i64) -> Result<Vec<i64>> {
+        jobs::in_backoff(&self.operators, self.clock.unix(), limit).await
+    }
+
     /// The next pushers after an id, each with whether it is not as wanted and has no job.
     pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
         pushers::without_job(&self.operators, after, limit).await

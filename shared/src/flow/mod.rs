@@ -225,8 +225,8 @@ pub trait Transaction: Send {
     /// Puts a new key of the marks in place; the one before counts until then.
     async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()>;
 
-    /// Makes up to `limit` jobs in backoff due now, but not before the homeserver asked for it; returns how many.
-    async fn make_due(&mut self, limit: i64) -> Result<u64>;
+    /// Makes these jobs due now if they are in backoff still and the homeserver did not ask for it; returns how many.
+    async fn make_due(&mut self, keys: &[i64]) -> Result<u64>;
     /// Makes these jobs due now if they still wait; returns how many.
     async fn correct_waits(&mut self, keys: &[i64]) -> Result<u64>;
     /// Deletes up to `limit` pushers that were removed before a time, and workers not heard of since another.

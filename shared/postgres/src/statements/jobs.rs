@@ -311,21 +311,45 @@ pub(crate) async fn held_by(connection: &mut PgConnection, worker: &str) -> Resu
     Ok(rows.into_iter().map(|row| queued!(row)).collect())
 }
 
-/// Makes up to `limit` jobs in backoff due now, but not before the homeserver asked for it.
-pub(crate) async fn make_due(connection: &mut PgConnection, now: i64, limit: i64) -> Result<u64> {
-    let done = sqlx::query!(
-        "UPDATE jobs
-         SET run_at = $1
-         WHERE pusher_id = ANY (ARRAY(SELECT pusher_id
-                                      FROM jobs
-                                      WHERE state IN ('Pending', 'Failed')
-                                        AND lost IS NULL
-                                        AND run_at > $1
-                                        AND coalesce(not_before, 0) <= $1
-                                      LIMIT $2
-                                      FOR UPDATE SKIP LOCKED))",
+/// Up to `limit` jobs in backoff for which the homeserver did not ask to wait, those first that are due first.
+pub(crate) async fn in_backoff(
+    connection: &mut PgConnection,
+    now: i64,
+    limit: i64,
+) -> Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        "SELECT pusher_id
+         FROM jobs
+         WHERE state IN ('Pending', 'Failed')
+           AND lost IS NULL
+           AND run_at > $1
+           AND coalesce(not_before, 0) <= $1
+         ORDER BY run_at
+         LIMIT $2",
         now,
         limit
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// Makes these jobs due now if they are in backoff still and the homeserver did not ask for it. Those that somebody is
+/// writing are left for the next time.
+pub(crate) async fn make_due(connection: &mut PgConnection, keys: &[i64], now: i64) -> Result<u64> {
+    let done = sqlx::query!(
+        "UPDATE jobs
+         SET run_at = $2
+         WHERE pusher_id = ANY (ARRAY(SELECT pusher_id
+                                      FROM jobs
+                                      WHERE pusher_id = ANY ($1)
+                                        AND state IN ('Pending', 'Failed')
+                                        AND lost IS NULL
+                                        AND run_at > $2
+                                        AND coalesce(not_before, 0) <= $2
+                                      FOR UPDATE SKIP LOCKED))",
+        keys,
+        now
     )
     .execute(connection)
     .await

@@ -79,7 +79,10 @@ pub(crate) async fn jobs(
                CASE WHEN j.state = 'Killed' THEN NULL ELSE j.run_at END AS next_try,
                j.last_error
            FROM jobs j
-           LEFT JOIN pushers p ON p.id = j.pusher_id
+           LEFT JOIN LATERAL (SELECT user_id, wanted
+                              FROM pushers
+                              WHERE id = j.pusher_id
+                              OFFSET 0) p ON true
            WHERE j.pusher_id > $1
              AND ($2::text IS NULL OR j.state = $2)
            ORDER BY j.pusher_id
@@ -122,7 +125,10 @@ pub(crate) async fn dead_letters(
                  WHERE state = 'Killed'
                  ORDER BY done_at DESC
                  LIMIT $2) j
-           LEFT JOIN pushers p ON p.id = j.pusher_id
+           LEFT JOIN LATERAL (SELECT user_id, app_id, pushkey
+                              FROM pushers
+                              WHERE id = j.pusher_id
+                              OFFSET 0) p ON true
            ORDER BY j.done_at DESC, j.pusher_id DESC"#,
         now,
         i64::from(limit)

@@ -311,16 +311,19 @@ pub(crate) async fn without_job(
     limit: i64,
 ) -> Result<Vec<(i64, bool)>> {
     let rows = sqlx::query!(
-        r#"SELECT p.id,
-               NOT EXISTS (SELECT 1
-                           FROM jobs j
-                           WHERE j.pusher_id = p.id
-                             AND j.state <> 'Killed') AS "lacks!"
-           FROM pushers p
-           WHERE p.state = 'pending'
-             AND p.id > $1
-           ORDER BY p.id
-           LIMIT $2"#,
+        r#"SELECT p.id, j.there IS NULL AS "lacks!"
+           FROM (SELECT id
+                 FROM pushers
+                 WHERE state = 'pending'
+                   AND id > $1
+                 ORDER BY id
+                 LIMIT $2) p
+           LEFT JOIN LATERAL (SELECT true AS there
+                              FROM jobs
+                              WHERE pusher_id = p.id
+                                AND state <> 'Killed'
+                              OFFSET 0) j ON true
+           ORDER BY p.id"#,
         after,
         limit
     )

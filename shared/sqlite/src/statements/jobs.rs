@@ -295,25 +295,49 @@ pub(crate) async fn held_by(connection: &mut SqliteConnection, worker: &str) -> 
     .map_err(from_sqlx)
 }
 
-/// Makes up to `limit` jobs in backoff due now, but not before the homeserver asked for it.
-pub(crate) async fn make_due(
-    connection: &mut SqliteConnection,
+/// Up to `limit` jobs in backoff for which the homeserver did not ask to wait, those first that are due first.
+pub(crate) async fn in_backoff(
+    executor: impl SqliteExecutor<'_>,
     now: i64,
     limit: i64,
-) -> Result<u64> {
-    let done = sqlx::query!(
-        "UPDATE Jobs
-         SET run_at = ?1
-         WHERE rowid IN (SELECT rowid
-                         FROM Jobs
-                         WHERE job_type = 'sync_pusher'
-                           AND status IN ('Pending', 'Failed')
-                           AND lost IS NULL
-                           AND run_at > ?1
-                           AND coalesce(not_before, 0) <= ?1
-                         LIMIT ?2)",
+) -> Result<Vec<i64>> {
+    let keys = sqlx::query_scalar!(
+        r#"SELECT CAST(json_group_array(key) AS BLOB) AS "keys!: Vec<u8>"
+           FROM (SELECT rowid AS key
+                 FROM Jobs INDEXED BY jobs_due
+                 WHERE job_type = 'sync_pusher'
+                   AND status IN ('Pending', 'Failed')
+                   AND lost IS NULL
+                   AND run_at > ?1
+                   AND coalesce(not_before, 0) <= ?1
+                 ORDER BY run_at
+                 LIMIT ?2)"#,
         now,
         limit
+    )
+    .fetch_one(executor)
+    .await
+    .map_err(from_sqlx)?;
+    from_json(&keys)
+}
+
+/// Makes these jobs due now if they are in backoff still and the homeserver did not ask for it.
+pub(crate) async fn make_due(
+    connection: &mut SqliteConnection,
+    keys: &[i64],
+    now: i64,
+) -> Result<u64> {
+    let keys = json(keys)?;
+    let done = sqlx::query!(
+        "UPDATE Jobs
+         SET run_at = ?2
+         WHERE rowid IN (SELECT value FROM json_each(?1))
+           AND status IN ('Pending', 'Failed')
+           AND lost IS NULL
+           AND run_at > ?2
+           AND coalesce(not_before, 0) <= ?2",
+        keys,
+        now
     )
     .execute(connection)
     .await
