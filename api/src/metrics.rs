@@ -155,10 +155,14 @@ pub(crate) fn start() -> PrometheusHandle {
     handle
 }
 
-/// `GET /metrics`.
+/// `GET /metrics`. What the database does not tell stays as it was.
 pub(crate) async fn render(State((store, handle)): State<(Store, PrometheusHandle)>) -> Response {
-    let (file, log) = store.file_sizes().await;
-    process::metrics::database_size(file, log);
+    process::metrics::ask(async {
+        if let Ok((file, log)) = store.file_sizes().await {
+            process::metrics::database_size(file, log);
+        }
+    })
+    .await;
     (
         [("content-type", "text/plain; version=0.0.4")],
         handle.render(),

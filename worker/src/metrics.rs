@@ -131,14 +131,18 @@ pub(crate) struct Source {
 /// `GET /metrics`. What the database does not tell stays as it was.
 pub(crate) async fn render(State(source): State<Source>) -> Response {
     let store = &source.store;
-    if let Ok(state) = store.queue_state().await {
-        publish_queue(state);
-    }
-    if let Ok(pushers) = store.count_pushers().await {
-        publish_pushers(&pushers);
-    }
-    let (file, log) = store.file_sizes().await;
-    process::metrics::database_size(file, log);
+    process::metrics::ask(async {
+        if let Ok(state) = store.queue_state().await {
+            publish_queue(state);
+        }
+        if let Ok(pushers) = store.count_pushers().await {
+            publish_pushers(&pushers);
+        }
+        if let Ok((file, log)) = store.file_sizes().await {
+            process::metrics::database_size(file, log);
+        }
+    })
+    .await;
     if let Some(age) = source.beat.age() {
         gauge!(HEARTBEAT).set(to_f64(store.clock().unix()) - age.as_secs_f64());
     }

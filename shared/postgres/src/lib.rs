@@ -194,10 +194,10 @@ impl Postgres {
         Watcher::new(&self.process)
     }
 
-    /// Bytes that the database takes; 0 where it does not say.
-    pub async fn size(&self) -> u64 {
+    /// Bytes that the database takes.
+    pub async fn size(&self) -> Result<u64> {
         let size: Result<i64> = async { read!(&self.operators, meta::size()) }.await;
-        u64::try_from(size.unwrap_or_default()).unwrap_or_default()
+        Ok(u64::try_from(size?).unwrap_or_default())
     }
 
     /// Whether the database answers.

@@ -22,6 +22,9 @@ const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0,
 ];
 
+/// How long `/metrics` waits for the database; Prometheus gives up after ten seconds.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// How often recorded samples are folded into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -91,6 +94,13 @@ pub fn write_failed(busy: bool) {
     if busy {
         counter!(BUSY).increment(1);
     }
+}
+
+/// Asks the database for what `/metrics` shows, but not for long: what it would not tell is the least that a scrape is
+/// about while it does not answer.
+pub async fn ask(asking: impl Future<Output = ()>) {
+    // What was not answered stays as it was.
+    let _ = tokio::time::timeout(PATIENCE, asking).await;
 }
 
 /// Notes how large the database's file and its write-ahead log are, in bytes.

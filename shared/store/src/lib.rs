@@ -233,11 +233,11 @@ impl Store {
     }
 
     /// Bytes that the database and its log take, where that can be told.
-    pub async fn file_sizes(&self) -> (u64, u64) {
+    pub async fn file_sizes(&self) -> Result<(u64, u64)> {
         match self {
-            Self::Sqlite(database) => database.file_sizes().await,
+            Self::Sqlite(database) => Ok(database.file_sizes().await),
             #[cfg(feature = "postgres")]
-            Self::Postgres(database) => (database.size().await, 0),
+            Self::Postgres(database) => Ok((database.size().await?, 0)),
         }
     }
 

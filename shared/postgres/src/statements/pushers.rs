@@ -39,9 +39,10 @@ pub(crate) async fn pairs(
             Jobs::Read => jobs::of(connection, &ids).await?,
             Jobs::Lock => jobs::lock(connection, &ids).await?,
         };
-        let mut jobs: HashMap<i64, Job> = jobs.into_iter().map(|job| (job.key, job)).collect();
+        let jobs: HashMap<i64, Job> = jobs.into_iter().map(|job| (job.key, job)).collect();
         for (_, pusher) in &mut pushers {
-            pusher.job = jobs.remove(&pusher.id);
+            // A pair that was asked for twice has its pushers twice.
+            pusher.job = jobs.get(&pusher.id).cloned();
         }
     }
     let holders = by_place(pairs.len(), holders);
