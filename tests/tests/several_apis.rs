@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use matrix2acrobits_test_postgres::Server;
@@ -211,4 +211,33 @@ async fn an_api_without_its_feed_learns_nothing_and_pushes() {
         apis.told(First, heard + 1).await;
         apis.hears(Second, First, event).await;
     }
+}
+
+/// A fail-over that leads to a standby which is behind: what it does not know may have been reported a moment ago.
+#[tokio::test]
+async fn a_standby_is_never_asked_whose_a_token_is() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let apis = Apis::at(&server).await;
+    server.back_up();
+    let late = Phone::new("late");
+    apis.app.enroll(&[&late]).await;
+    server.stop("fast");
+    server.start_standby();
+
+    let request = |event: String| {
+        let device = late.device();
+        let notification = message(&event, &[device]);
+        let url = format!("{}/_matrix/push/v1/notify", apis.second.public_url());
+        http::send(apis.client.post(url).json(&notification))
+    };
+    let until = Instant::now() + Duration::from_secs(8);
+    for round in 0.. {
+        request(format!("$behind-{round}")).await.expect_error(503);
+        if Instant::now() > until {
+            break;
+        }
+    }
+    assert!(apis.second.log().contains("standby"), "the log says why");
 }

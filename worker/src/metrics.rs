@@ -131,7 +131,7 @@ pub(crate) struct Source {
 /// `GET /metrics`. What the database does not tell stays as it was.
 pub(crate) async fn render(State(source): State<Source>) -> Response {
     let store = &source.store;
-    process::metrics::ask(async {
+    process::metrics::ask(Box::pin(async {
         if let Ok(state) = store.queue_state().await {
             publish_queue(state);
         }
@@ -141,7 +141,7 @@ pub(crate) async fn render(State(source): State<Source>) -> Response {
         if let Ok((file, log)) = store.file_sizes().await {
             process::metrics::database_size(file, log);
         }
-    })
+    }))
     .await;
     if let Some(age) = source.beat.age() {
         gauge!(HEARTBEAT).set(to_f64(store.clock().unix()) - age.as_secs_f64());

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, postgres::PgConnectOptions};
 
 use crate::{
     DatabaseUrl,
-    errors::NoAnswer,
+    errors::{NoAnswer, Standby},
     open::{OpenError, open_error},
     statements::session,
 };
@@ -21,6 +21,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub(crate) struct Access {
     options: PgConnectOptions,
     settings: Vec<session::Setting>,
+    /// Whether a standby will do.
+    standby: bool,
 }
 
 impl Access {
@@ -37,6 +39,7 @@ impl Access {
                 ("default_transaction_isolation", "read committed"),
                 ("jit", "off"),
             ],
+            standby: false,
         }
     }
 
@@ -56,6 +59,12 @@ impl Access {
         self
     }
 
+    /// The same for who only looks, and may find a standby.
+    pub(crate) fn on_standby(mut self) -> Self {
+        self.standby = true;
+        self
+    }
+
     /// The same by another name.
     pub(crate) fn named(mut self, name: &str) -> Self {
         self.options = self.options.application_name(name);
@@ -67,9 +76,14 @@ impl Access {
         &self.options
     }
 
-    /// Makes the settings of a new connection.
+    /// Makes the settings of a new connection. One to a standby is refused: it may be behind, and a token that it does not
+    /// know yet would be rejected.
     pub(crate) async fn set_up(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        session::set(connection, &self.settings).await
+        let is_standby = session::set(connection, &self.settings).await?;
+        if is_standby && !self.standby {
+            return Err(sqlx::Error::AnyDriverError(Box::new(Standby)));
+        }
+        Ok(())
     }
 
     /// Connects.

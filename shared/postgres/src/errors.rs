@@ -88,6 +88,11 @@ pub(crate) fn is_hang_up(error: &StoreError) -> bool {
     }
 }
 
+/// The server only repeats what another one does.
+#[derive(Debug, thiserror::Error)]
+#[error("the server is a standby")]
+pub(crate) struct Standby;
+
 /// The server did not answer in time.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {0:?}")]

@@ -30,7 +30,7 @@ const MOST_OLD: i64 = 3;
 /// What there is to know of the server; an error is what keeps a process from using it.
 pub async fn examine(database: &DatabaseUrl) -> Result<ServerFacts, OpenError> {
     let name = database.to_string();
-    let access = Access::new(database, "10s").named(NAME);
+    let access = Access::new(database, "10s").named(NAME).on_standby();
     if !has_sessions(&access, &name).await? {
         return Err(OpenError::Pooled(name));
     }

@@ -24,7 +24,9 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
 
 async fn open(database: &DatabaseUrl) -> Result<PgConnection, LookError> {
     let name = database.to_string();
-    let access = Access::new(database, "1min").with([("default_transaction_read_only", "on")]);
+    let access = Access::new(database, "1min")
+        .with([("default_transaction_read_only", "on")])
+        .on_standby();
     let connected = access.connect_first(&name).await;
     let mut connection = connected.map_err(|error| closed(&error))?;
     let unreadable = |error| LookError::Unreadable(name.clone(), from_sqlx(error));

@@ -111,6 +111,7 @@ pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
         Some(code) if ["53", "57", "58", "25"].contains(&&code[..2]) => {
             OpenError::NotNow(name, error)
         }
+        None if matches!(error, sqlx::Error::AnyDriverError(_)) => OpenError::ReadOnly(name, error),
         None if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => {
             OpenError::Unreachable(name, from_sqlx(error))
         }

@@ -7,17 +7,24 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 /// A setting's name and value. They are ours, so nothing in them needs quotes of its own.
 pub(crate) type Setting = (&'static str, &'static str);
 
-/// Gives a connection its settings, in one way there and back.
+/// Gives a connection its settings, in one way there and back; returns whether the server is a standby. Whatever the server
+/// is set to, what is acknowledged is on its disk.
 pub(crate) async fn set(
     connection: &mut PgConnection,
     settings: &[Setting],
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
     let one = |(name, value): &Setting| format!("SET {name} TO '{value}';");
-    let all: String = settings.iter().map(one).collect();
-    sqlx::raw_sql(AssertSqlSafe(all))
-        .execute(connection)
+    let mut all: String = settings.iter().map(one).collect();
+    all.push_str(
+        "SELECT pg_is_in_recovery(),
+             set_config('synchronous_commit',
+                        replace(current_setting('synchronous_commit'), 'off', 'on'),
+                        false)",
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(all))
+        .fetch_one(connection)
         .await?;
-    Ok(())
+    row.try_get(0)
 }
 
 /// The number of the server's process that answers.
