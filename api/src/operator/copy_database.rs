@@ -77,7 +77,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         ));
     }
     print(format_args!(
-        "done: start all processes with DATABASE_URL={to} now, and none with {from} any more"
+        "done: start all processes on {to} now, and none on {from} any more"
     ));
     Ok(())
 }

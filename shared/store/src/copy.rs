@@ -36,10 +36,10 @@ pub enum Problem {
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         match problem {
-            Problem::Unreadable(..) | Problem::Copy(_) => Self::of(problem),
-            Problem::From(LookError::Unreadable(..)) | Problem::To(LookError::Unreadable(..)) => {
-                Self::of(problem)
-            }
+            Problem::Unreadable(..)
+            | Problem::Copy(_)
+            | Problem::From(LookError::Unreadable(..) | LookError::NotNow(_))
+            | Problem::To(LookError::Unreadable(..) | LookError::NotNow(_)) => Self::of(problem),
             Problem::Open(error) => error.into(),
             wrong => Self::bad_setting(wrong),
         }
