@@ -9,7 +9,8 @@ use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The types int4 and text.
+/// The types bool, int4 and text.
+const BOOL: i32 = 16;
 const INT: i32 = 23;
 const TEXT: i32 = 25;
 
@@ -65,7 +66,9 @@ async fn serve(mut stream: TcpStream, oddity: Oddity, process: i32) -> std::io::
             row(&mut answer, &[(INT, &process.to_string())]);
         } else if sql.contains("server_version") {
             row(&mut answer, &[(INT, "130014"), (TEXT, "13.14")]);
-        } else if !sql.contains("SET ") {
+        } else if sql.contains("pg_is_in_recovery") {
+            row(&mut answer, &[(BOOL, "f"), (TEXT, "on")]);
+        } else {
             let fields = b"SERROR\0VERROR\0C0A000\0Ma stand-in knows no such statement\0\0";
             message(&mut answer, b'E', fields);
         }

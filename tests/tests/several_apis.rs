@@ -115,6 +115,14 @@ impl Apis {
             .unwrap_or_else(|| panic!("no {series} in {text}"))
     }
 
+    /// What both count of what they were told.
+    async fn both_told(&self) -> [u64; 2] {
+        [
+            self.count(First, TOLD).await,
+            self.count(Second, TOLD).await,
+        ]
+    }
+
     /// Waits until one of them hears the other again.
     async fn hears(&self, api: Api, other: Api, event: &str) {
         let number = AtomicU64::new(0);
@@ -165,24 +173,32 @@ async fn many_events_at_both_at_once_ring_once_each() {
     let Some(apis) = Apis::start().await else {
         return;
     };
-    let push_all = async |reached: fn(usize) -> Api| {
+    let push_all = async |attempt: usize, reached: fn(usize) -> Api| {
         let each = |number| {
-            let apis = &apis;
-            async move { apis.push(reached(number), &format!("${number}")).await }
+            let (apis, event) = (&apis, format!("${attempt}-{number}"));
+            async move { apis.push(reached(number), &event).await }
         };
         join_all((0..EVENTS).map(each)).await;
     };
     let even = |number| [First, Second][number % 2];
     let odd = |number| [Second, First][number % 2];
-    push_all(even).await;
-    for api in [First, Second] {
-        apis.told(api, EVENTS as u64 / 2).await;
+    // On a busy machine a feed may be cut off for a moment, and what is told meanwhile is lost: then again, with others.
+    for attempt in 0..5 {
+        let before = apis.both_told().await;
+        push_all(attempt, even).await;
+        let told = before.map(|told| told + EVENTS as u64 / 2);
+        if !within(SOON / 2, async || apis.both_told().await == told).await {
+            continue;
+        }
+        push_all(attempt, odd).await;
+        push_all(attempt, even).await;
+        let mut rang = apis.rang();
+        rang.retain(|event, _| event.starts_with(&format!("${attempt}-")));
+        assert_eq!(rang.len(), EVENTS);
+        assert!(rang.values().all(|times| *times == 1), "{rang:?}");
+        return;
     }
-    push_all(odd).await;
-    push_all(even).await;
-    let rang = apis.rang();
-    assert_eq!(rang.len(), EVENTS);
-    assert!(rang.values().all(|times| *times == 1), "{rang:?}");
+    panic!("the apis never told each other all that they had pushed");
 }
 
 /// The memory is best effort: what cannot be told rings again rather than not at all.
