@@ -21,7 +21,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tokio::sync::Mutex;
 
 /// As many phones as take a while to copy.
-const MANY: &str = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 50000)
+const MANY: &str = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 20000)
     INSERT INTO push_tokens (selector, device, token_msgs, app_id_msgs, report, created_at, updated_at)
     SELECT 'SELECTOR-' || n, '', 'token-' || n, 'app', 1, 1, 1
     FROM number";
@@ -298,7 +298,7 @@ async fn an_interrupted_copy_leaves_nothing_and_is_repeated() {
     let sums = copied(&from, &to).await;
     assert!(
         sums.iter()
-            .any(|line| line.starts_with("phones: 50000 rows")),
+            .any(|line| line.starts_with("phones: 20000 rows")),
         "{sums:?}"
     );
 }
