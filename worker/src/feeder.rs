@@ -27,19 +27,20 @@ const FOLLOW: Duration = Duration::from_secs(1);
 /// Takes due jobs from the queue as long as the gate lets some through and there is room.
 pub(crate) async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
     let mut gate = shared.gate.watch();
+    // Whether a claim was not answered: there may be jobs in our name of which we don't know.
+    let mut doubtful = false;
     while !shared.stop.is_cancelled() {
         gate.mark_unchanged();
-        let room = shared
-            .most
-            .saturating_sub(shared.held.load(Ordering::SeqCst));
+        let room = shared.most.saturating_sub(shared.held().len());
         let wanted = if shared.gate.is_open() {
             room
         } else {
             // One to try with, if none is at hand.
             usize::from(shared.gate.is_trying() && room == shared.most)
         };
-        let pause = match take(&shared, wanted).await {
+        let pause = match take(&shared, wanted, doubtful).await {
             Ok(taken) => {
+                doubtful = false;
                 let enough = !taken.is_empty() && taken.len() >= wanted;
                 for held in taken {
                     // The channel has room for all that may be held, and apalis listens until we stop.
@@ -54,6 +55,7 @@ pub(crate) async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot take jobs");
+                doubtful = true;
                 PAUSE
             }
         };
@@ -66,8 +68,8 @@ pub(crate) async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
     }
 }
 
-async fn take(shared: &Shared, wanted: usize) -> Result<Vec<Held>, StoreError> {
-    if wanted == 0 {
+async fn take(shared: &Shared, wanted: usize, doubtful: bool) -> Result<Vec<Held>, StoreError> {
+    if wanted == 0 && !doubtful {
         return Ok(Vec::new());
     }
     let limit = i64::try_from(wanted).unwrap_or(i64::MAX);
@@ -76,7 +78,8 @@ async fn take(shared: &Shared, wanted: usize) -> Result<Vec<Held>, StoreError> {
         worker: shared.name.clone(),
         settings: shared.settings.clone(),
         limit,
-        suspect,
+        suspect: suspect && limit > 0,
+        knows: doubtful.then(|| shared.held().clone()),
     };
     let Claimed {
         jobs,
@@ -96,7 +99,7 @@ async fn take(shared: &Shared, wanted: usize) -> Result<Vec<Held>, StoreError> {
             "a worker that started later has another PROXY_URL, PUSH_FORMAT or key: this one takes no jobs while that one lives"
         );
     }
-    shared.held.fetch_add(jobs.len(), Ordering::SeqCst);
+    shared.held().extend(jobs.iter().map(|held| held.pusher_id));
     let suspects = jobs.iter().filter(|held| held.suspect).count();
     shared.suspects.fetch_add(suspects, Ordering::SeqCst);
     Ok(jobs)

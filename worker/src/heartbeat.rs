@@ -1,6 +1,9 @@
 //! Says that this worker lives, takes over the jobs of those that died, and notices jumps of the clock.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use matrix2acrobits_shared::{flow::Heartbeat, rules::jobs};
 use matrix2acrobits_store::StoreError;
@@ -9,10 +12,44 @@ use crate::{run::Shared, upkeep::correct_waits};
 
 /// A difference between the two clocks of this machine that counts as a jump, in seconds.
 const JUMP: i64 = 30;
+/// For so long the beats must have come through before other workers' silence means anything.
+const UNBROKEN: Duration = Duration::from_secs(jobs::DEAD_AFTER.unsigned_abs());
+
+/// How long the own beats have come through, each in time. While the database is away nobody's do: the first worker
+/// to reach it again would take all others for dead.
+#[derive(Debug, Default)]
+struct Unbroken {
+    since: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Unbroken {
+    /// A beat has come through.
+    fn beaten(&mut self, now: Instant) {
+        // This machine may have slept, and the others with it.
+        let late = self.last.is_none_or(|last| now - last > UNBROKEN / 2);
+        if late {
+            self.since = Some(now);
+        }
+        self.last = Some(now);
+    }
+
+    /// One has not.
+    fn broken(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether a worker that is silent has died.
+    fn tells(&self, now: Instant) -> bool {
+        let in_time = self.last.is_some_and(|last| now - last <= UNBROKEN / 2);
+        in_time && self.since.is_some_and(|since| now - since >= UNBROKEN)
+    }
+}
 
 /// Says that this worker lives, recovers the jobs of those that don't, and notices jumps of the clock.
 pub(crate) async fn heartbeat(shared: Arc<Shared>) {
     let (mut wall, mut steady) = (shared.store.clock().unix(), Instant::now());
+    let mut unbroken = Unbroken::default();
     let mut ticks = tokio::time::interval(jobs::HEARTBEAT);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -32,11 +69,13 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
                 started: shared.started,
                 settings: shared.settings.clone(),
                 gate: shared.gate.report(),
+                recovers: unbroken.tells(Instant::now()),
             })
             .await
         {
             Ok((recovered, killed)) => {
                 shared.beat.now();
+                unbroken.beaten(Instant::now());
                 if recovered > 0 {
                     tracing::warn!(recovered, "took over jobs of a worker that died");
                 }
@@ -50,7 +89,40 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
             }
             // The writer is gone for good.
             Err(StoreError::Stopped) => return,
-            Err(error) => tracing::debug!(%error, "no heartbeat"),
+            Err(error) => {
+                unbroken.broken();
+                tracing::debug!(%error, "no heartbeat");
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_of_others_means_something_after_ten_seconds_of_own_beats() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut unbroken = Unbroken::default();
+        assert!(!unbroken.tells(at(0)), "nothing has come through yet");
+        for second in (0..10).step_by(2) {
+            assert!(!unbroken.tells(at(second)), "{second}");
+            unbroken.beaten(at(second));
+        }
+        assert!(unbroken.tells(at(10)));
+        assert!(!unbroken.tells(at(60)), "this machine slept");
+
+        unbroken.broken();
+        assert!(!unbroken.tells(at(12)), "the database was away");
+        for second in (12..22).step_by(2) {
+            assert!(!unbroken.tells(at(second)), "{second}");
+            unbroken.beaten(at(second));
+        }
+        assert!(unbroken.tells(at(22)));
+
+        unbroken.beaten(at(60));
+        assert!(!unbroken.tells(at(62)), "this machine slept before that");
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -40,13 +40,21 @@ pub(crate) struct Shared {
     pub(crate) outdated: AtomicBool,
     pub(crate) gate: Arc<Gate>,
     pub(crate) wake: Notify,
-    pub(crate) held: AtomicUsize,
+    /// The pushers of the jobs that this worker holds.
+    held: Mutex<Vec<i64>>,
     pub(crate) suspects: AtomicUsize,
     pub(crate) most: usize,
     /// No job in backoff waits longer, in seconds.
     pub(crate) longest_wait: i64,
     pub(crate) stop: CancellationToken,
     pub(crate) beat: Beat,
+}
+
+impl Shared {
+    /// The pushers of the jobs that this worker holds.
+    pub(crate) fn held(&self) -> MutexGuard<'_, Vec<i64>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why the worker ended without having been asked to.
@@ -68,10 +76,10 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
     let stopping = jobs.stopping.clone();
     let stop = stopping.stop.clone();
     let (name, settings): (Arc<str>, _) = (name.into(), jobs.pusher.name());
-    let started = jobs
-        .store
-        .register_worker(name.clone(), settings.clone())
-        .await?;
+    let register = || jobs.store.register_worker(name.clone(), settings.clone());
+    let Some(started) = patiently(&stop, register).await? else {
+        return Ok(());
+    };
     let shared = Arc::new(Shared {
         store: jobs.store.clone(),
         name,
@@ -80,7 +88,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         outdated: AtomicBool::new(false),
         gate: jobs.gate.clone(),
         wake: Notify::new(),
-        held: AtomicUsize::new(0),
+        held: Mutex::default(),
         suspects: AtomicUsize::new(0),
         most: jobs.settings.concurrency * AHEAD,
         longest_wait: i64::try_from(jobs.settings.retry.longest().as_secs() + 1)
@@ -88,7 +96,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         stop: stop.clone(),
         beat,
     });
-    shared.gate.start().await?;
+    patiently(&stop, || shared.gate.start()).await?;
     let (sender, receiver) = mpsc::channel(shared.most);
     let mut tasks = JoinSet::new();
     tasks.spawn(until(stop.clone(), feeder::watch(shared.clone())));
@@ -175,9 +183,33 @@ async fn supervise(
     }
 }
 
-/// Counts a job that this worker holds, and wakes the feeder when it ends, however it ends.
+/// Repeats what the worker begins with until the database, which may be away at this moment as at any other, has done
+/// it. None when the worker stops first.
+pub(crate) async fn patiently<T, F>(
+    stop: &CancellationToken,
+    operation: impl Fn() -> F,
+) -> Result<Option<T>, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match operation().await {
+            Err(error) if error.is_environment() && !matches!(error, StoreError::Stopped) => {
+                tracing::debug!(%error, "the database does not answer; trying again");
+            }
+            done => return done.map(Some),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// A job that this worker holds. When it ends, however it ends, it is struck off and the feeder wakes.
 struct Slot {
     shared: Arc<Shared>,
+    pusher_id: i64,
     suspect: bool,
 }
 
@@ -185,6 +217,7 @@ impl Slot {
     fn new(shared: Arc<Shared>, held: &Held) -> Self {
         Self {
             shared,
+            pusher_id: held.pusher_id,
             suspect: held.suspect,
         }
     }
@@ -192,7 +225,11 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.shared.held.fetch_sub(1, Ordering::SeqCst);
+        let mut held = self.shared.held();
+        if let Some(at) = held.iter().position(|id| *id == self.pusher_id) {
+            held.swap_remove(at);
+        }
+        drop(held);
         if self.suspect {
             self.shared.suspects.fetch_sub(1, Ordering::SeqCst);
         }

@@ -82,13 +82,16 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         settings.concurrency,
         settings.retry.max,
     ));
-    let key = store.mark_keys().await.map_err(Failure::other)?.current;
+    let keys = run::patiently(&stop, || store.mark_keys()).await;
+    let Some(keys) = keys.map_err(Failure::other)? else {
+        return Ok(());
+    };
     let jobs = Jobs {
         store,
         homeserver,
         settings,
         pusher,
-        key: watch::Sender::new(key),
+        key: watch::Sender::new(keys.current),
         gate,
         turns: Turns::default(),
         stopping: stopping.clone(),

@@ -38,6 +38,9 @@ pub struct Claim {
     /// Whether it takes a job that a worker died with. It takes one alone, so that the one that kills its worker
     /// is found without taking its neighbours along.
     pub suspect: bool,
+    /// The pushers of the jobs that it knows it holds, where an earlier claim was not answered: what else stands under
+    /// its name goes back to the queue. As long as it lives nobody else would free it.
+    pub knows: Option<Vec<i64>>,
 }
 
 /// What it gets.
@@ -54,6 +57,11 @@ pub struct Claimed {
 /// Takes jobs that are due.
 pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
     let now = tx.now();
+    if let Some(known) = &claim.knows {
+        let mut jobs = tx.jobs_of(&claim.worker).await?;
+        jobs.retain(|job| job.pusher_id.is_none_or(|id| !known.contains(&id)));
+        free(tx, jobs).await?;
+    }
     let newest = tx.newest_settings(now - DEAD_AFTER).await?;
     if newest.is_some_and(|newest| newest != claim.settings) {
         return Ok(Claimed {
@@ -168,56 +176,92 @@ pub struct Heartbeat {
     pub settings: String,
     /// What its outage gate does.
     pub gate: GateReport,
+    /// Whether it frees the jobs of workers that died.
+    pub recovers: bool,
 }
 
-/// Notes that a worker lives, and gives the jobs of dead workers back. Returns how many came back, and how many of
-/// them were given up as the likely cause.
-pub async fn beat(tx: &mut dyn Transaction, heartbeat: &Heartbeat) -> Result<(usize, usize)> {
+/// What a heartbeat found of workers that died.
+#[derive(Debug, Clone, Default)]
+pub struct Stranded {
+    /// How many of their jobs went back to the queue.
+    pub recovered: usize,
+    /// The pushers of those that are the likely cause, for [`give_up_suspects`].
+    pub suspects: Vec<i64>,
+}
+
+/// Notes that a worker lives, and gives the jobs of dead workers back.
+pub async fn beat(tx: &mut dyn Transaction, heartbeat: &Heartbeat) -> Result<Stranded> {
     let now = tx.now();
     tx.beat(heartbeat).await?;
-    let stranded = tx.stranded_jobs(now - DEAD_AFTER, CHUNK).await?;
-    let mut killed = 0;
-    let mut recovered: Vec<Job> = Vec::with_capacity(stranded.len());
-    let recovers = stranded.len();
+    let mut found = Stranded::default();
+    if !heartbeat.recovers {
+        return Ok(found);
+    }
+    let mut recovered = Vec::new();
     for QueuedJob {
-        pusher_id: pusher,
-        mut job,
-        ..
-    } in stranded
+        pusher_id, mut job, ..
+    } in tx.stranded_jobs(now - DEAD_AFTER, CHUNK).await?
     {
+        let suspect = job.recover(now);
+        match pusher_id.filter(|_| suspect) {
+            Some(id) => found.suspects.push(id),
+            None => recovered.push(job),
+        }
+    }
+    update(tx, &recovered).await?;
+    found.recovered = recovered.len();
+    Ok(found)
+}
+
+/// Makes dead letters of the jobs that killed worker after worker, if their workers are dead still. A transaction of its
+/// own: it locks pairs, and whoever holds jobs must not wait for pairs. Returns how many.
+pub async fn give_up_suspects(tx: &mut dyn Transaction, suspects: &[i64]) -> Result<usize> {
+    let now = tx.now();
+    let mut pairs = Pairs::load_of(tx, suspects).await?;
+    let (mut killed, mut of_nobody) = (0, Vec::new());
+    for QueuedJob {
+        pusher_id, mut job, ..
+    } in tx.stranded_jobs(now - DEAD_AFTER, CHUNK).await?
+    {
+        let Some(id) = pusher_id.filter(|id| suspects.contains(id)) else {
+            continue;
+        };
         if !job.recover(now) {
-            recovered.push(job);
             continue;
         }
         killed += 1;
-        let mut pairs = Pairs::load_of(tx, pusher.as_slice()).await?;
-        match pusher.and_then(|id| pairs.find(id)) {
+        match pairs.find(id) {
             Some((state, at)) => {
                 let error = job.error.clone().unwrap_or_default();
                 state.change_job(at, |stored| *stored = job);
                 state.change(at, &Change::Refused { error }, now);
-                pairs.save(tx).await?;
             }
-            None => recovered.push(job),
+            None => of_nobody.push(job),
         }
     }
-    if !recovered.is_empty() {
-        tx.update_jobs(&recovered.iter().collect::<Vec<_>>())
-            .await?;
-    }
-    Ok((recovers, killed))
+    pairs.save(tx).await?;
+    update(tx, &of_nobody).await?;
+    Ok(killed)
 }
 
 /// Gives everything back that a worker holds, when it stops. Returns how much.
 pub async fn release(tx: &mut dyn Transaction, worker: &str) -> Result<usize> {
-    let mut jobs = tx.jobs_of(worker).await?;
-    for it in &mut jobs {
-        it.job.release();
-    }
-    if !jobs.is_empty() {
-        tx.update_jobs(&jobs.iter().map(|it| &it.job).collect::<Vec<_>>())
-            .await?;
-    }
+    let jobs = tx.jobs_of(worker).await?;
+    let released = free(tx, jobs).await?;
     tx.delete_worker(worker).await?;
+    Ok(released)
+}
+
+async fn free(tx: &mut dyn Transaction, jobs: Vec<QueuedJob>) -> Result<usize> {
+    let mut jobs: Vec<Job> = jobs.into_iter().map(|it| it.job).collect();
+    jobs.iter_mut().for_each(Job::release);
+    update(tx, &jobs).await?;
     Ok(jobs.len())
+}
+
+async fn update(tx: &mut dyn Transaction, jobs: &[Job]) -> Result<()> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    tx.update_jobs(&jobs.iter().collect::<Vec<_>>()).await
 }

@@ -16,7 +16,7 @@ use matrix2acrobits_shared::{
     flow::{
         self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, JobListing,
         NamedPhone, PhoneListing, PushTarget, PusherListing, QueueState, Result, SilentCursor,
-        TargetRow, TokenListing, WorkerStatus,
+        Stranded, TargetRow, TokenListing, WorkerStatus,
         feed::{Changed, Freshness, SentKey, Vital},
         server::ServerFacts,
         writer::Writer,
@@ -436,12 +436,23 @@ impl Store {
     /// Says that a worker lives, and gives the jobs of dead workers back. Returns how many came back, and how many
     /// of them were given up as the likely cause.
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(usize, usize)> {
-        self.writer()
-            .write(move |tx| {
-                let heartbeat = heartbeat.clone();
-                Box::pin(async move { flow::beat(tx, &heartbeat).await })
-            })
-            .await
+        let beating = self.writer().write(move |tx| {
+            let heartbeat = heartbeat.clone();
+            Box::pin(async move { flow::beat(tx, &heartbeat).await })
+        });
+        let Stranded {
+            recovered,
+            suspects,
+        } = beating.await?;
+        if suspects.is_empty() {
+            return Ok((recovered, 0));
+        }
+        let giving_up = self.writer().write(move |tx| {
+            let suspects = suspects.clone();
+            Box::pin(async move { flow::give_up_suspects(tx, &suspects).await })
+        });
+        let killed = giving_up.await?;
+        Ok((recovered + killed, killed))
     }
 
     /// Gives everything back that `worker` holds, when it stops.
@@ -457,9 +468,11 @@ impl Store {
     /// Takes jobs that are due.
     pub async fn claim(&self, claim: Claim) -> Result<Claimed> {
         // Looking costs no write lock; taking does.
-        let due = self.next_due().await?;
-        if claim.limit == 0 || due.is_none_or(|due| due > self.clock().unix()) {
-            return Ok(Claimed::default());
+        if claim.knows.is_none() {
+            let due = self.next_due().await?;
+            if claim.limit == 0 || due.is_none_or(|due| due > self.clock().unix()) {
+                return Ok(Claimed::default());
+            }
         }
         self.writer()
             .write(move |tx| {

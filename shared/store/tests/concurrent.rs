@@ -216,6 +216,7 @@ async fn claim(store: &Store, worker: &Arc<str>, limit: i64) -> Vec<Held> {
         settings: SETTINGS.into(),
         limit,
         suspect: false,
+        knows: None,
     };
     store.claim(claim).await.unwrap().jobs
 }

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use crate::errors::from_sqlx;
 
-/// Makes a worker known; returns its place in the order in which workers started.
+/// Makes a worker known, though it may be known by a commit of its own that was not answered; returns its place in the order in which workers started.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     worker: &str,
@@ -15,6 +15,8 @@ pub(crate) async fn insert(
     sqlx::query_scalar!(
         r#"INSERT INTO workers (name, settings, last_seen)
            VALUES ($1, $2, $3)
+           ON CONFLICT (name) DO UPDATE
+           SET last_seen = excluded.last_seen
            RETURNING started AS "started!""#,
         worker,
         settings,

@@ -81,6 +81,8 @@ pub(crate) enum Step {
         worker: u8,
         limit: u8,
         suspect: bool,
+        /// Else the worker never hears what it got.
+        answered: bool,
     },
     /// A running job takes its next step.
     Advance {
@@ -151,8 +153,9 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         1 => (0..SELECTORS).prop_map(|selector| Step::Unmap { selector }),
         2 => any::<u8>().prop_map(|pusher| Step::PushToGoneToken { pusher }),
         1 => Just(Step::HomeserverForgets),
-        9 => (0..WORKERS, 1..6_u8, any::<bool>())
-            .prop_map(|(worker, limit, suspect)| Step::Fetch { worker, limit, suspect }),
+        9 => (0..WORKERS, 1..6_u8, any::<bool>(), prop::bool::weighted(0.9)).prop_map(
+            |(worker, limit, suspect, answered)| Step::Fetch { worker, limit, suspect, answered }
+        ),
         36 => (any::<u8>(), answer()).prop_map(|(job, answer)| Step::Advance { job, answer }),
         3 => (0..WORKERS, any::<u8>()).prop_map(|(worker, land)| Step::Kill { worker, land }),
         1 => (0..WORKERS).prop_map(|worker| Step::Stop { worker }),
@@ -181,7 +184,9 @@ pub(crate) fn race() -> impl Strategy<Value = Step> {
         1 => prop::collection::vec(report, 2..4).prop_map(Step::Reports),
         1 => Just(Step::FinishAll),
         3 => phone.prop_map(|selector| Step::Remove { selector, device: None }),
-        4 => (0..WORKERS).prop_map(|worker| Step::Fetch { worker, limit: 2, suspect: true }),
+        4 => (0..WORKERS, prop::bool::weighted(0.9)).prop_map(
+            |(worker, answered)| Step::Fetch { worker, limit: 2, suspect: true, answered }
+        ),
         14 => (0..4_u8, race_answer()).prop_map(|(job, answer)| Step::Advance { job, answer }),
         2 => (0..WORKERS, 0..4_u8).prop_map(|(worker, land)| Step::Kill { worker, land }),
         2 => (0..WORKERS).prop_map(|worker| Step::Heartbeat { worker }),

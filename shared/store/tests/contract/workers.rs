@@ -33,14 +33,26 @@ enum Stage {
 }
 
 impl World {
-    pub(crate) async fn fetch(&mut self, worker: u8, limit: u8, suspect: bool) {
+    pub(crate) async fn fetch(&mut self, worker: u8, limit: u8, suspect: bool, answered: bool) {
+        let name = self.workers[usize::from(worker)].0.clone();
+        let known = |doubtful: bool| {
+            let held = self.runs.iter().map(|run| &run.held);
+            let ours = held.filter(|held| held.worker == name);
+            doubtful.then(|| ours.map(|held| held.pusher_id).collect())
+        };
         let claim = Claim {
-            worker: self.workers[usize::from(worker)].0.clone(),
+            worker: name.clone(),
             settings: SETTINGS.into(),
             limit: limit.into(),
             suspect,
+            knows: known(self.doubtful.contains(&name)),
         };
         let claimed = self.other.claim(claim).await.unwrap();
+        if !answered {
+            self.doubtful.insert(name);
+            return;
+        }
+        self.doubtful.remove(&name);
         for held in claimed.jobs {
             if held.suspect {
                 self.other.begin(held.clone()).await.unwrap();
@@ -225,6 +237,7 @@ impl World {
             started,
             settings: SETTINGS.into(),
             gate: GateReport::default(),
+            recovers: true,
         };
         self.other.heartbeat(heartbeat).await.unwrap();
     }
@@ -240,7 +253,9 @@ impl World {
                 self.beat(worker).await;
             }
             self.other.correct_waits(LONGEST_WAIT).await.unwrap();
-            self.fetch(0, 64, true).await;
+            for worker in 0..WORKERS {
+                self.fetch(worker, 64, true, true).await;
+            }
             for run in std::mem::take(&mut self.runs) {
                 self.run_to_its_end(run).await;
             }

@@ -1,7 +1,11 @@
 //! The store under test between phones, workers and a homeserver, all in one thread so that every order of
 //! events can be tried. Here are the phones and the operator; what workers do is in [`crate::workers`].
 
-use std::{collections::BTreeMap, pin::pin, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    pin::pin,
+    sync::Arc,
+};
 
 use futures::future::join_all;
 use matrix2acrobits_shared::{
@@ -49,6 +53,8 @@ pub(crate) struct World {
     pub(crate) forgotten: bool,
     pub(crate) now: i64,
     pub(crate) workers: Vec<(Arc<str>, i64)>,
+    /// Those that have not heard what their last claim got them.
+    pub(crate) doubtful: HashSet<Arc<str>>,
     /// For looking behind the store.
     pub(crate) behind: Behind,
     started: usize,
@@ -146,6 +152,7 @@ impl World {
             forgotten: false,
             now: START,
             workers: Vec::new(),
+            doubtful: HashSet::new(),
             started: 0,
             runs: Vec::new(),
             spoilt: 0,
@@ -188,7 +195,8 @@ impl World {
                 worker,
                 limit,
                 suspect,
-            } => self.fetch(worker, limit, suspect).await,
+                answered,
+            } => self.fetch(worker, limit, suspect, answered).await,
             Step::Advance { job, answer } => {
                 if !self.runs.is_empty() {
                     let run = self.runs.remove(usize::from(job) % self.runs.len());
