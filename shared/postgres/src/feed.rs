@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
@@ -32,6 +33,10 @@ const ANSWER: Duration = Duration::from_millis(600);
 const FRESH: Duration = Duration::from_secs(1);
 /// Pause before the next attempt to listen.
 const PAUSE: Duration = Duration::from_millis(250);
+/// After so long another attempt begins beside those that have no answer yet.
+const PATIENCE: Duration = Duration::from_millis(600);
+/// Attempts at the same time.
+const MOST_ATTEMPTS: usize = 4;
 
 /// What is known of the feed.
 #[derive(Debug, Clone, Default)]
@@ -105,35 +110,69 @@ pub(crate) async fn follow(
     readers: Pool,
 ) {
     loop {
-        let Err(error) = listen(&options, &process, &hearing, &clock).await;
-        tracing::debug!(%error, "the change feed was cut off");
-        // The connections of others may well work: then nothing comes from memory until this one hears again.
-        let asked: Result<i64> = async { read!(&readers, meta::now_ms()) }.await;
-        hearing.set_silent(asked.is_err_and(|error| error.is_environment()));
-        // Nobody tells us of work meanwhile.
-        process.wake();
-        tokio::time::sleep(PAUSE).await;
+        let mut listener = tokio::select! {
+            listener = reach(&options, &process) => listener,
+            never = watch_server(&readers, &hearing) => match never {},
+        };
+        let Err(error) = hear(&mut listener, &process, &hearing, &clock).await;
+        cut_off(&process, &error).await;
     }
 }
 
-/// Listens until that fails.
-async fn listen(
-    options: &PgConnectOptions,
-    process: &Process,
-    hearing: &Hearing,
-    clock: &Clock,
-) -> Result<Infallible> {
+async fn cut_off(process: &Process, error: &StoreError) {
+    tracing::debug!(%error, "the change feed was cut off");
+    // Nobody tells us of work meanwhile.
+    process.wake();
+    tokio::time::sleep(PAUSE).await;
+}
+
+/// Listens, as soon as that can be. What was sent while the network was away is sent again after ever longer pauses, so
+/// a later attempt may come through first: the earlier ones go on beside it.
+async fn reach(options: &PgConnectOptions, process: &Process) -> PgListener {
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        if attempts.len() < MOST_ATTEMPTS {
+            attempts.push(within(2 * ACQUIRE, listen(options)));
+        }
+        let pause = tokio::time::sleep(PATIENCE);
+        tokio::select! {
+            Some(attempt) = attempts.next() => match attempt {
+                Ok(listener) => return listener,
+                Err(error) => cut_off(process, &error).await,
+            },
+            () = pause => {}
+        }
+    }
+}
+
+async fn listen(options: &PgConnectOptions) -> Result<PgListener> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(ACQUIRE)
         .connect_lazy_with(options.clone());
-    let connecting = async {
-        let mut listener = PgListener::connect_with(&pool).await.map_err(from_sqlx)?;
-        listener.eager_reconnect(false);
-        listener.listen(CHANNEL).await.map_err(from_sqlx)?;
-        Ok(listener)
-    };
-    let mut listener = within(2 * ACQUIRE, connecting).await?;
+    let mut listener = PgListener::connect_with(&pool).await.map_err(from_sqlx)?;
+    listener.eager_reconnect(false);
+    listener.listen(CHANNEL).await.map_err(from_sqlx)?;
+    Ok(listener)
+}
+
+/// Keeps in mind whether other connections work while this one does not. Runs for ever.
+async fn watch_server(readers: &Pool, hearing: &Hearing) -> Infallible {
+    loop {
+        // Then nothing comes from memory until this one hears again.
+        let asked: Result<i64> = async { read!(readers, meta::now_ms()) }.await;
+        hearing.set_silent(asked.is_err_and(|error| error.is_environment()));
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Hears until that fails.
+async fn hear(
+    listener: &mut PgListener,
+    process: &Process,
+    hearing: &Hearing,
+    clock: &Clock,
+) -> Result<Infallible> {
     let mut first = true;
     let mut ticks = tokio::time::interval(PROVE);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -146,7 +185,7 @@ async fn listen(
             _ = ticks.tick() => {
                 // What was committed before this question is told before its answer.
                 let asked = Instant::now();
-                clock.follow(within(ANSWER, prove(&mut listener)).await?);
+                clock.follow(within(ANSWER, prove(listener)).await?);
                 while let Some(told) = listener.next_buffered() {
                     process.hear(told.payload());
                 }
