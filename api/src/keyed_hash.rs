@@ -4,6 +4,9 @@ use std::{fmt, hash::Hasher as _};
 
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
+/// How many groups [`Hashed::group`] makes.
+pub(crate) const GROUPS: usize = 1024;
+
 /// Hashes under a secret key.
 pub(crate) struct KeyedHash([u8; 16]);
 
@@ -42,6 +45,16 @@ impl Hashed {
     /// Half of it, where a collision does little harm.
     pub(crate) fn half(self) -> u64 {
         self.0[0]
+    }
+
+    /// A quarter of it, where there are few to tell apart.
+    pub(crate) fn quarter(self) -> u32 {
+        (self.0[0] >> 32) as u32
+    }
+
+    /// One of [`GROUPS`] groups.
+    pub(crate) fn group(self) -> usize {
+        (self.0[1] % GROUPS as u64) as usize
     }
 
     /// The same as one number.

@@ -2,10 +2,13 @@
 //!
 //! A request says nearly all that is known of a token: its pushkey, app id and, by `data.selector`, its account.
 //! So the cache does not hold rows but that a row answers a request *as it stands*, in 80 bytes a token.
+//!
+//! When it may have missed changes, what it holds is not thrown away but outdated: the database is asked again, and
+//! where it does not answer, an outdated row still rings its phone.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use matrix2acrobits_shared::{
@@ -21,7 +24,7 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle},
 };
 
-use crate::keyed_hash::{Hashed, KeyedHash};
+use crate::keyed_hash::{GROUPS, Hashed, KeyedHash};
 
 /// What the cache may weigh, in bytes: about 800,000 tokens.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -58,7 +61,9 @@ pub(crate) enum MarkedDead {
 #[derive(Debug, Clone)]
 struct Found {
     /// Stands for the app id and selector of that request.
-    asked: u64,
+    asked: u32,
+    /// The age in which it was read.
+    age: u32,
     target: Target,
 }
 
@@ -116,8 +121,10 @@ struct Inner {
     store: Store,
     found: Founds,
     hash: KeyedHash,
-    /// Counts invalidations: what was found before one must not be cached after it.
-    generation: AtomicU64,
+    /// Counts how often all that was remembered became doubtful.
+    age: AtomicU32,
+    /// Counts changes, apart for each group of pushkeys: what was found before one must not be cached after it.
+    changes: [AtomicU64; GROUPS],
     /// Once true it stays so.
     held_any: AtomicBool,
 }
@@ -128,7 +135,8 @@ impl Tokens {
             store,
             found: cache(CACHE_BYTES),
             hash: KeyedHash::random(),
-            generation: AtomicU64::new(0),
+            age: AtomicU32::new(0),
+            changes: [const { AtomicU64::new(0) }; GROUPS],
             held_any: AtomicBool::new(false),
         });
         // The store holds the listener, and the cache the store.
@@ -149,17 +157,20 @@ impl Tokens {
         selector: Option<&str>,
     ) -> Result<Lookup, StoreError> {
         let (key, asked) = (self.key(pushkey), self.asked(app_id, selector));
-        let found = self.0.found.get(&key);
-        let remembered = found
-            .filter(|found| found.asked == asked)
-            .and_then(|found| found.target.unpack(app_id, pushkey, selector));
+        let age = self.0.age.load(Ordering::SeqCst);
+        let found = self.0.found.get(&key).filter(|it| it.asked == asked);
         // While nobody tells us of changes, the database is asked; what is remembered serves where it does not answer.
-        let doubtful = self.0.store.freshness() == Freshness::Unknown;
+        let doubtful = match self.0.store.freshness() {
+            Freshness::Fresh => found.as_ref().is_some_and(|found| found.age != age),
+            Freshness::Unknown => true,
+            Freshness::NoDatabase => false,
+        };
+        let remembered = found.and_then(|it| it.target.unpack(app_id, pushkey, selector));
         let remembered = match remembered {
             Some(target) if !doubtful => return Ok(Lookup::Live(target)),
             remembered => remembered,
         };
-        let generation = self.0.generation.load(Ordering::SeqCst);
+        let changes = self.0.changes_of(key);
         let rows = match self.0.store.targets(pushkey).await {
             Ok(rows) => rows,
             Err(error) => match remembered.filter(|_| error.is_environment()) {
@@ -169,15 +180,17 @@ impl Tokens {
         };
         if let Some(row) = choose(&rows, app_id, selector) {
             if row.dead {
+                self.0.found.remove(&key);
                 return Ok(Lookup::Dead);
             }
             let target = Target::pack(row, app_id, selector);
-            self.0.found.insert(key, Found { asked, target });
-            if self.0.generation.load(Ordering::SeqCst) != generation {
+            self.0.found.insert(key, Found { asked, age, target });
+            if self.0.changes_of(key) != changes {
                 self.0.found.remove(&key);
             }
             return Ok(Lookup::Live(row.clone()));
         }
+        self.0.found.remove(&key);
         // Unknown pushkeys are not cached: there is no end of them.
         if !self.0.held_any.load(Ordering::Relaxed) {
             if !self.0.store.has_held_a_token().await? {
@@ -192,13 +205,13 @@ impl Tokens {
         self.0.key(pushkey)
     }
 
-    fn asked(&self, app_id: &str, selector: Option<&str>) -> u64 {
+    fn asked(&self, app_id: &str, selector: Option<&str>) -> u32 {
         let app_id = app_id.as_bytes();
         let hashed = match selector {
             Some(selector) => self.0.hash.of([app_id, selector.as_bytes()]),
             None => self.0.hash.of([app_id]),
         };
-        hashed.half()
+        hashed.quarter()
     }
 
     /// Remembers that PNM called this token gone. `pushed_to` is the selector that the pusher carries.
@@ -221,7 +234,8 @@ impl Tokens {
         let mut before = i64::MAX;
         // Not to the brim, or it throws out what it has just been given.
         while cache.weight() < CACHE_BYTES / 16 * 15 {
-            let generation = self.0.generation.load(Ordering::SeqCst);
+            let age = self.0.age.load(Ordering::SeqCst);
+            let changes = self.0.changes.each_ref().map(count);
             let Ok(Some((last, page))) = self.0.store.live_targets(before, PAGE).await else {
                 return;
             };
@@ -230,13 +244,13 @@ impl Tokens {
                 let (app_id, selector) = (row.app_id.as_str(), Some(row.selector.as_str()));
                 let found = Found {
                     asked: self.asked(app_id, selector),
+                    age,
                     target: Target::pack(row, app_id, selector),
                 };
-                cache.insert(self.key(row.pushkey.as_str()), found);
-            }
-            if self.0.generation.load(Ordering::SeqCst) != generation {
-                for row in &page {
-                    cache.remove(&self.key(row.pushkey.as_str()));
+                let key = self.key(row.pushkey.as_str());
+                cache.insert(key, found);
+                if self.0.changes_of(key) != changes[key.group()] {
+                    cache.remove(&key);
                 }
             }
         }
@@ -248,18 +262,29 @@ impl Inner {
         self.hash.of([pushkey.as_bytes()])
     }
 
+    fn changes_of(&self, key: Hashed) -> u64 {
+        count(&self.changes[key.group()])
+    }
+
     /// Forgets what a commit made untrue.
     fn forget(&self, changed: Changed<'_>) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
         match changed {
-            Changed::Everything => self.found.clear(),
+            Changed::Everything => {
+                self.age.fetch_add(1, Ordering::SeqCst);
+            }
             Changed::Pushkeys(pushkeys) => {
                 for pushkey in pushkeys {
-                    self.found.remove(&self.key(pushkey));
+                    let key = self.key(pushkey);
+                    self.changes[key.group()].fetch_add(1, Ordering::SeqCst);
+                    self.found.remove(&key);
                 }
             }
         }
     }
+}
+
+fn count(changes: &AtomicU64) -> u64 {
+    changes.load(Ordering::SeqCst)
 }
 
 impl Target {
@@ -373,7 +398,12 @@ mod tests {
                 report,
                 owned: true,
             };
-            cache.insert(hash.of([&number.to_ne_bytes()]), Found { asked: 0, target });
+            let found = Found {
+                asked: 0,
+                age: 0,
+                target,
+            };
+            cache.insert(hash.of([&number.to_ne_bytes()]), found);
         }
         let takes = u64::try_from(cache.memory_used().total()).unwrap();
         let tokens = u64::try_from(cache.len()).unwrap();

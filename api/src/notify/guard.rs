@@ -64,8 +64,7 @@ impl MassGuard {
     /// Notes what was seen of a pushkey. False for one that is unknown or gone, if that must not be believed.
     pub(crate) fn note(&self, app_id: &str, pushkey: &str, seen: Seen, now: Instant) -> bool {
         let token = self.hash.of([app_id, pushkey].map(str::as_bytes)).half();
-        let app = self.hash.of([app_id.as_bytes()]).half() >> 32;
-        let app = App(u32::try_from(app).unwrap_or_default());
+        let app = App(self.hash.of([app_id.as_bytes()]).quarter());
         let (trips, tripped) = {
             let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
             let trips = window.note(token, app, seen, now);
