@@ -25,7 +25,7 @@ use crate::{
     notify::{
         cache::Tokens,
         dedupe::Dedupe,
-        delivery::{Deliverer, Rules},
+        delivery::{Deliverer, Rules, TIME_FOR_A_REQUEST},
         pnm::{answers::Answers, client::PnmClient},
         trust::{self, Trust},
     },
@@ -165,6 +165,7 @@ async fn pushes(
         pnm,
         Rules {
             texts: settings.texts.clone(),
+            time: TIME_FOR_A_REQUEST,
             trust: trust.clone(),
             journal: journal.clone(),
             clock: store.clock().clone(),

@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// The homeserver waits 60 s for an answer, and holds back the user's other pushes meanwhile.
-const TIME_FOR_A_REQUEST: Duration = Duration::from_secs(15);
+pub(crate) const TIME_FOR_A_REQUEST: Duration = Duration::from_secs(15);
 /// Requests at a time. They cost about 10 KiB each, and more than these are a sign that PNM hangs.
 const REQUESTS_AT_A_TIME: usize = 2048;
 /// Devices of one request at a time. Synapse sends one per request.
@@ -118,6 +118,8 @@ pub(crate) struct Deliverer<T = Tokens> {
 pub(crate) struct Rules {
     /// The words for what has none of its own.
     pub(crate) texts: Texts,
+    /// How long a request takes at most: [`TIME_FOR_A_REQUEST`].
+    pub(crate) time: Duration,
     /// Tells our pushers' notifications from others.
     pub(crate) trust: Arc<Trust>,
     /// Told of pushes that PNM took.
@@ -197,7 +199,7 @@ impl<T: TokenBook> Deliverer<T> {
             );
             return Err(DeliveryError::Unavailable("overloaded"));
         };
-        let deadline = Instant::now() + TIME_FOR_A_REQUEST;
+        let deadline = Instant::now() + self.shared.rules.time;
         let shared = Arc::clone(&self.shared);
         // In a task of its own: what we have begun to send must be remembered as sent, or the retry rings
         // again, even if the homeserver hangs up or the time is over.
