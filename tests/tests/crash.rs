@@ -1,7 +1,7 @@
 //! Kills the api and the workers, at chosen points and at random, while phones report ever new tokens. What was
 //! answered 200 ends at the homeserver, and nothing else does.
 //!
-//! `CRASH_ROUNDS=300 cargo nextest run -p matrix2acrobits-tests --test crash --no-capture` kills that often
+//! `CRASH_ROUNDS=300 cargo nextest run -p matrix2acrobits-tests --no-capture crash::` kills that often
 //! instead of nine times; CRASH_SEED repeats a run's choices.
 #![expect(
     clippy::unwrap_used,
