@@ -49,9 +49,9 @@ pub(crate) enum Command {
     Import(import::Args),
     /// Send a test push to somebody's phones through the running api, and show what PNM says
     PushTest(push_test_command::Args),
-    /// List phones: their last report, pusher, push and receipt, and where they stand
+    /// List phones: their last report, pusher, push and receipt, and in words how each stands
     Phones(phones::Args),
-    /// Take or write whose selectors are, many at once
+    /// Import or export mappings of selectors to users, many at once
     #[command(subcommand)]
     Mappings(mappings::Command),
 }

@@ -34,7 +34,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PROXY_PORT", global = true, hide = true)]
     proxy_port: Option<String>,
 
-    /// Who a report comes from: selector (an operator's mapping says), nethcti or matrix (a login says)
+    /// How a report is tied to a user: selector (by an operator's mapping), nethcti or matrix (by a login)
     #[arg(
         long,
         env = "REPORT_AUTH",
@@ -102,7 +102,7 @@ pub(crate) struct ServeArgs {
     )]
     pnm_timeout: String,
 
-    /// Message when the homeserver sends no content; empty: none [default: New message]
+    /// Text of a push when the homeserver sends none; empty: no text [default: New message]
     #[arg(long, env = "PUSH_FALLBACK_TEXT", value_name = "TEXT", global = true)]
     push_fallback_text: Option<String>,
 
@@ -110,7 +110,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PUSH_TEXTS_FILE", value_name = "PATH", global = true)]
     push_texts_file: Option<PathBuf>,
 
-    /// Whether a notification that brings a count alone is pushed: on or off
+    /// Whether to push a count that comes without a message: on or off
     #[arg(
         long,
         env = "PUSH_BADGE_UPDATES",
@@ -120,8 +120,8 @@ pub(crate) struct ServeArgs {
     )]
     push_badge_updates: String,
 
-    /// Who a message is from, for the app: matrix (the sender's Matrix ID) or extension (the sender's main extension at
-    /// NethCTI, with REPORT_AUTH=nethcti)
+    /// How the app sees the sender: matrix (the sender's Matrix ID) or extension (the sender's main extension at NethCTI,
+    /// with REPORT_AUTH=nethcti)
     #[arg(
         long,
         env = "PUSH_IDENTITY",
@@ -132,7 +132,7 @@ pub(crate) struct ServeArgs {
     push_identity: String,
 
     /// What becomes of notifications without our pusher's mark: prefer (pushed within a budget), require (refused) or
-    /// off (pushed as any other, where only the homeserver can reach the endpoint)
+    /// off (pushed like any other, for endpoints that only the homeserver can reach)
     #[arg(
         long,
         env = "NOTIFY_AUTH",
@@ -146,7 +146,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "CANARY_USER", value_name = "USER_ID", global = true)]
     canary_user: Option<String>,
 
-    /// Selector whose phones get it, instead of a user's [default: none]
+    /// Selector whose phones get the test push, instead of a user's [default: none]
     #[arg(long, env = "CANARY_SELECTOR", value_name = "SELECTOR", global = true)]
     canary_selector: Option<String>,
 

@@ -29,7 +29,7 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "PROXY_URL", value_name = "URL", global = true)]
     proxy_url: Option<String>,
 
-    /// Allow an http PROXY_URL that is not loopback: true or false
+    /// Allow http in PROXY_URL beyond loopback: true or false
     #[arg(
         long,
         env = "ALLOW_INSECURE_PROXY_URL",
@@ -59,7 +59,7 @@ pub(crate) struct RunArgs {
     )]
     pusher_append: String,
 
-    /// Whether the homeserver is asked to send no counts without a message (MSC4076)
+    /// Ask the homeserver to send no counts without a message (MSC4076): true or false
     #[arg(
         long,
         env = "PUSHER_DISABLE_BADGE_COUNT",
@@ -69,7 +69,7 @@ pub(crate) struct RunArgs {
     )]
     pusher_disable_badge_count: String,
 
-    /// Jobs that run side by side
+    /// How many jobs run side by side
     #[arg(
         long,
         env = "WORKER_CONCURRENCY",
@@ -89,7 +89,7 @@ pub(crate) struct RunArgs {
     )]
     homeserver_timeout: String,
 
-    /// Wait after the first failed attempt (a duration; jitter comes on top)
+    /// Wait after the first failed attempt (a duration; plus jitter)
     #[arg(
         long,
         env = "RETRY_INITIAL_INTERVAL",
@@ -99,7 +99,7 @@ pub(crate) struct RunArgs {
     )]
     retry_initial_interval: String,
 
-    /// Longest wait between attempts (a duration; jitter comes on top)
+    /// Longest wait between attempts (a duration; plus jitter)
     #[arg(
         long,
         env = "RETRY_MAX_INTERVAL",

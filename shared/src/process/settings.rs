@@ -92,7 +92,7 @@ pub struct SharedArgs {
     #[arg(long, env = "MATRIX_SERVER_NAME", value_name = "NAME", global = true)]
     pub matrix_server_name: Option<String>,
 
-    /// PEM file with certificate authorities that are trusted for outgoing calls, besides the system's
+    /// PEM file with certificate authorities that outgoing calls trust, in addition to the system's
     #[arg(long, env = "EXTRA_CA_FILE", value_name = "PATH", global = true)]
     pub extra_ca_file: Option<PathBuf>,
 
@@ -110,7 +110,7 @@ pub struct SharedArgs {
     )]
     pub loglevel: String,
 
-    /// The same as LOGLEVEL, which it outranks
+    /// The same as LOGLEVEL; it takes precedence
     #[arg(long, env = "RUST_LOG", value_name = "LEVEL", global = true)]
     pub rust_log: Option<String>,
 

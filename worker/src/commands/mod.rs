@@ -43,7 +43,7 @@ pub(crate) enum Command {
     Run,
     /// List the jobs that wait, run or are dead letters
     Jobs(jobs::Args),
-    /// Have pushers compared with what the homeserver holds, and set or deleted where they differ
+    /// Make the worker compare pushers with what the homeserver holds, and set or delete those that differ
     Replay(replay::Args),
     /// Change the key of the marks by which the api recognises our pushers
     #[command(subcommand)]

@@ -29,7 +29,7 @@ const STUCK: i64 = 60;
 /// What to look at beside everything else.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
-    /// Also what concerns one user, such as @bob:example.org
+    /// Also check what concerns one user, such as @bob:example.org
     #[arg(long, value_name = "USER_ID")]
     user: Option<String>,
 }
