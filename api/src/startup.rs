@@ -121,7 +121,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     auth.finish().await;
     // This commit also tells the other apis of the last pushes.
     if let Err(error) = journal.flush(&vital).await {
-        tracing::warn!(error = %Chain(&error), "the last pushes and receipts could not be noted");
+        tracing::warn!(error = %Chain(&error), "the last pushes and receipts could not be saved");
     }
     admin_stop.cancel();
     let _ = admin_task.await;

@@ -82,7 +82,7 @@ const COMMON: [&str; 15] = [
     "sqlite://data/matrix2acrobits.db",
     "INFO",
 ];
-const API: [&str; 24] = [
+const API: [&str; 25] = [
     "CANARY_USER",
     "CANARY_SELECTOR",
     "CANARY_INTERVAL",
@@ -93,6 +93,7 @@ const API: [&str; 24] = [
     "127.0.0.1:8080",
     "127.0.0.1:9090",
     "REPORT_AUTH",
+    "NOTIFY_AUTH",
     "nethcti",
     "EXT_AUTH_URL",
     "EXT_AUTH_TIMEOUT_S",

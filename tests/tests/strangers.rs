@@ -45,7 +45,7 @@ async fn a_start_forgets_what_nobody_reported_for_a_month_and_what_is_too_much()
         let reply = app.notify(&message("$1", &[phone.device()])).await;
         assert_eq!(reply.expect_status(200).json()["rejected"], rejected);
     }
-    let said = app.api().log_lines("forgot phones that nobody stands for");
+    let said = app.api().log_lines("forgot phones that belong to nobody");
     assert!(
         said.len() == 2 && said[0].contains("rows=1") && said[1].contains("rows=5"),
         "{said:?}"

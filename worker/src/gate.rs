@@ -272,7 +272,7 @@ impl Gate {
         match news {
             News::Down(reason) if ours => tracing::error!(
                 reason,
-                "the homeserver does not answer as it should: jobs wait, it is probed every second"
+                "the homeserver does not answer as it should: jobs wait, and the worker probes it every second"
             ),
             News::Misconfigured(reason) if ours => tracing::error!(
                 reason,
@@ -282,12 +282,12 @@ impl Gate {
             News::Down(reason) | News::Misconfigured(reason) => {
                 tracing::info!(
                     reason,
-                    "another worker found the homeserver unwell: jobs wait"
+                    "another worker found the homeserver in trouble: jobs wait"
                 );
             }
             News::Up(down) => tracing::info!(
                 after = %humantime::format_duration(Duration::from_secs(down.as_secs())),
-                "the homeserver works again: taking up what waits"
+                "the homeserver works again: taking up the waiting jobs"
             ),
         }
     }

@@ -63,7 +63,7 @@ impl Answer {
             Ok(body) => body,
             Err(BodyError::Transport(error)) => return Err(down(&error)),
             Err(error @ BodyError::TooLong(_)) => {
-                tracing::warn!(status, %error, "the login service's answer is not one");
+                tracing::warn!(status, %error, "the login service gave no answer that can be used");
                 return Err(AuthError::Unreadable);
             }
         };

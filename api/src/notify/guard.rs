@@ -93,7 +93,7 @@ impl MassGuard {
             (Of::App { any }, false) => {
                 self.gone.set(f64::from(any));
                 tracing::info!(
-                    "PNM no longer calls most push tokens of an app gone: their rejections go on"
+                    "PNM no longer calls most push tokens of an app gone: rejections resume"
                 );
             }
             (Of::Unknown, true) => {
@@ -102,7 +102,8 @@ impl MassGuard {
                     unknown = bad,
                     pushkeys = all,
                     "most pushkeys that the homeserver names are unknown here: no more rejections of unknown ones until \
-                     that stops; check whether the database was lost or put back, or whether strangers send them"
+                     that stops; check whether the database was lost or restored from an old backup, or whether strangers \
+                     send them"
                 );
             }
             (Of::Unknown, false) => {
@@ -110,7 +111,7 @@ impl MassGuard {
                 tracing::info!(
                     unknown = bad,
                     pushkeys = all,
-                    "most pushkeys that the homeserver names are known again: rejections of unknown ones go on"
+                    "most pushkeys that the homeserver names are known again: rejections of unknown ones resume"
                 );
             }
         }

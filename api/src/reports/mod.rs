@@ -326,7 +326,7 @@ async fn forget(app: &Reports, selector: &Selector, users: &[UserId]) -> Result<
         let removed = app.store.remove_account(from, None).await;
         if let Saved::Done { changed: true, .. } = removed.map_err(ReportError::Store)? {
             let selector = log_id(selector.as_str());
-            tracing::info!(%selector, %user, "the user has no chat any more: tokens removed");
+            tracing::info!(%selector, %user, "the user no longer has chat: tokens removed");
         }
     }
     Ok(())

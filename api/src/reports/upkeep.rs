@@ -49,14 +49,14 @@ impl Upkeep {
                     if gone.old > 0 {
                         tracing::info!(
                             rows = gone.old,
-                            "forgot phones that nobody stands for: no report for 30 days"
+                            "forgot phones that belong to nobody: no report for 30 days"
                         );
                     }
                     if gone.surplus > 0 {
                         tracing::warn!(
                             rows = gone.surplus,
                             most = MOST_STRANGERS,
-                            "forgot phones that nobody stands for: too many; see NEW_SELECTORS_PER_HOUR"
+                            "forgot phones that belong to nobody: too many; see NEW_SELECTORS_PER_HOUR"
                         );
                     }
                 }
