@@ -41,7 +41,7 @@ impl Jobs {
                 .store
                 .clock()
                 .after(self.settings.retry.delay(failures)),
-            error: "the homeserver was taken for unwell before the pusher was set".into(),
+            error: "the homeserver was found in trouble before this job ended".into(),
             maybe_done: false,
             strict: false,
         }
