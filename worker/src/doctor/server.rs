@@ -86,7 +86,7 @@ fn rights(facts: &ServerFacts, report: &mut Report) {
     if facts.may_create && facts.closed_tables.is_empty() {
         report.ok(
             "rights",
-            "the user may make tables and owns those there are",
+            "the user may make tables and owns those that exist",
         );
     }
 }
