@@ -225,7 +225,7 @@ async fn the_doctor_finds_what_is_wrong_with_rights_connections_and_encoding() {
     let role = format!("{}_owner", database.name());
     let found = doctor(&url).await;
     found.finds("ok", "server ", "takes writes, UTF8, autovacuum is on");
-    found.finds("ok", "rights", "owns those there are");
+    found.finds("ok", "rights", "owns those that exist");
     found.finds("ok", "sessions", "LISTEN hears");
     found.finds("ok", "server clock", "as this machine's");
     found.finds("ok", "connections", "0 processes run");
