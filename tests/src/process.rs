@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::AbortHandle;
 
 use crate::SOON;
 
@@ -81,6 +82,7 @@ pub struct Process {
     program: Program,
     child: Child,
     log: Log,
+    readers: [AbortHandle; 2],
 }
 
 /// What a child process writes to standard output and error. Cheap to clone.
@@ -88,10 +90,11 @@ pub struct Process {
 pub struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    /// Collects from now on what this child writes.
-    pub fn follow(&self, child: &mut Child) {
-        tokio::spawn(collect(child.stdout.take().unwrap(), self.0.clone()));
-        tokio::spawn(collect(child.stderr.take().unwrap(), self.0.clone()));
+    /// Collects from now on what this child writes. Those who do can be aborted; then nobody reads it.
+    pub fn follow(&self, child: &mut Child) -> [AbortHandle; 2] {
+        let output = tokio::spawn(collect(child.stdout.take().unwrap(), self.0.clone()));
+        let errors = tokio::spawn(collect(child.stderr.take().unwrap(), self.0.clone()));
+        [output.abort_handle(), errors.abort_handle()]
     }
 
     /// Everything so far.
@@ -123,11 +126,12 @@ impl Process {
     fn spawned(program: Program, command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let log = Log::default();
-        log.follow(&mut child);
+        let readers = log.follow(&mut child);
         Self {
             program,
             child,
             log,
+            readers,
         }
     }
 
@@ -174,6 +178,11 @@ impl Process {
     /// The lines so far that contain `text`.
     pub fn log_lines(&self, text: &str) -> Vec<String> {
         self.log.lines(text)
+    }
+
+    /// Hangs up: what it writes from now on cannot be written.
+    pub fn stop_reading(&self) {
+        self.readers.iter().for_each(AbortHandle::abort);
     }
 
     /// Its process id; none when it has ended.

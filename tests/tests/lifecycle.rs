@@ -36,6 +36,21 @@ async fn an_interrupt_stops_cleanly_too() {
 }
 
 #[tokio::test]
+async fn both_work_and_stop_when_nobody_reads_their_logs() {
+    let mut app = App::start().await;
+    app.api().stop_reading();
+    app.worker().stop_reading();
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    // Something that is logged.
+    app.api().signal("TERM").await;
+    app.worker().signal("TERM").await;
+    assert_eq!(app.worker_mut().ended(SOON).await, Some(0));
+    assert_eq!(app.api_mut().ended(SOON).await, Some(0));
+}
+
+#[tokio::test]
 async fn a_notification_in_flight_is_answered_before_the_stop() {
     let mut app = App::builder().without_worker().start().await;
     let phone = Phone::seed();

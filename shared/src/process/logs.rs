@@ -37,9 +37,8 @@ impl LogFilter {
         // A level is about us. The libraries below speak of headers and frames at debug and trace, which
         // nobody asked for and which could show what must not be shown.
         let others = if level == "error" { "error" } else { "warn" };
-        Self(format!(
-            "{others},matrix2acrobits_api={level},matrix2acrobits_worker={level},matrix2acrobits_shared={level},matrix2acrobits_sqlite={level},matrix2acrobits_store={level}"
-        ))
+        // Targets are compared by how they begin: these are all crates of ours.
+        Self(format!("{others},matrix2acrobits={level}"))
     }
 
     /// The filter in the syntax of tracing's `EnvFilter`.
@@ -56,7 +55,9 @@ pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingErr
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stdout().is_terminal())
-        .with_target(false);
+        .with_target(false)
+        // A line that cannot be written would be told of on standard error, with a panic where that is gone, too.
+        .log_internal_errors(false);
     // A second initialisation (in tests) keeps the first.
     let _ = match format {
         LogFormat::Text => builder.try_init(),
@@ -94,7 +95,7 @@ mod tests {
         assert!(
             LogFilter::new("Debug")
                 .directives()
-                .starts_with("warn,matrix2acrobits_api=debug")
+                .starts_with("warn,matrix2acrobits=debug")
         );
         assert!(
             LogFilter::new("CRITICAL")

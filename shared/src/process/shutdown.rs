@@ -87,8 +87,8 @@ impl Signals {
 
     async fn first(&mut self, stop: &CancellationToken) {
         self.next().await;
-        tracing::info!("stopping: finishing what runs");
         stop.cancel();
+        tracing::info!("stopping: finishing what runs");
     }
 
     /// Whether another signal comes in this time.
