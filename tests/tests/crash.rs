@@ -1,8 +1,8 @@
-//! Kills the api and the workers, at chosen points and at random, while phones report ever new tokens. What was
-//! answered 200 ends at the homeserver, and nothing else does.
+//! Kills two apis, two workers and the database's server, at chosen points and at random, while phones report ever new
+//! tokens. What was answered 200 ends at the homeserver, and nothing else does.
 //!
 //! `CRASH_ROUNDS=300 cargo nextest run -p matrix2acrobits-tests --no-capture crash::` kills that often
-//! instead of nine times; CRASH_SEED repeats a run's choices.
+//! instead of once at each point; CRASH_SEED repeats a run's choices.
 #![expect(
     clippy::unwrap_used,
     reason = "a test that cannot go on stops where it is"
@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use matrix2acrobits_test_postgres::Server;
 use matrix2acrobits_tests::app::App;
+use matrix2acrobits_tests::database::Database;
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone};
 use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::hook::Moment;
@@ -43,17 +45,19 @@ enum Point {
     BeforeTheCommit,
     /// The worker, at any time.
     Worker,
-    /// The api's writer waits to begin its transaction, and all phones wait for it.
+    /// The apis' writers wait to begin their transactions, and all phones wait for them.
     BeforeTheEnqueue,
-    /// The api, at any time: reports are in every stage.
+    /// An api, at any time: reports are in every stage.
     Api,
+    /// The database's server, where there is one, at any time.
+    Database,
     /// All, at any time, as when the power goes.
     Everything,
     /// Nothing is killed: a worker stops and starts, as for an update.
     Update,
 }
 
-const POINTS: [Point; 9] = [
+const POINTS: [Point; 10] = [
     Point::BeforeTheCalls,
     Point::DuringACallThatIsLost,
     Point::DuringACallThatLands,
@@ -61,6 +65,7 @@ const POINTS: [Point; 9] = [
     Point::Worker,
     Point::BeforeTheEnqueue,
     Point::Api,
+    Point::Database,
     Point::Everything,
     Point::Update,
 ];
@@ -89,7 +94,7 @@ fn setting<T: FromStr>(name: &str) -> Option<T> {
 /// What the phones share.
 #[derive(Debug, Default)]
 struct Load {
-    api: Mutex<String>,
+    apis: Mutex<[String; 2]>,
     stop: AtomicBool,
     acknowledged: AtomicU64,
     failed: AtomicU64,
@@ -117,7 +122,9 @@ impl Load {
             };
             phone = phone.with_token(&format!("{name}-token-{token}"));
             loop {
-                let url = format!("{}/api/client/push_token_report", self.api.lock().unwrap());
+                let api = usize::from(choices.pick(0..2) == 0);
+                let api = self.apis.lock().unwrap()[api].clone();
+                let url = format!("{api}/api/client/push_token_report");
                 self.waiting.fetch_add(1, Ordering::SeqCst);
                 let reply = http::try_send(client.post(url).json(&phone.report())).await;
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -138,10 +145,13 @@ async fn pause(milliseconds: u64) {
     tokio::time::sleep(Duration::from_millis(milliseconds)).await;
 }
 
-/// The bridge with a second worker, and the phones.
+/// The bridge with a second api and a second worker, and the phones.
 struct Scene {
     app: App,
+    second_api: Process,
     second: Process,
+    /// None where the database is a file.
+    server: Option<Server>,
     load: Arc<Load>,
     phones: Vec<(Phone, u64)>,
     choices: Choices,
@@ -151,10 +161,16 @@ struct Scene {
 impl Scene {
     async fn start(seed: u64) -> Self {
         // Few calls at a time, so that held jobs wait for theirs.
-        let app = App::builder()
-            .worker("WORKER_CONCURRENCY", "4")
-            .start()
-            .await;
+        let mut app = App::builder().worker("WORKER_CONCURRENCY", "4");
+        let mut server = None;
+        if std::env::var("TEST_DATABASE").is_ok_and(|it| it == "postgres") {
+            let own = Server::own().unwrap();
+            app = app.database(Database::of(own.database()));
+            server = Some(own);
+        }
+        let app = app.start().await;
+        let mut second_api = Process::start(Program::Api, &[], &app.api_env);
+        second_api.listening().await;
         let second = Process::start(Program::Worker, &[], &app.worker_env);
         let mut phones = Vec::new();
         for number in 0..PHONES {
@@ -165,7 +181,9 @@ impl Scene {
         }
         Self {
             app,
+            second_api,
             second,
+            server,
             load: Arc::default(),
             phones,
             choices: Choices(seed),
@@ -177,7 +195,7 @@ impl Scene {
     async fn rounds(&mut self, points: &[Point]) -> Duration {
         self.app.homeserver.break_with(Fault::Delay(15)).await;
         self.load.stop.store(false, Ordering::SeqCst);
-        *self.load.api.lock().unwrap() = self.app.api().public_url();
+        self.tell_apis();
         let mut phones = JoinSet::new();
         for (phone, number) in std::mem::take(&mut self.phones) {
             let choices = Choices(self.choices.next());
@@ -194,6 +212,12 @@ impl Scene {
         let quiet = Instant::now();
         self.compare().await;
         quiet.elapsed()
+    }
+
+    /// Tells the phones where the apis are.
+    fn tell_apis(&self) {
+        let apis = [&self.second_api, self.app.api()].map(Process::public_url);
+        *self.load.apis.lock().unwrap() = apis;
     }
 
     async fn kill(&mut self, point: Point) {
@@ -239,16 +263,24 @@ impl Scene {
                 let waiting = async || self.load.waiting.load(Ordering::SeqCst) == all;
                 within(Duration::from_secs(2), waiting).await;
                 self.app.api_mut().kill().await;
+                self.second_api.kill().await;
                 drop(lock);
             }
             Point::Api => {
                 pause(wait).await;
                 self.app.api_mut().kill().await;
             }
+            Point::Database => {
+                pause(wait).await;
+                self.server.iter().for_each(Server::kill);
+                pause(wait).await;
+            }
             Point::Everything => {
                 pause(wait).await;
                 self.app.worker_mut().kill().await;
                 self.app.api_mut().kill().await;
+                self.server.iter().for_each(Server::kill);
+                self.second_api.kill().await;
                 self.second.kill().await;
             }
             Point::Update => {
@@ -284,29 +316,34 @@ impl Scene {
     }
 
     async fn restart(&mut self, point: Point) {
+        if matches!(point, Point::Database | Point::Everything) {
+            self.server.iter().for_each(Server::start);
+        }
+        let apis = matches!(point, Point::BeforeTheEnqueue | Point::Everything);
+        if apis || point == Point::Api {
+            self.app.start_api().await;
+        }
+        if apis {
+            self.second_api = Process::start(Program::Api, &[], &self.app.api_env);
+            self.second_api.listening().await;
+        }
         match point {
-            Point::BeforeTheEnqueue | Point::Api => {}
+            Point::BeforeTheEnqueue | Point::Api | Point::Database => {}
             Point::Worker | Point::Update => self.app.start_worker().await,
             _ => {
                 self.app.start_worker().await;
                 self.second = Process::start(Program::Worker, &[], &self.app.worker_env);
             }
         }
-        if matches!(
-            point,
-            Point::BeforeTheEnqueue | Point::Api | Point::Everything
-        ) {
-            self.app.start_api().await;
-            *self.load.api.lock().unwrap() = self.app.api().public_url();
-        }
+        self.tell_apis();
     }
 
     /// The homeserver holds every phone's newest token and no other; nothing is stuck, double or dead.
     async fn compare(&self) {
         self.app.homeserver.repair().await;
-        // A killed worker's jobs are free after 10 to 12 seconds.
+        // A killed worker's jobs are free 10 to 12 seconds after another one has found its feet.
         let no_job = async || self.app.database.live_jobs().await == 0;
-        let settled = within(Duration::from_secs(40), no_job).await;
+        let settled = within(Duration::from_secs(60), no_job).await;
         assert!(settled, "stuck: {:#?}", self.app.database.jobs().await);
         let mut wanted: Vec<_> = self
             .phones
@@ -321,7 +358,7 @@ impl Scene {
             .collect();
         held.sort_unstable();
         assert_eq!(held, wanted);
-        assert_eq!(self.app.database.count("Jobs").await, 0, "dead letters");
+        assert_eq!(self.app.database.count("jobs").await, 0, "dead letters");
         for row in self.app.database.pushers().await {
             let as_wanted = matches!(
                 (&*row.wanted, &*row.state),
