@@ -237,6 +237,26 @@ async fn an_api_without_its_feed_learns_nothing_and_pushes() {
     }
 }
 
+/// When the feed comes back all that is remembered is doubtful; it is all there is if the database goes at that moment.
+#[tokio::test]
+async fn a_known_token_rings_though_the_database_goes_as_soon_as_it_is_back() {
+    let Some(apis) = Apis::start().await else {
+        return;
+    };
+    // Then it has heard of the report, too, which makes it forget the token.
+    apis.hears(Second, First, "$heard").await;
+    apis.push(Second, "$known").await;
+    let feeds = "SELECT pg_terminate_backend(pid)
+                 FROM pg_stat_activity
+                 WHERE datname = current_database()
+                   AND application_name LIKE '%feed'";
+    apis.app.database.meddle(feeds).await;
+    apis.hears(Second, First, "$back").await;
+    apis.network.cut(Cut::Everything);
+    apis.push(Second, "$away").await;
+    assert_eq!(apis.rang()["$away"], 1);
+}
+
 /// A fail-over that leads to a standby which is behind: what it does not know may have been reported a moment ago.
 #[tokio::test]
 async fn a_standby_is_never_asked_whose_a_token_is() {
