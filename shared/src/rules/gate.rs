@@ -6,7 +6,8 @@
 //!
 //! A request that no recent success vouches for takes a *slot*. Slots are handed out so that all workers
 //! together send at most [`BURST`] requests at once and one more every [`SLOT_MS`]: below 10 in any second. A
-//! single worker counts its slots by itself; several take them from the row.
+//! single worker counts its slots by itself; several take them from the row. A single worker whose requests succeed one by
+//! one does not wait for slots: at most [`CREDIT`] requests follow the last success without one, slots included.
 
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const LATELY_MS: i64 = 50;
 /// So many requests it vouches for even though another one has failed meanwhile: enough to meet a success where
 /// half of the answers fail, and few beside those that are under way when the homeserver goes down.
 const SPARE: usize = 5;
+/// So many requests after a success need no slot, where there is none.
+const CREDIT: usize = 5;
 /// Nor do failures shut the gate so soon after a success: half of the answers of a homeserver may fail, and
 /// the failures in a row that come about by chance would have shut it most of the time.
 const FLAKY_MS: i64 = 3000;
@@ -344,6 +347,8 @@ pub struct Gate {
     last_well_ms: Option<i64>,
     /// Requests that it vouched for after a failure.
     spent: usize,
+    /// Requests since the last success.
+    unproved: usize,
     /// When the homeserver last worked, as far as this worker knows.
     worked_ms: Option<i64>,
     /// Whether requests were sent without slots lately.
@@ -372,6 +377,7 @@ impl Gate {
             failures: 0,
             last_well_ms: None,
             spent: 0,
+            unproved: 0,
             worked_ms: None,
             running_free: false,
             hold_ms: 0,
@@ -490,7 +496,7 @@ impl Gate {
     }
 
     fn with_slot(&mut self, ticket: Ticket, now: i64, enters: bool) -> Admission {
-        let free = !ticket.trial && self.is_vouched_for(now);
+        let mut free = !ticket.trial && self.is_vouched_for(now);
         if !free {
             if now < self.hold_ms && self.hold_ms <= now + HOLD_MS {
                 return Admission::Until(self.hold_ms);
@@ -500,10 +506,12 @@ impl Gate {
             }
             match self.row.slot(now) {
                 Ok(row) => self.row.slot_ms = row.slot_ms,
+                Err(_) if !ticket.trial && self.has_credit() => free = true,
                 Err(at) => return Admission::Until(at),
             }
         }
         self.running_free = free;
+        self.unproved += 1;
         self.spent += usize::from(free && self.failures > 0);
         if enters {
             self.enter(ticket);
@@ -514,6 +522,11 @@ impl Gate {
     fn is_vouched_for(&self, now: i64) -> bool {
         let lately = |well| (well..well + LATELY_MS).contains(&now);
         (self.failures == 0 || self.spent < SPARE) && self.last_well_ms.is_some_and(lately)
+    }
+
+    /// Whether the last request that ended was a success, and few have been sent since.
+    fn has_credit(&self) -> bool {
+        self.failures == 0 && self.last_well_ms.is_some() && self.unproved < CREDIT
     }
 
     /// A job has ended.
@@ -538,7 +551,7 @@ impl Gate {
             }
             _ if !self.is_current(ticket) => return None,
             Sign::Well if open => {
-                (self.failures, self.spent) = (0, 0);
+                (self.failures, self.spent, self.unproved) = (0, 0, 0);
                 self.last_well_ms = Some(now);
                 self.worked_ms = Some(now);
                 return None;

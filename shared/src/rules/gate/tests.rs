@@ -99,6 +99,22 @@ fn nothing_known_means_slots_and_a_success_vouches_for_a_moment() {
 }
 
 #[test]
+fn who_succeeds_one_by_one_does_not_wait_and_few_follow_the_last_success() {
+    const PAUSE: i64 = 2 * LATELY_MS;
+    let mut it = Alone::new();
+    for _ in 0..100 {
+        it.job(&Sign::Well);
+        it.now += PAUSE;
+    }
+    assert_eq!(it.now, START + 100 * PAUSE, "no job waited");
+    let credit = (0..100).take_while(|_| matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    assert_eq!(credit.count(), CREDIT);
+    it.now += SLOT_MS;
+    assert!(matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    assert!(matches!(it.gate.admit(it.now), Admission::Until(_)));
+}
+
+#[test]
 fn failures_in_a_row_shut_it_and_one_success_between_does_not() {
     let mut it = Alone::new();
     for _ in 0..20 {
