@@ -37,6 +37,7 @@ pub struct Server {
     programs: PathBuf,
     folder: PathBuf,
     port: u16,
+    fsync: &'static str,
     /// Held as long as the server is used; the janitor waits for it.
     _used: File,
 }
@@ -56,7 +57,7 @@ impl Server {
         let server = SHARED.get_or_init(|| {
             let user = rights().unwrap_or("self");
             let folder = std::env::temp_dir().join(format!("matrix2acrobits-postgres-{user}"));
-            Self::at(folder)
+            Self::at(folder, "off")
         });
         if server.is_none() {
             eprintln!("{NOT_TESTED}");
@@ -66,7 +67,17 @@ impl Server {
 
     /// A server of the test's own, to be stopped, killed and started.
     pub fn own() -> Option<Self> {
-        let server = Self::at(std::env::temp_dir().join(unique("matrix2acrobits-postgres-own")));
+        Self::own_with("off")
+    }
+
+    /// The same, as an operator runs it: what is committed is on the disk. For the benchmarks.
+    pub fn durable() -> Option<Self> {
+        Self::own_with("on")
+    }
+
+    fn own_with(fsync: &'static str) -> Option<Self> {
+        let folder = std::env::temp_dir().join(unique("matrix2acrobits-postgres-own"));
+        let server = Self::at(folder, fsync);
         if server.is_none() {
             eprintln!("{NOT_TESTED}");
         }
@@ -74,7 +85,7 @@ impl Server {
     }
 
     /// The server with its data in this folder, started if it does not run.
-    fn at(folder: PathBuf) -> Option<Self> {
+    fn at(folder: PathBuf, fsync: &'static str) -> Option<Self> {
         let programs = programs()?;
         loop {
             fs::create_dir_all(&folder).unwrap();
@@ -95,7 +106,7 @@ impl Server {
                 used.unlock().unwrap();
                 used.lock().unwrap();
                 if lock.exists() && !folder.join("port").exists() {
-                    let port = set_up(&programs, &folder);
+                    let port = set_up(&programs, &folder, fsync);
                     fs::write(folder.join("port"), port.to_string()).unwrap();
                 }
                 continue;
@@ -105,6 +116,7 @@ impl Server {
                 programs,
                 folder,
                 port,
+                fsync,
                 _used: used,
             });
         }
@@ -117,18 +129,28 @@ impl Server {
 
     /// Makes a database.
     pub fn database(&self) -> Database {
+        self.create(&[])
+    }
+
+    /// Makes a database with what is in another one, to which nobody may be connected.
+    pub fn copy_of(&self, database: &Database) -> Database {
+        self.create(&["-T", &database.name])
+    }
+
+    fn create(&self, options: &[&str]) -> Database {
         let database = Database {
             programs: self.programs.clone(),
             port: self.port,
             name: unique("test").replace('-', "_"),
         };
-        database.client("createdb", &[&database.name]);
+        database.client("createdb", &[options, &[&database.name]].concat());
         database
     }
 
     /// Starts it again after [`Server::stop`] or [`Server::kill`].
     pub fn start(&self) {
-        start(&self.programs, &self.folder, self.port);
+        let started = try_start(&self.programs, &self.folder, self.port, self.fsync);
+        succeeded("pg_ctl start", &started);
     }
 
     /// Stops it; `mode` is smart, fast or immediate.
@@ -173,17 +195,23 @@ impl Server {
 
     /// Sends a signal to all of its processes: STOP freezes it, CONT lets it go on.
     pub fn signal(&self, signal: &str) {
-        let postmaster = self.postmaster().to_string();
+        let signal = format!("-{signal}");
+        for pid in self.pids() {
+            let pid = pid.to_string();
+            let _ = Command::new("kill").args([&signal, &pid]).output();
+        }
+    }
+
+    /// Its processes, the main one first: it would put things right when another is killed.
+    pub fn pids(&self) -> Vec<u32> {
+        let postmaster = self.postmaster();
         let children = Command::new("ps")
-            .args(["-o", "pid=", "--ppid", &postmaster])
+            .args(["-o", "pid=", "--ppid", &postmaster.to_string()])
             .output()
             .unwrap();
         let children = String::from_utf8(children.stdout).unwrap();
-        let signal = format!("-{signal}");
-        // The postmaster first: it would put things right.
-        for pid in std::iter::once(postmaster.as_str()).chain(children.split_whitespace()) {
-            let _ = Command::new("kill").args([&signal, pid]).output();
-        }
+        let children = children.split_whitespace().filter_map(|it| it.parse().ok());
+        std::iter::once(postmaster).chain(children).collect()
     }
 
     /// Its main process.
@@ -305,7 +333,7 @@ fn succeeded(what: &str, output: &Output) {
 }
 
 /// Makes the data, starts the server and its janitor; returns the port.
-fn set_up(programs: &Path, folder: &Path) -> u16 {
+fn set_up(programs: &Path, folder: &Path, fsync: &str) -> u16 {
     let data = folder.join("data");
     fs::create_dir_all(&data).unwrap();
     if let Some(user) = rights() {
@@ -336,7 +364,7 @@ fn set_up(programs: &Path, folder: &Path) -> u16 {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
-        if try_start(programs, folder, port).status.success() {
+        if try_start(programs, folder, port, fsync).status.success() {
             return port;
         }
     }
@@ -344,15 +372,12 @@ fn set_up(programs: &Path, folder: &Path) -> u16 {
     panic!("the server does not start: {log}");
 }
 
-fn start(programs: &Path, folder: &Path, port: u16) {
-    succeeded("pg_ctl start", &try_start(programs, folder, port));
-}
-
-fn try_start(programs: &Path, folder: &Path, port: u16) -> Output {
-    // What a crash of the machine would lose is of no interest here; a crash of the server loses nothing by it.
+/// Without `fsync` a crash of the machine loses data, which is of no interest to tests; a crash of the server does not.
+fn try_start(programs: &Path, folder: &Path, port: u16, fsync: &str) -> Output {
+    let buffers = if fsync == "on" { "1GB" } else { "64MB" };
     let options = format!(
-        "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c fsync=off \
-         -c max_connections=400 -c shared_buffers=64MB -c log_min_messages=warning",
+        "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c fsync={fsync} \
+         -c max_connections=400 -c shared_buffers={buffers} -c log_min_messages=warning",
         folder.display()
     );
     as_owner(&programs.join("pg_ctl"), |it| {

@@ -21,6 +21,30 @@ pub(crate) type Error = Box<dyn std::error::Error>;
 /// Before it counts, a process gets this much of the same load.
 const WARM_UP: Duration = Duration::from_millis(500);
 
+/// A database for the programs under test.
+pub(crate) trait Place {
+    /// `DATABASE_URL`.
+    fn url(&self) -> String;
+}
+
+impl Place for Path {
+    fn url(&self) -> String {
+        format!("sqlite://{}", self.display())
+    }
+}
+
+impl Place for PathBuf {
+    fn url(&self) -> String {
+        self.as_path().url()
+    }
+}
+
+impl Place for matrix2acrobits_test_postgres::Database {
+    fn url(&self) -> String {
+        self.url()
+    }
+}
+
 /// How much is measured, and where.
 #[derive(Debug)]
 pub(crate) struct Bench {
@@ -64,13 +88,28 @@ impl Bench {
         Ok(file)
     }
 
-    pub(crate) async fn api(&self, file: &Path, pnm: &str) -> Result<Gateway, Error> {
-        let mut env = common(file);
+    /// An api on the gateway's core.
+    pub(crate) async fn api(
+        &self,
+        place: &(impl Place + ?Sized),
+        pnm: &str,
+    ) -> Result<Gateway, Error> {
+        self.api_on(place, pnm, true).await
+    }
+
+    /// An api on the gateway's core, or on any.
+    pub(crate) async fn api_on(
+        &self,
+        place: &(impl Place + ?Sized),
+        pnm: &str,
+        alone: bool,
+    ) -> Result<Gateway, Error> {
+        let mut env = common(place);
         env.insert("LISTEN_ADDR".into(), "127.0.0.1:0".into());
         env.insert("PNM_URL".into(), pnm.into());
         env.insert("NEW_SELECTORS_PER_HOUR".into(), "0".into());
         let start = || Process::start(Program::Api, &[], &env);
-        let mut process = self.cores.on_the_gateways(start);
+        let mut process = self.cores.bound(alone, start);
         process.listening().await;
         Ok(Gateway {
             addr: address(&process.public_url())?,
@@ -89,11 +128,11 @@ impl Bench {
     /// A worker on the gateway's core, or on any.
     pub(crate) async fn worker(
         &self,
-        file: &Path,
+        place: &(impl Place + ?Sized),
         homeserver: SocketAddr,
         alone: bool,
     ) -> Result<Gateway, Error> {
-        let mut env = common(file);
+        let mut env = common(place);
         env.insert(
             "MATRIX_HOMESERVER_URL".into(),
             format!("http://{homeserver}"),
@@ -106,11 +145,7 @@ impl Bench {
         // Jobs in backoff are due in an hour; the worker must not take that for a jump of the clock.
         env.insert("RETRY_MAX_INTERVAL".into(), "2h".into());
         let start = || Process::start(Program::Worker, &[], &env);
-        let mut process = if alone {
-            self.cores.on_the_gateways(start)
-        } else {
-            self.cores.on_all(start)
-        };
+        let mut process = self.cores.bound(alone, start);
         process.listening().await;
         Ok(Gateway {
             addr: address(&process.admin_url())?,
@@ -141,7 +176,7 @@ impl Bench {
         let url = upstream.pnm();
         let started = self
             .cores
-            .on_the_gateways(|| Helper::spawn(&["pass-through", &url]))?;
+            .bound(true, || Helper::spawn(&["pass-through", &url]))?;
         Helper::listening(started).await
     }
 
@@ -198,9 +233,9 @@ fn println_failed(failed: u64, good: u64) {
     println!("  NOTE: {failed} requests failed, {good} were good");
 }
 
-fn common(file: &Path) -> Env {
+fn common(place: &(impl Place + ?Sized)) -> Env {
     let settings = [
-        ("DATABASE_URL", format!("sqlite://{}", file.display())),
+        ("DATABASE_URL", place.url()),
         ("ADMIN_LISTEN_ADDR", "127.0.0.1:0".to_owned()),
         ("ADMIN_TOKEN", "admin-token".to_owned()),
         ("MATRIX_SERVER_NAME", "example.org".to_owned()),

@@ -1,9 +1,10 @@
-//! Fills a database file directly, since a million reports over HTTP would take minutes.
+//! Fills a database directly, since a million reports over HTTP would take minutes.
 
 use std::path::Path;
 
+use matrix2acrobits_test_postgres as postgres;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 /// The key of the marks that the homeserver's notifications carry.
 pub(crate) const MARK_KEY: [u8; 32] = [7; 32];
@@ -69,6 +70,55 @@ pub(crate) async fn fill(file: &Path, count: u64, rows: &[Rows]) -> Result<(), s
     run(&mut database, "COMMIT").await?;
     run(&mut database, "PRAGMA wal_checkpoint(TRUNCATE)").await?;
     database.close().await
+}
+
+/// The same for a PostgreSQL database, in the state in which autovacuum leaves it.
+pub(crate) async fn fill_postgres(
+    database: &postgres::Database,
+    count: u64,
+    rows: &[Rows],
+) -> Result<(), sqlx::Error> {
+    let mut connection = PgConnection::connect(&database.url()).await?;
+    let key = MARK_KEY.escape_ascii().to_string().replace("\\x", "");
+    let mut sql = format!("UPDATE meta SET value = '\\x{key}' WHERE name = 'mark_key';");
+    for rows in rows {
+        sql.push_str(&postgres_statements(*rows, count));
+    }
+    let sql = AssertSqlSafe(sql);
+    sqlx::raw_sql(sql).execute(&mut connection).await?;
+    let vacuum = sqlx::raw_sql("VACUUM ANALYZE");
+    vacuum.execute(&mut connection).await?;
+    connection.close().await
+}
+
+fn postgres_statements(rows: Rows, count: u64) -> String {
+    const HASH: &str = "lpad(to_hex((i * 2654435761) & 4294967295), 8, '0')";
+    const NOW: &str = "extract(epoch FROM now())::bigint";
+    let token = format!("{HASH} || lpad(to_hex(i), 56, '0')");
+    let selector =
+        format!("upper({HASH} || lpad(to_hex(i), 32, '0') || ':' || lpad(to_hex(i), 8, '0'))");
+    let user = "'@user-' || i || ':example.org'";
+    let numbers = format!("FROM generate_series(0::bigint, {count} - 1) i;");
+    match rows {
+        Rows::Tokens => format!(
+            "INSERT INTO push_tokens (selector, device, token_msgs, app_id_msgs, token_calls, app_id_calls, report,
+                 created_at, updated_at)
+             SELECT {selector}, '', {token}, '{APP_ID}', {token}, '{APP_ID}', 1, {NOW}, {NOW} {numbers}"
+        ),
+        Rows::Mappings => format!(
+            "INSERT INTO mappings (selector, user_id, created_at, updated_at)
+             SELECT {selector}, {user}, {NOW}, {NOW} {numbers}"
+        ),
+        Rows::Due => format!(
+            "INSERT INTO pushers (id, user_id, app_id, pushkey, selector, wanted, state, generation, claim, created_at,
+                 updated_at)
+             SELECT i + 1, {user}, '{APP_ID}', {token}, {selector}, 'present', 'pending', 1, 1, {NOW}, {NOW} {numbers}
+             INSERT INTO jobs (pusher_id, created_ms, state, run_at)
+             SELECT i + 1, {NOW} * 1000, 'Pending', {NOW} {numbers}
+             SELECT setval(pg_get_serial_sequence('pushers', 'id'), {count});"
+        ),
+        Rows::Registered | Rows::Waiting | Rows::Dead => unreachable!("no part asks for it"),
+    }
 }
 
 /// Bytes of the file; call it when nobody writes.

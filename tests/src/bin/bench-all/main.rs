@@ -15,6 +15,7 @@ mod load;
 mod notify;
 mod operators;
 mod pass_through;
+mod postgres;
 mod report;
 mod reports;
 mod stand_in;
@@ -79,6 +80,8 @@ enum Part {
     Start,
     /// CPU and memory with nothing to do
     Idle,
+    /// Several apis and workers at a PostgreSQL database, beside one at an SQLite file
+    Postgres,
 }
 
 impl Part {
@@ -94,6 +97,7 @@ impl Part {
             Self::Operators => operators::operators(bench).await,
             Self::Start => at_rest::start(bench).await,
             Self::Idle => at_rest::idle(bench).await,
+            Self::Postgres => postgres::postgres(bench).await,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::bench::{Bench, Error, Sample, float, median};
+use crate::bench::{Bench, Error, Gateway, Sample, float, median};
 use crate::connection::{Connection, post};
 use crate::fill::{self, APP_ID, Rows};
 use crate::load::{Pace, Requests};
@@ -18,7 +18,7 @@ use crate::stand_in::StandIn;
 use crate::system;
 
 const PATH: &str = "/api/client/push_token_report";
-const TAKEN: &[u8] = b"{}";
+pub(crate) const TAKEN: &[u8] = b"{}";
 const CONNECTIONS: usize = 64;
 
 /// The report of a phone, with a token that is its own.
@@ -200,24 +200,7 @@ pub(crate) async fn latency(bench: &Bench) -> Result<Report, Error> {
     let homeserver = StandIn::start(Duration::ZERO)?;
     let api = bench.api(&file, "http://127.0.0.1:9/").await?;
     let worker = bench.worker(&file, homeserver.addr, false).await?;
-    let mut connection = Connection::open(api.addr).await?;
-    let bounds = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
-    let (mut answered, mut set) = (bounds.clone(), bounds);
-    let mut request = Vec::new();
-    for phone in 0..count {
-        // At no fixed distance, or the worker's looks at the database would always hit the same moment.
-        tokio::time::sleep(Duration::from_millis(50 + phone * 37 % 100)).await;
-        report(phone, &mut request);
-        let (before, started) = (homeserver.pushers_set(), Instant::now());
-        let status = connection.exchange(&request).await?.status;
-        answered.saturating_record(micros(started));
-        if status != 200 {
-            return Err(format!("a report was answered {status}").into());
-        }
-        let arrived = homeserver.another_pusher(before);
-        tokio::time::timeout(Duration::from_secs(30), arrived).await?;
-        set.saturating_record(micros(started));
-    }
+    let [answered, set] = times(&api, &homeserver, count).await?;
     drop((api, worker));
     let mut report = Report::default();
     let mut table = Table::new(
@@ -249,6 +232,33 @@ pub(crate) async fn latency(bench: &Bench) -> Result<Report, Error> {
         " ms",
     ));
     Ok(report)
+}
+
+/// Microseconds from sending a report to its answer, and to the pusher's arrival.
+pub(crate) async fn times(
+    api: &Gateway,
+    homeserver: &StandIn,
+    count: u64,
+) -> Result<[Histogram<u64>; 2], Error> {
+    let mut connection = Connection::open(api.addr).await?;
+    let bounds = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
+    let (mut answered, mut set) = (bounds.clone(), bounds);
+    let mut request = Vec::new();
+    for phone in 0..count {
+        // At no fixed distance, or the worker's looks at the database would always hit the same moment.
+        tokio::time::sleep(Duration::from_millis(50 + phone * 37 % 100)).await;
+        report(phone, &mut request);
+        let (before, started) = (homeserver.pushers_set(), Instant::now());
+        let status = connection.exchange(&request).await?.status;
+        answered.saturating_record(micros(started));
+        if status != 200 {
+            return Err(format!("a report was answered {status}").into());
+        }
+        let arrived = homeserver.another_pusher(before);
+        tokio::time::timeout(Duration::from_secs(30), arrived).await?;
+        set.saturating_record(micros(started));
+    }
+    Ok([answered, set])
 }
 
 fn micros(since: Instant) -> u64 {

@@ -48,21 +48,14 @@ impl Cores {
         let _ = sched_setaffinity(None, &self.rest);
     }
 
-    /// Runs `start` so that the child process that it starts is bound to the gateway's core.
-    pub(crate) fn on_the_gateways<T>(&self, start: impl FnOnce() -> T) -> T {
-        Self::bound_to(&self.gateway, &self.rest, start)
-    }
-
-    /// The same, but the child may use all cores.
-    pub(crate) fn on_all<T>(&self, start: impl FnOnce() -> T) -> T {
-        Self::bound_to(&self.all, &self.rest, start)
-    }
-
-    // A child inherits the cores of the thread that starts it. Where they cannot be set, nothing is bound.
-    fn bound_to<T>(cores: &CpuSet, afterwards: &CpuSet, start: impl FnOnce() -> T) -> T {
+    /// Runs `start` so that the child process that it starts has the gateway's core alone, or may use all.
+    ///
+    /// A child inherits the cores of the thread that starts it. Where they cannot be set, nothing is bound.
+    pub(crate) fn bound<T>(&self, alone: bool, start: impl FnOnce() -> T) -> T {
+        let cores = if alone { &self.gateway } else { &self.all };
         let _ = sched_setaffinity(None, cores);
         let started = start();
-        let _ = sched_setaffinity(None, afterwards);
+        let _ = sched_setaffinity(None, &self.rest);
         started
     }
 }
