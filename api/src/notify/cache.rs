@@ -193,7 +193,8 @@ impl Tokens {
         self.0.found.remove(&key);
         // Unknown pushkeys are not cached: there is no end of them.
         if !self.0.held_any.load(Ordering::Relaxed) {
-            if !self.0.store.has_held_a_token().await? {
+            // Boxed: it needs ten times the room of all the rest, and every push would carry that along.
+            if !Box::pin(self.0.store.has_held_a_token()).await? {
                 return Ok(Lookup::NeverHeldAny);
             }
             self.0.held_any.store(true, Ordering::Relaxed);
