@@ -54,7 +54,7 @@ impl Hashed {
 
     /// One of [`GROUPS`] groups.
     pub(crate) fn group(self) -> usize {
-        (self.0[1] % GROUPS as u64) as usize
+        usize::try_from(self.0[1] % GROUPS as u64).unwrap_or_default()
     }
 
     /// The same as one number.

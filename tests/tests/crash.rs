@@ -343,7 +343,7 @@ impl Scene {
         self.app.homeserver.repair().await;
         // A killed worker's jobs are free 10 to 12 seconds after another one has found its feet.
         let no_job = async || self.app.database.live_jobs().await == 0;
-        let settled = within(Duration::from_secs(60), no_job).await;
+        let settled = within(Duration::from_mins(1), no_job).await;
         assert!(settled, "stuck: {:#?}", self.app.database.jobs().await);
         let mut wanted: Vec<_> = self
             .phones

@@ -131,7 +131,8 @@ impl Rig<'_> {
             let (ours_before, server_before) = self.cpu(template, ours);
             tokio::time::sleep(LOOK).await;
             let (ours_after, server_after) = self.cpu(template, ours);
-            if ours_after + server_after - ours_before - server_before < LOOK / 10 {
+            let took = ours_after.saturating_sub(ours_before);
+            if took + server_after.saturating_sub(server_before) < LOOK / 10 {
                 return;
             }
         }
