@@ -26,7 +26,7 @@ use matrix2acrobits_shared::{
         report::{Field, Report, Reporter, Saved},
     },
 };
-use matrix2acrobits_store::{Database, Role, Store};
+use matrix2acrobits_store::{Database, Role, Store, StoreError};
 use matrix2acrobits_test_postgres as postgres;
 use sqlx::{Connection, PgConnection};
 
@@ -208,6 +208,28 @@ async fn the_newest_report_counts_whichever_process_took_it() {
     let claims = "SELECT array_agg(user_id ORDER BY claim) FROM pushers WHERE pushkey = 'key-59'";
     let claims: Vec<String> = processes.ask(claims).await;
     assert_eq!(claims.last().unwrap(), "@user-2:example.org", "{claims:?}");
+}
+
+/// A caller hears at once that it is too much, instead of waiting for what it will not wait for.
+#[tokio::test]
+async fn no_more_than_4096_writes_wait() {
+    const REPORTS: usize = 5000;
+    let Some(processes) = Processes::start(1).await else {
+        return;
+    };
+    let store = &processes.stores[0];
+    let reporting = (0..REPORTS).map(|number| store.save_report(report(number, number)));
+    let saved = join_all(reporting).await;
+    let refused = saved
+        .iter()
+        .filter(|it| matches!(it, Err(StoreError::Overloaded)))
+        .count();
+    let accepted = saved.iter().filter(|it| it.is_ok()).count();
+    // The writer may have taken up some batches meanwhile.
+    assert!((4096..REPORTS).contains(&accepted), "{accepted}");
+    assert_eq!(accepted + refused, REPORTS);
+    let last = store.save_report(report(REPORTS, REPORTS)).await;
+    assert!(last.is_ok(), "{last:?}");
 }
 
 async fn claim(store: &Store, worker: &Arc<str>, limit: i64) -> Vec<Held> {
