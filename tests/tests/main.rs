@@ -8,6 +8,7 @@ mod arrival;
 mod attacks;
 mod auth_matrix;
 mod auth_nethcti;
+mod chaos;
 mod connections;
 mod copy;
 mod crash;

@@ -24,18 +24,18 @@ const TOLD: &str = "matrix2acrobits_notify_told_total";
 const DUPLICATES: &str = r#"matrix2acrobits_notify_devices_total{outcome="duplicate"}"#;
 
 /// Two apis, and a phone that has reported.
-struct Apis {
-    app: App,
+pub(crate) struct Apis {
+    pub(crate) app: App,
     second: Process,
     /// Between the second api and the database.
     network: Proxy,
     client: Client,
-    device: Value,
+    pub(crate) device: Value,
 }
 
 /// One of the two.
 #[derive(Clone, Copy)]
-enum Api {
+pub(crate) enum Api {
     First,
     Second,
 }
@@ -47,7 +47,8 @@ impl Apis {
         Some(Self::at(Server::shared()?).await)
     }
 
-    async fn at(server: &Server) -> Self {
+    /// At a server of the test's own.
+    pub(crate) async fn at(server: &Server) -> Self {
         let (database, network) = (server.database(), Proxy::start(server.port()).await);
         let url = database.url_at(network.port());
         let app = App::builder().database(Database::of(database));
@@ -84,20 +85,20 @@ impl Apis {
     }
 
     /// An event reaches one of them, which takes it.
-    async fn push(&self, api: Api, event: &str) {
+    pub(crate) async fn push(&self, api: Api, event: &str) {
         let reply = self.push_to(api, event, &self.device).await;
         assert_eq!(reply.expect_status(200).json(), json!({"rejected": []}));
     }
 
     /// An event for any phone.
-    async fn push_to(&self, api: Api, event: &str, device: &Value) -> Reply {
+    pub(crate) async fn push_to(&self, api: Api, event: &str, device: &Value) -> Reply {
         let url = self.api(api).public_url() + "/_matrix/push/v1/notify";
         let body = message(event, std::slice::from_ref(device));
         http::send(self.client.post(url).json(&body)).await
     }
 
     /// How often each event rang.
-    fn rang(&self) -> BTreeMap<String, usize> {
+    pub(crate) fn rang(&self) -> BTreeMap<String, usize> {
         let mut rang = BTreeMap::new();
         for push in self.app.pnm.pushes() {
             let event = push.body["Id"].as_str().unwrap_or_default().to_owned();

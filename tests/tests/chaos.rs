@@ -1,0 +1,115 @@
+//! Troubles of the database while a homeserver pushes to two apis: nothing is rejected, and each event rings.
+//!
+//! They need PostgreSQL's server from Debian's package; where there is none, they say so and test nothing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use matrix2acrobits_test_postgres::Server;
+use matrix2acrobits_tests::SOON;
+use serde_json::json;
+use tokio::task::block_in_place;
+use tokio::time::{Instant, sleep};
+
+use crate::several_apis::{Api, Apis};
+
+/// Events that are under way at the same time.
+const SENDERS: u64 = 4;
+
+/// What happens to the server.
+#[derive(Debug, Clone, Copy)]
+enum Trouble {
+    /// It stands still for some seconds, as a virtual machine that is moved.
+    Frozen,
+    /// It closes all connections, as for a failover.
+    Disconnected,
+    /// An administrator restarts it.
+    Restarted,
+    /// It goes down at once, and has to recover.
+    StoppedAtOnce,
+    /// All of its processes are killed.
+    Killed,
+}
+
+impl Trouble {
+    async fn befall(self, server: &Server, apis: &Apis) {
+        match self {
+            Self::Frozen => {
+                block_in_place(|| server.signal("STOP"));
+                sleep(Duration::from_secs(4)).await;
+                block_in_place(|| server.signal("CONT"));
+            }
+            Self::Disconnected => {
+                let all = "SELECT pg_terminate_backend(pid)
+                           FROM pg_stat_activity
+                           WHERE datname = current_database()
+                             AND pid <> pg_backend_pid()";
+                apis.app.database.meddle(all).await;
+            }
+            Self::Restarted => block_in_place(|| server.stop("fast")),
+            Self::StoppedAtOnce => block_in_place(|| server.stop("immediate")),
+            Self::Killed => block_in_place(|| server.kill()),
+        }
+        if matches!(self, Self::Restarted | Self::StoppedAtOnce | Self::Killed) {
+            sleep(Duration::from_secs(1)).await;
+            block_in_place(|| server.start());
+        }
+    }
+}
+
+/// Pushes one event after the other until it is told to stop, each until it is taken, as a homeserver does. Returns them.
+async fn send(apis: &Apis, name: &str, sender: u64, stop: &AtomicBool) -> Vec<String> {
+    let mut events = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        let event = format!("${name}-{sender}-{}", events.len());
+        let began = Instant::now();
+        for turn in 0.. {
+            let api = [Api::First, Api::Second][(events.len() + turn) % 2];
+            let reply = apis.push_to(api, &event, &apis.device).await;
+            if reply.status == 200 {
+                assert_eq!(reply.json(), json!({"rejected": []}));
+                break;
+            }
+            assert_eq!(reply.status, 503, "{reply:?}");
+            assert!(began.elapsed() < SOON, "{event} is not taken: {reply:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        events.push(event);
+        sleep(Duration::from_millis(10)).await;
+    }
+    events
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushes_flow_through_the_troubles_of_the_database() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let apis = Apis::at(&server).await;
+    for trouble in [
+        Trouble::Frozen,
+        Trouble::Disconnected,
+        Trouble::Restarted,
+        Trouble::StoppedAtOnce,
+        Trouble::Killed,
+    ] {
+        let (name, stop) = (format!("{trouble:?}"), AtomicBool::new(false));
+        let senders = (0..SENDERS).map(|sender| send(&apis, &name, sender, &stop));
+        let befalls = async {
+            sleep(Duration::from_millis(500)).await;
+            trouble.befall(&server, &apis).await;
+            sleep(Duration::from_secs(2)).await;
+            stop.store(true, Ordering::SeqCst);
+        };
+        let (sent, ()) = tokio::join!(join_all(senders), befalls);
+        let rang = apis.rang();
+        for event in sent.iter().flatten() {
+            assert!(rang.contains_key(event), "{event} did not ring");
+        }
+        println!(
+            "{name}: {} events",
+            sent.iter().map(Vec::len).sum::<usize>()
+        );
+    }
+}
