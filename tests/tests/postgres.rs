@@ -11,10 +11,11 @@
 use matrix2acrobits_test_postgres::{Database as TestDatabase, Server};
 use matrix2acrobits_tests::app::{AS_TOKEN, App};
 use matrix2acrobits_tests::database::Database;
-use matrix2acrobits_tests::fixtures::{Phone, message};
+use matrix2acrobits_tests::fixtures::{self, Phone, message};
 use matrix2acrobits_tests::http;
 use matrix2acrobits_tests::process::{Env, Program};
 use matrix2acrobits_tests::stand_in_postgres::{self, Oddity};
+use matrix2acrobits_tests::tls::Certificate;
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
 use serde_json::json;
@@ -179,6 +180,37 @@ async fn what_time_does_not_mend_is_a_wrong_setting() {
         .await
         .finds("WRONG", "database", "newer version");
     drop_owner(database).await;
+}
+
+/// The way there is encrypted, and whoever is at its end has to prove it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_trusted_by_its_certificate() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let (made, folder) = (Certificate::make(), fixtures::folder());
+    let database = server.database();
+    tokio::task::block_in_place(|| server.require_tls(&made.certificate, &made.key));
+    let url = |mode: &str, authority: &str| {
+        let file = folder.path().join(format!("{mode}.pem"));
+        std::fs::write(&file, authority).unwrap();
+        let (port, name, file) = (server.port(), database.name(), file.display());
+        format!("postgres://postgres@localhost:{port}/{name}?sslmode={mode}&sslrootcert={file}")
+    };
+    let bare = url("disable", &made.authority);
+    all_start(&bare, 2, &["refuses the login"]).await;
+    let strange = url("verify-full", &Certificate::make().authority);
+    all_start(&strange, 1, &["certificate"]).await;
+
+    let trusted = url("verify-full", &made.authority);
+    let app = App::builder().both("DATABASE_URL", &trusted).start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    eventually(SOON, "the pusher is set", async || {
+        !app.homeserver.pushers().is_empty()
+    })
+    .await;
+    doctor(&trusted).await.finds("ok", "TLS", "encrypted");
 }
 
 /// Both programs end with this code and one line each when they are to serve.

@@ -15,6 +15,7 @@
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     net::{Ipv4Addr, TcpListener},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -160,6 +161,28 @@ impl Server {
             it.args(["stop", "-w", "-m", mode, "-D"]).arg(&data)
         });
         succeeded("pg_ctl stop", &stop);
+    }
+
+    /// Takes this certificate and its key, in PEM, and lets nobody in without TLS.
+    pub fn require_tls(&self, certificate: &str, key: &str) {
+        let data = self.data();
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let file = self.folder.join(name);
+            fs::write(&file, text).unwrap();
+            let owned = as_owner(Path::new("install"), |it| {
+                it.args(["-m", "600"]).arg(&file).arg(data.join(name))
+            });
+            succeeded("install", &owned);
+        }
+        let access = "hostssl all all 127.0.0.1/32 trust\nhostssl all all ::1/128 trust\n";
+        fs::write(data.join("pg_hba.conf"), access).unwrap();
+        let mut settings = File::options()
+            .append(true)
+            .open(data.join("postgresql.auto.conf"))
+            .unwrap();
+        settings.write_all(b"ssl = on\n").unwrap();
+        self.stop("fast");
+        self.start();
     }
 
     /// Copies its data as they are now, for [`Server::start_standby`].
