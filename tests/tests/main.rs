@@ -12,6 +12,7 @@ mod chaos;
 mod connections;
 mod copy;
 mod crash;
+mod docs;
 mod doctor;
 mod door;
 mod hangups;
