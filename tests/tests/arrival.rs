@@ -389,7 +389,10 @@ async fn a_phone_falls_silent() {
         .json();
     assert_eq!(reply["phones"], json!(listed));
     let table = text(&command(&app, &["phones", "--silent"]).await.stdout);
-    assert!(table.contains(BOB) && table.contains("1 phones"), "{table}");
+    assert!(
+        table.contains(BOB) && table.contains("1 phone\n"),
+        "{table}"
+    );
     assert!(
         !table.contains(&silent.token) && !table.contains(&silent.selector),
         "{table}"

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use matrix2acrobits_shared::{
     flow::{PhoneListing, SilentCursor},
     ids::{UserId, log_id},
-    process::settings::SettingError,
+    process::{settings::SettingError, words::Counted},
     rules::arrival::Standing,
 };
 use matrix2acrobits_store::{Store, StoreError};
@@ -137,7 +137,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     if args.json {
         print(serde_json::to_string_pretty(&all).map_err(Failure::of)?);
     } else {
-        print(format_args!("{count} phones"));
+        print(Counted(count, "phone"));
     }
     Ok(())
 }

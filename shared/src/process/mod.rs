@@ -8,3 +8,4 @@ pub mod metrics;
 pub mod net;
 pub mod settings;
 pub mod shutdown;
+pub mod words;

@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::ValueEnum;
-use matrix2acrobits_shared::flow::JobListing;
+use matrix2acrobits_shared::{flow::JobListing, process::words::Counted};
 
 use super::{Cli, Failure, open_existing, print};
 
@@ -78,7 +78,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     if args.json {
         print(serde_json::to_string_pretty(&jobs).map_err(Failure::other)?);
     } else {
-        print(format_args!("{count} jobs"));
+        print(Counted(count, "job"));
     }
     Ok(())
 }

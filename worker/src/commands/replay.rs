@@ -6,7 +6,10 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressStyle};
 use matrix2acrobits_shared::{
     ids::UserId,
-    process::settings::{self, SettingError},
+    process::{
+        settings::{self, SettingError},
+        words::Counted,
+    },
     rules::pushers::Replay,
 };
 use matrix2acrobits_store::Store;
@@ -54,7 +57,8 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let result = enqueue(&store, replay, &bar).await;
     bar.finish_and_clear();
     let count = result?;
-    print(format_args!("{count} pushers enqueued to be checked"));
+    let pushers = Counted(count, "pusher");
+    print(format_args!("{pushers} enqueued to be checked"));
     Ok(())
 }
 

@@ -12,7 +12,7 @@ mod software;
 use matrix2acrobits_shared::{
     ids::UserId,
     matrix::pushers::PusherSettings,
-    process::{health, settings::SettingError},
+    process::{health, settings::SettingError, words::Counted},
 };
 use matrix2acrobits_store::{Database, Store};
 
@@ -218,8 +218,8 @@ async fn database(cli: &Cli, report: &mut Report) -> Option<Store> {
     report.ok("database", &format!("pushers: {states}"));
     if queue.killed > 0 {
         let text = format!(
-            "{} dead letters: see `jobs --state killed`, mend the reason, then `replay --dead`",
-            queue.killed
+            "{}: see `jobs --state killed`, mend the reason, then `replay --dead`",
+            Counted(queue.killed, "dead letter")
         );
         report.wrong("jobs", &text);
     }

@@ -1,0 +1,25 @@
+//! Words for people.
+
+use std::fmt;
+
+/// A count and what it counts, in the singular or by adding an "s".
+#[derive(Debug, Clone, Copy)]
+pub struct Counted<'a, T>(pub T, pub &'a str);
+
+impl<T: fmt::Display + PartialEq + From<u8>> fmt::Display for Counted<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.0 == T::from(1) { "" } else { "s" };
+        write!(f, "{} {}{plural}", self.0, self.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_singular() {
+        let texts = [0, 1, 2].map(|count: usize| Counted(count, "dead letter").to_string());
+        assert_eq!(texts, ["0 dead letters", "1 dead letter", "2 dead letters"]);
+    }
+}
