@@ -1,4 +1,4 @@
-//! Troubles of the database while a homeserver pushes to two apis: nothing is rejected, and each event rings.
+//! Troubles of the database while a homeserver pushes to two apis, and while two workers hold jobs.
 //!
 //! They need PostgreSQL's server from Debian's package; where there is none, they say so and test nothing.
 
@@ -7,7 +7,12 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use matrix2acrobits_test_postgres::Server;
-use matrix2acrobits_tests::SOON;
+use matrix2acrobits_tests::app::App;
+use matrix2acrobits_tests::database::Database;
+use matrix2acrobits_tests::fixtures::Phone;
+use matrix2acrobits_tests::homeserver::Fault;
+use matrix2acrobits_tests::process::{Process, Program};
+use matrix2acrobits_tests::{SOON, eventually};
 use serde_json::json;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep};
@@ -112,4 +117,42 @@ async fn pushes_flow_through_the_troubles_of_the_database() {
             sent.iter().map(Vec::len).sum::<usize>()
         );
     }
+}
+
+/// While the database is away no worker can say that it lives. The first to reach it again must not take the others for
+/// dead: their jobs would run twice, and count as those that kill their workers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_do_not_take_each_other_for_dead_after_an_outage() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let app = App::builder()
+        .database(Database::of(server.database()))
+        .worker("WORKER_CONCURRENCY", "1")
+        .worker("HOMESERVER_TIMEOUT", "60s")
+        .start()
+        .await;
+    let mut second = Process::start(Program::Worker, &[], &app.worker_env);
+    second.listening().await;
+    // Both hold jobs, and will for longer than this takes.
+    app.homeserver.break_with(Fault::Delay(50_000)).await;
+    let phones: Vec<_> = (0..12).map(|n| Phone::new(&format!("p{n}"))).collect();
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    let holders = "(SELECT DISTINCT lock_by FROM jobs WHERE lock_by IS NOT NULL) holders";
+    eventually(SOON, "both workers hold jobs", async || {
+        app.database.count(holders).await == 2
+    })
+    .await;
+    block_in_place(|| server.signal("STOP"));
+    sleep(Duration::from_secs(13)).await;
+    block_in_place(|| server.signal("CONT"));
+    let alive = "workers WHERE last_seen > extract(epoch FROM now()) - 3";
+    eventually(SOON, "both workers are heard again", async || {
+        app.database.count(alive).await == 2
+    })
+    .await;
+    for log in [app.worker().log(), second.log()] {
+        assert!(!log.contains("took over"), "{log}");
+    }
+    assert_eq!(app.database.count("jobs WHERE lost IS NOT NULL").await, 0);
 }
