@@ -36,7 +36,7 @@ use stand_in::StandIn;
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-all")]
 struct Args {
-    /// Shorter and fewer rounds: about three minutes, and less to be relied on
+    /// Shorter and fewer rounds: about eight minutes, and less to be relied on
     #[arg(long)]
     quick: bool,
     /// Only this part; may be given several times
