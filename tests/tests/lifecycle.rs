@@ -43,7 +43,6 @@ async fn both_work_and_stop_when_nobody_reads_their_logs() {
     let phone = Phone::seed();
     app.enroll(&[&phone]).await;
     app.pusher_set(&phone).await;
-    // Something that is logged.
     app.api().signal("TERM").await;
     app.worker().signal("TERM").await;
     assert_eq!(app.worker_mut().ended(SOON).await, Some(0));

@@ -5,7 +5,7 @@
 //! [`Gate`] is one worker's side: its copy of the row, and what its own requests told it.
 //!
 //! A request that no recent success vouches for takes a *slot*. Slots are handed out so that all workers
-//! together send at most [`BURST`] requests at once and one more every [`SLOT_MS`]: below 10 in any second. A
+//! together send at most [`BURST`] requests at once and one more every [`SLOT_MS`]: 10 in any second at most. A
 //! single worker counts its slots by itself; several take them from the row. A single worker whose requests succeed one by
 //! one does not wait for slots: at most [`CREDIT`] requests follow the last success without one, slots included.
 
