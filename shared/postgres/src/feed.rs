@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt as _, stream::FuturesUnordered};
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
@@ -33,10 +32,8 @@ const ANSWER: Duration = Duration::from_millis(600);
 const FRESH: Duration = Duration::from_secs(1);
 /// Pause before the next attempt to listen.
 const PAUSE: Duration = Duration::from_millis(250);
-/// After so long another attempt begins beside those that have no answer yet.
-const PATIENCE: Duration = Duration::from_millis(600);
-/// Attempts at the same time.
-const MOST_ATTEMPTS: usize = 4;
+/// How long a short attempt takes, and how long the first one waits for the usual attempt.
+const HASTE: Duration = Duration::from_millis(600);
 
 /// What is known of the feed.
 #[derive(Debug, Clone, Default)]
@@ -101,9 +98,10 @@ impl Watcher {
     }
 }
 
-/// Hears what others tell. Runs for ever.
+/// Hears what others tell, over one connection; with `spare`, over one of two attempts to connect. Runs for ever.
 pub(crate) async fn follow(
     options: PgConnectOptions,
+    spare: bool,
     process: Arc<Process>,
     hearing: Hearing,
     clock: Clock,
@@ -111,7 +109,7 @@ pub(crate) async fn follow(
 ) {
     loop {
         let mut listener = tokio::select! {
-            listener = reach(&options, &process) => listener,
+            listener = reach(&options, &process, spare) => listener,
             never = watch_server(&readers, &hearing) => match never {},
         };
         let Err(error) = hear(&mut listener, &process, &hearing, &clock).await;
@@ -126,21 +124,28 @@ async fn cut_off(process: &Process, error: &StoreError) {
     tokio::time::sleep(PAUSE).await;
 }
 
-/// Listens, as soon as that can be. What was sent while the network was away is sent again after ever longer pauses, so
-/// a later attempt may come through first: the earlier ones go on beside it.
-async fn reach(options: &PgConnectOptions, process: &Process) -> PgListener {
-    let mut attempts = FuturesUnordered::new();
+/// Listens as soon as the server can be reached. What was sent while the network was away is sent again after ever longer
+/// pauses, so short attempts run beside the one that waits for a slow server, where there is a connection to spare.
+async fn reach(options: &PgConnectOptions, process: &Process, spare: bool) -> PgListener {
+    let patient = keep_trying(options, process, 2 * ACQUIRE);
+    if !spare {
+        return patient.await;
+    }
+    let hasty = async {
+        tokio::time::sleep(HASTE).await;
+        keep_trying(options, process, HASTE).await
+    };
+    tokio::select! {
+        listener = patient => listener,
+        listener = hasty => listener,
+    }
+}
+
+async fn keep_trying(options: &PgConnectOptions, process: &Process, limit: Duration) -> PgListener {
     loop {
-        if attempts.len() < MOST_ATTEMPTS {
-            attempts.push(within(2 * ACQUIRE, listen(options)));
-        }
-        let pause = tokio::time::sleep(PATIENCE);
-        tokio::select! {
-            Some(attempt) = attempts.next() => match attempt {
-                Ok(listener) => return listener,
-                Err(error) => cut_off(process, &error).await,
-            },
-            () = pause => {}
+        match within(limit, listen(options)).await {
+            Ok(listener) => return listener,
+            Err(error) => cut_off(process, &error).await,
         }
     }
 }

@@ -87,6 +87,8 @@ pub struct Postgres {
     hearing: Hearing,
     /// Whether the feed hears other processes.
     follows: Arc<AtomicBool>,
+    /// Whether the feed may have a second connection for a moment.
+    spare: bool,
     options: Arc<PgConnectOptions>,
     sent_key: Option<[u8; 16]>,
 }
@@ -109,8 +111,10 @@ impl Postgres {
         let prepared = open::make_ready(database).await?;
         clock.follow(prepared.now);
         let access = Access::indexed(database);
-        // One writes, one listens.
-        let rest = connections.max(FEWEST_CONNECTIONS) - 2;
+        // One writes, one listens, and where there are some to spare, one is kept for listening anew.
+        let connections = connections.max(FEWEST_CONNECTIONS);
+        let spare = connections > FEWEST_CONNECTIONS;
+        let rest = connections - 2 - u32::from(spare);
         let for_pages = if rest >= 4 { 2 } else { 1 };
         let readers = Pool::new(access.clone(), rest - for_pages, LOOKUP);
         let operators = Pool::new(Access::new(database, PAGE), for_pages, PAGE_LIMIT);
@@ -135,6 +139,7 @@ impl Postgres {
             operators,
             hearing: Hearing::default(),
             follows: Arc::default(),
+            spare,
             options: Arc::new(access.options().clone()),
             sent_key: prepared.sent_key,
         })
@@ -160,6 +165,7 @@ impl Postgres {
         let name = format!("{name}{}", statements::server::FEED);
         let follow = feed::follow(
             self.options.as_ref().clone().application_name(&name),
+            self.spare,
             self.process.clone(),
             self.hearing.clone(),
             self.clock.clone(),
