@@ -38,11 +38,12 @@ impl Outgoing {
     }
 
     /// A builder with what every client of ours needs: no redirects (a token must not follow one to another
-    /// host), no Nagle delay, a name in the other side's logs.
+    /// host), no repeats that we do not decide, no Nagle delay, a name in the other side's logs.
     pub fn client(&self, connect_timeout: Duration) -> reqwest::ClientBuilder {
         reqwest::Client::builder()
             .user_agent(concat!("matrix2acrobits/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never().max_retries_per_request(0))
             .tls_certs_merge(self.extra.iter().cloned())
             .tcp_nodelay(true)
             .connect_timeout(connect_timeout)
@@ -59,7 +60,6 @@ impl Outgoing {
         let builder = self
             .client(timeout.min(MAX_CONNECT_TIME))
             .timeout(timeout)
-            .http1_only()
             .pool_max_idle_per_host(idle)
             .pool_idle_timeout(MAX_IDLE_TIME);
         // No proxy can reach what runs beside us.
