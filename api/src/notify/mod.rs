@@ -150,6 +150,7 @@ impl From<ParseError> for Problem {
             ParseError::NoNotification
             | ParseError::NoDevices
             | ParseError::TooManyDevices
+            | ParseError::BadPart
             | ParseError::BadDevice => Matter::BadJson,
         };
         Self::new(matter, error.to_string())

@@ -5,13 +5,13 @@
 //! null, doubled, too large or of another type is as good as absent. serde's derive cannot do that: it
 //! refuses doubled keys and stops at the first value of an unexpected type.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 mod content;
 
 pub(crate) use self::content::Content;
 
-use serde::de::{DeserializeSeed, Deserializer as _, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// Most devices of a notification. Synapse names one, and no user has a hundred phones.
@@ -74,6 +74,9 @@ pub(crate) enum ParseError {
     /// `devices` has more than [`MAX_DEVICES`].
     #[error("\"devices\" must not be longer than 100.")]
     TooManyDevices,
+    /// Where an object or list belongs there is a text that is no Unicode, or a number that is too large.
+    #[error("A part of the notification is of the wrong type.")]
+    BadPart,
     /// An entry of `devices` does not say whom to notify.
     #[error("Every device must be an object with the non-empty texts \"app_id\" and \"pushkey\".")]
     BadDevice,
@@ -82,69 +85,111 @@ pub(crate) enum ParseError {
 impl<'a> Notification<'a> {
     /// Reads a request body.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ParseError> {
-        // Checks the syntax of all of it, so that what follows can only meet unexpected types.
-        let top: &RawValue = serde_json::from_slice(body).map_err(|_| ParseError::NotJson)?;
-        let mut notification = None;
-        each_field(top, |key, value| {
-            if key == b"notification" {
-                notification = Some(value);
-            }
-        });
-        Self::read(notification.ok_or(ParseError::NoNotification)?)
+        let body = str::from_utf8(body).map_err(|_| ParseError::NotJson)?;
+        let mut json = serde_json::Deserializer::from_str(body);
+        let top = PartOf::<Top<'a>>::new().deserialize(&mut json);
+        let top = top.and_then(|top| json.end().map(|()| top));
+        let top = top.map_err(|_| match serde_json::from_str::<&RawValue>(body) {
+            Ok(_) => ParseError::BadPart,
+            Err(_) => ParseError::NotJson,
+        })?;
+        let fields = top.and_then(|top| top.notification);
+        fields.ok_or(ParseError::NoNotification)?.check()
     }
+}
 
-    fn read(raw: &'a RawValue) -> Result<Self, ParseError> {
-        let mut it = Self {
-            event_id: None,
-            odd_event_id: false,
-            room_id: None,
-            sender: None,
-            sender_display_name: None,
-            room_name: None,
-            kind: None,
-            content: Content::default(),
-            unread: None,
-            devices: Vec::new(),
-        };
-        let (mut devices, mut event_id, mut id, mut membership) = (None, None, None, None);
-        let is_object = each_field(raw, |key, value| match key {
-            b"event_id" => event_id = Some(value),
-            b"id" => id = Some(value),
-            b"room_id" => it.room_id = text(value),
-            b"sender" => it.sender = text(value),
-            b"sender_display_name" => it.sender_display_name = text(value),
-            b"room_name" => it.room_name = text(value),
-            b"type" => it.kind = text(value),
-            b"content" => it.content = Content::read(value),
-            b"membership" => membership = text(value),
-            b"counts" => it.unread = field(value, b"unread").and_then(count),
-            b"devices" => devices = Some(value),
-            _ => {}
-        });
-        if !is_object {
-            return Err(ParseError::NoNotification);
+/// The body's only field that counts.
+#[derive(Default)]
+struct Top<'a> {
+    notification: Option<NotificationFields<'a>>,
+}
+
+impl<'a> Part<'a> for Top<'a> {
+    fn object<A: MapAccess<'a>>(mut map: A) -> Result<Option<Self>, A::Error> {
+        let mut top = Self::default();
+        while let Some(key) = map.next_key_seed(TextBytes)? {
+            if *key == *b"notification" {
+                top.notification = map.next_value_seed(PartOf::new())?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
         }
+        Ok(Some(top))
+    }
+}
+
+/// The notification as it stands in the body.
+#[derive(Default)]
+struct NotificationFields<'a> {
+    event_id: Option<&'a RawValue>,
+    id: Option<&'a RawValue>,
+    room_id: Option<Cow<'a, str>>,
+    sender: Option<Cow<'a, str>>,
+    sender_display_name: Option<Cow<'a, str>>,
+    room_name: Option<Cow<'a, str>>,
+    kind: Option<Cow<'a, str>>,
+    content: Content<'a>,
+    membership: Option<Cow<'a, str>>,
+    unread: Option<u64>,
+    devices: Option<Devices<'a>>,
+}
+
+impl<'a> Part<'a> for NotificationFields<'a> {
+    fn object<A: MapAccess<'a>>(mut map: A) -> Result<Option<Self>, A::Error> {
+        let mut it = Self::default();
+        while let Some(key) = map.next_key_seed(TextBytes)? {
+            if *key == *b"devices" {
+                it.devices = map.next_value_seed(PartOf::new())?;
+                continue;
+            }
+            let value: &RawValue = map.next_value()?;
+            match &*key {
+                b"event_id" => it.event_id = Some(value),
+                b"id" => it.id = Some(value),
+                b"room_id" => it.room_id = text(value),
+                b"sender" => it.sender = text(value),
+                b"sender_display_name" => it.sender_display_name = text(value),
+                b"room_name" => it.room_name = text(value),
+                b"type" => it.kind = text(value),
+                b"content" => it.content = Content::read(value),
+                b"membership" => it.membership = text(value),
+                b"counts" => it.unread = field(value, b"unread").and_then(count),
+                _ => {}
+            }
+        }
+        Ok(Some(it))
+    }
+}
+
+impl<'a> NotificationFields<'a> {
+    fn check(mut self) -> Result<Notification<'a>, ParseError> {
         // Synapse repeats the membership of a member's event beside the content.
-        it.content.membership = it.content.membership.or(membership);
+        self.content.membership = self.content.membership.or(self.membership);
         // Operators and older homeservers send `id` alone; Synapse sends both, and leaves both empty for a badge.
-        let ids = [event_id, id].into_iter().flatten();
-        it.event_id = ids.clone().filter_map(text).find(|id| !id.is_empty());
-        it.odd_event_id = it.event_id.is_none() && ids.clone().any(is_odd_id);
-        let devices: Vec<&RawValue> = devices
-            .and_then(|list| serde_json::from_str(list.get()).ok())
-            .ok_or(ParseError::NoDevices)?;
+        let ids = [self.event_id, self.id].into_iter().flatten();
+        let event_id = ids.clone().filter_map(text).find(|id| !id.is_empty());
+        let odd_event_id = event_id.is_none() && ids.clone().any(is_odd_id);
+        let Devices(devices) = self.devices.ok_or(ParseError::NoDevices)?;
         if devices.len() > MAX_DEVICES {
             return Err(ParseError::TooManyDevices);
         }
-        it.devices = devices
-            .into_iter()
-            .map(Device::read)
-            .collect::<Option<_>>()
-            .ok_or(ParseError::BadDevice)?;
-        if it.devices.is_empty() {
+        let devices: Option<Vec<_>> = devices.into_iter().collect();
+        let devices = devices.ok_or(ParseError::BadDevice)?;
+        if devices.is_empty() {
             return Err(ParseError::NoDevices);
         }
-        Ok(it)
+        Ok(Notification {
+            event_id,
+            odd_event_id,
+            room_id: self.room_id,
+            sender: self.sender,
+            sender_display_name: self.sender_display_name,
+            room_name: self.room_name,
+            kind: self.kind,
+            content: self.content,
+            unread: self.unread,
+            devices,
+        })
     }
 }
 
@@ -164,41 +209,76 @@ impl Notification<'_> {
     }
 }
 
-impl<'a> Device<'a> {
-    fn read(raw: &'a RawValue) -> Option<Self> {
-        let (mut app_id, mut pushkey, mut sound) = (None, None, None);
-        let (mut selector, mut mark, mut silent) = (None, None, false);
-        each_field(raw, |key, value| match key {
-            b"app_id" => app_id = text(value),
-            b"pushkey" => pushkey = text(value),
-            b"data" => {
-                (selector, mark) = (None, None);
-                each_field(value, |key, value| match key {
-                    b"selector" => selector = text(value),
-                    b"mark" => mark = text(value),
-                    _ => {}
-                });
+/// A device as it stands in the body.
+#[derive(Default)]
+struct DeviceFields<'a> {
+    app_id: Option<Cow<'a, str>>,
+    pushkey: Option<Cow<'a, str>>,
+    selector: Option<Cow<'a, str>>,
+    mark: Option<Cow<'a, str>>,
+    sound: Option<Cow<'a, str>>,
+    silent: bool,
+}
+
+impl<'a> Part<'a> for DeviceFields<'a> {
+    fn object<A: MapAccess<'a>>(mut map: A) -> Result<Option<Self>, A::Error> {
+        let mut it = Self::default();
+        while let Some(key) = map.next_key_seed(TextBytes)? {
+            let value: &RawValue = map.next_value()?;
+            match &*key {
+                b"app_id" => it.app_id = text(value),
+                b"pushkey" => it.pushkey = text(value),
+                b"data" => {
+                    (it.selector, it.mark) = (None, None);
+                    each_field(value, |key, value| match key {
+                        b"selector" => it.selector = text(value),
+                        b"mark" => it.mark = text(value),
+                        _ => {}
+                    });
+                }
+                b"tweaks" => {
+                    let (mut said, mut highlight) = (None, false);
+                    each_field(value, |key, value| match key {
+                        b"sound" => said = Some(value),
+                        b"highlight" => highlight = matches!(value.get(), "true" | "false"),
+                        _ => {}
+                    });
+                    it.sound = said.and_then(text);
+                    it.silent = highlight && said.is_none();
+                }
+                _ => {}
             }
-            b"tweaks" => {
-                let (mut said, mut highlight) = (None, false);
-                each_field(value, |key, value| match key {
-                    b"sound" => said = Some(value),
-                    b"highlight" => highlight = matches!(value.get(), "true" | "false"),
-                    _ => {}
-                });
-                sound = said.and_then(text);
-                silent = highlight && said.is_none();
-            }
-            _ => {}
-        });
-        Some(Self {
-            app_id: app_id.filter(|id| !id.is_empty())?,
-            pushkey: pushkey.filter(|key| !key.is_empty())?,
-            selector,
-            mark,
-            sound,
-            silent,
+        }
+        Ok(Some(it))
+    }
+}
+
+impl<'a> DeviceFields<'a> {
+    fn check(self) -> Option<Device<'a>> {
+        Some(Device {
+            app_id: self.app_id.filter(|id| !id.is_empty())?,
+            pushkey: self.pushkey.filter(|key| !key.is_empty())?,
+            selector: self.selector,
+            mark: self.mark,
+            sound: self.sound,
+            silent: self.silent,
         })
+    }
+}
+
+/// The list of devices; a `None` in it does not say whom to notify.
+struct Devices<'a>(Vec<Option<Device<'a>>>);
+
+impl<'a> Part<'a> for Devices<'a> {
+    fn list<A: SeqAccess<'a>>(mut list: A) -> Result<Option<Self>, A::Error> {
+        let mut devices = Vec::new();
+        while let Some(fields) = list.next_element_seed(PartOf::<DeviceFields<'a>>::new())? {
+            // One more shows that there are too many.
+            if devices.len() <= MAX_DEVICES {
+                devices.push(fields.and_then(DeviceFields::check));
+            }
+        }
+        Ok(Some(Self(devices)))
     }
 }
 
@@ -252,26 +332,101 @@ fn field<'a>(object: &'a RawValue, name: &[u8]) -> Option<&'a RawValue> {
     found
 }
 
-/// Hands each field of a JSON object to `take`, in order; false if it is no object.
-fn each_field<'a>(object: &'a RawValue, take: impl FnMut(&[u8], &'a RawValue)) -> bool {
-    let mut json = serde_json::Deserializer::from_str(object.get());
-    json.deserialize_map(Fields(take)).is_ok()
-}
+/// Hands each field of a small JSON object to `take`, in order; nothing where it is no object.
+fn each_field<'a>(object: &'a RawValue, take: impl FnMut(&[u8], &'a RawValue)) {
+    struct Each<F>(F);
 
-struct Fields<F>(F);
+    impl<'de, F: FnMut(&[u8], &'de RawValue)> Visitor<'de> for Each<F> {
+        type Value = ();
 
-impl<'de, F: FnMut(&[u8], &'de RawValue)> Visitor<'de> for Fields<F> {
-    type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some(key) = map.next_key_seed(TextBytes)? {
+                (self.0)(&key, map.next_value()?);
+            }
+            Ok(())
+        }
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key_seed(TextBytes)? {
-            (self.0)(&key, map.next_value()?);
+    let mut json = serde_json::Deserializer::from_str(object.get());
+    // Its syntax was checked with the body's; what is no object has no fields.
+    let _ = json.deserialize_map(Each(take));
+}
+
+/// A large object or list, which is read as it comes: what is in it would be gone over once more for each level above.
+trait Part<'de>: Sized {
+    /// Reads it from an object.
+    fn object<A: MapAccess<'de>>(mut map: A) -> Result<Option<Self>, A::Error> {
+        while map.next_key_seed(TextBytes)?.is_some() {
+            map.next_value::<IgnoredAny>()?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Reads it from a list.
+    fn list<A: SeqAccess<'de>>(mut list: A) -> Result<Option<Self>, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+}
+
+/// Reads a part; `None` where the value is of another type.
+struct PartOf<T>(PhantomData<T>);
+
+impl<T> PartOf<T> {
+    fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<'de, T: Part<'de>> DeserializeSeed<'de> for PartOf<T> {
+    type Value = Option<T>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<T>, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de, T: Part<'de>> Visitor<'de> for PartOf<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<T>, A::Error> {
+        T::object(map)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Option<T>, A::Error> {
+        T::list(list)
+    }
+
+    fn visit_unit<E>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Option<T>, E> {
+        Ok(None)
     }
 }
 
@@ -281,7 +436,7 @@ struct TextBytes;
 impl<'de> DeserializeSeed<'de> for TextBytes {
     type Value = Cow<'de, [u8]>;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
         json.deserialize_bytes(self)
     }
 }

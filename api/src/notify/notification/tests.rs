@@ -102,7 +102,12 @@ fn refuses_only_what_cannot_be_delivered() {
         ("{}", ParseError::NoNotification),
         (r#"{"notification":null}"#, ParseError::NoNotification),
         (r#"{"notification":[]}"#, ParseError::NoNotification),
-        (r#"{"notification":"\ud800"}"#, ParseError::NoNotification),
+        (r#"{"notification":"\ud800"}"#, ParseError::BadPart),
+        (r#"{"notification":1e999}"#, ParseError::BadPart),
+        (
+            r#"{"notification":{"devices":["\ud800"]}}"#,
+            ParseError::BadPart,
+        ),
         (r#"{"notification":{}}"#, ParseError::NoDevices),
         (
             r#"{"notification":{"devices":null}}"#,
