@@ -5,6 +5,7 @@
 //! token wrongly, so only what is certain is rejected.
 
 mod badge;
+mod persistent;
 mod verdict;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -18,9 +19,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument as _;
 
-use self::verdict::{Fault, Settled, Verdict, answer, outcome, tell};
+use self::{
+    persistent::Persistent,
+    verdict::{Fault, Settled, Verdict, answer, outcome, tell},
+};
 use crate::{
     arrivals::Journal,
     identity::Extensions,
@@ -201,18 +204,18 @@ impl<T: TokenBook> Deliverer<T> {
         };
         let deadline = Instant::now() + self.shared.rules.time;
         let shared = Arc::clone(&self.shared);
-        // In a task of its own: what we have begun to send must be remembered as sent, or the retry rings
-        // again, even if the homeserver hangs up or the time is over.
+        // What we have begun to send must be remembered as sent, or the retry rings again, even if the homeserver
+        // hangs up or the time is over.
         let work = async move {
             let result = shared.carry_out(&body, deadline).await;
             drop(permit);
             result
         };
-        let work = self.shared.tracker.spawn(work.in_current_span());
-        match timeout_at(deadline, work).await {
+        match timeout_at(deadline, Persistent::new(work, &self.shared.tracker)).await {
             Ok(Ok(result)) => result,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "a request ended in a panic");
+            Ok(Err(_)) => {
+                // What it was is in the line above.
+                tracing::error!("a request ended in a panic");
                 Err(DeliveryError::Retry("panic"))
             }
             Err(_) => {
