@@ -1,11 +1,21 @@
 //! The one keyed hash of the api: caches, limits and the memory of sent events know texts by it alone.
 
-use std::{fmt, hash::Hasher as _};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    hash::Hasher as _,
+};
 
+use foldhash::fast::RandomState;
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
 /// How many groups [`Hashed::group`] makes.
 pub(crate) const GROUPS: usize = 1024;
+
+/// A map by what a [`KeyedHash`] made: nobody can choose such keys, so the map's own hash need not be a strong one.
+pub(crate) type HashedMap<K, V> = HashMap<K, V, RandomState>;
+/// The same for a set.
+pub(crate) type HashedSet<K> = HashSet<K, RandomState>;
 
 /// Hashes under a secret key.
 pub(crate) struct KeyedHash([u8; 16]);

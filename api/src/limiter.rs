@@ -2,14 +2,13 @@
 //! which events fill and time empties. Its memory is bounded, and it knows of attempts that are under way.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, futures::Notified};
 
-use crate::keyed_hash::{Hashed, KeyedHash};
+use crate::keyed_hash::{Hashed, HashedMap, KeyedHash};
 
 /// Most buckets of a limiter, about 4 MiB; beyond that the emptiest go.
 const MOST: usize = 50_000;
@@ -48,7 +47,7 @@ pub(crate) struct Limit {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     hash: KeyedHash,
-    buckets: Mutex<HashMap<Hashed, Bucket>>,
+    buckets: Mutex<HashedMap<Hashed, Bucket>>,
     most: usize,
     ended: Notify,
 }
@@ -154,7 +153,7 @@ impl Limiter {
         self.ended.notified()
     }
 
-    fn put(&self, buckets: &mut HashMap<Hashed, Bucket>, limits: &[Limit], now: Instant) {
+    fn put(&self, buckets: &mut HashedMap<Hashed, Bucket>, limits: &[Limit], now: Instant) {
         self.make_room(buckets, now);
         for limit in limits {
             let bucket = buckets.entry(limit.key).or_insert(Bucket::new(now));
@@ -163,7 +162,7 @@ impl Limiter {
     }
 
     /// Throws out empty buckets once there are too many, and if that is not enough the emptier half.
-    fn make_room(&self, buckets: &mut HashMap<Hashed, Bucket>, now: Instant) {
+    fn make_room(&self, buckets: &mut HashedMap<Hashed, Bucket>, now: Instant) {
         if buckets.len() < self.most {
             return;
         }
@@ -177,12 +176,16 @@ impl Limiter {
         buckets.retain(|_, bucket| bucket.under_way > 0 || bucket.empty_at > median);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Hashed, Bucket>> {
+    fn lock(&self) -> MutexGuard<'_, HashedMap<Hashed, Bucket>> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn longest(buckets: &HashMap<Hashed, Bucket>, limits: &[Limit], now: Instant) -> Option<Duration> {
+fn longest(
+    buckets: &HashedMap<Hashed, Bucket>,
+    limits: &[Limit],
+    now: Instant,
+) -> Option<Duration> {
     let wait = |limit: &Limit| buckets.get(&limit.key)?.wait(limit.rate, now);
     limits.iter().filter_map(wait).max()
 }

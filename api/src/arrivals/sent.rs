@@ -1,11 +1,11 @@
 //! Remembers the ids of recent pushes, so that a receipt can say which push it confirms, and when that was sent.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use crate::keyed_hash::Hashed;
+use crate::keyed_hash::{Hashed, HashedMap};
 
 /// Most keys remembered, two for each push; the oldest go first. They take about 3 MiB, and last for 100 s at 200 pushes a
 /// second.
@@ -24,7 +24,7 @@ struct Push {
 /// The memory.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
-    pushes: HashMap<Hashed, Push>,
+    pushes: HashedMap<Hashed, Push>,
     order: VecDeque<(Instant, Hashed)>,
 }
 

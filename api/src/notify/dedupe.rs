@@ -5,17 +5,18 @@
 //! no clock can be passed to it.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    collections::{VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use foldhash::fast::RandomState;
 use matrix2acrobits_shared::flow::feed::SentKey;
 use matrix2acrobits_store::Store;
 use tokio::sync::oneshot;
 
 use crate::{
-    keyed_hash::{Hashed, KeyedHash},
+    keyed_hash::{Hashed, HashedMap, HashedSet, KeyedHash},
     metrics,
 };
 
@@ -45,8 +46,8 @@ pub(crate) struct Dedupe<V> {
 
 #[derive(Debug)]
 struct State<V> {
-    under_way: HashMap<EventKey, Vec<oneshot::Sender<V>>>,
-    sent: HashSet<EventKey>,
+    under_way: HashedMap<EventKey, Vec<oneshot::Sender<V>>>,
+    sent: HashedSet<EventKey>,
     /// The keys of `sent`, oldest first, with the second until which each is remembered.
     order: VecDeque<(u32, EventKey)>,
 }
@@ -79,9 +80,9 @@ impl<V: Clone> Dedupe<V> {
             start,
             store: None,
             state: Mutex::new(State {
-                under_way: HashMap::new(),
+                under_way: HashedMap::default(),
                 // These take memory only as they are filled; growing by themselves they would take a third more.
-                sent: HashSet::with_capacity(capacity),
+                sent: HashedSet::with_capacity_and_hasher(capacity, RandomState::default()),
                 order: VecDeque::with_capacity(capacity),
             }),
         }

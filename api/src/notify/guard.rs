@@ -5,14 +5,16 @@
 //! within minutes. Then we rather let the homeserver try again until someone has looked.
 
 use std::{
-    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ::metrics::Gauge;
 
-use crate::{keyed_hash::KeyedHash, metrics};
+use crate::{
+    keyed_hash::{HashedMap, KeyedHash},
+    metrics,
+};
 
 /// Rejections are stopped from that many bad pushkeys on, if they are also more than half of all.
 const ENOUGH_BAD: usize = 20;
@@ -128,9 +130,9 @@ struct Window {
     start: Instant,
     /// The tick of the last sweep.
     tick: u64,
-    tokens: HashMap<u64, Token>,
+    tokens: HashedMap<u64, Token>,
     /// Sent and gone tokens, by app.
-    apps: HashMap<App, Counts>,
+    apps: HashedMap<App, Counts>,
     /// Unknown pushkeys among all.
     unknown: Counts,
     /// Apps whose rejections are stopped.
@@ -194,8 +196,8 @@ impl Window {
         Self {
             start,
             tick: 0,
-            tokens: HashMap::new(),
-            apps: HashMap::new(),
+            tokens: HashedMap::default(),
+            apps: HashedMap::default(),
             unknown: Counts::default(),
             stopped: 0,
             max_known: MAX_KNOWN,
