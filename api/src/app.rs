@@ -8,13 +8,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     appservice,
     http::{
-        bodies::Bodies,
         errors::{self, method_not_allowed},
         health::{self, Readiness},
-        observe::ObserveLayer,
+        observe::Observe,
     },
-    metrics,
-    notify::{self, delivery::Deliverer},
+    metrics, notify,
     operator::{self, Operator},
     reports::{
         self, Reports,
@@ -26,23 +24,19 @@ use crate::{
 pub(crate) fn public(
     reports: Reports,
     receipts: Receipts,
-    deliverer: Deliverer,
+    gateway: notify::Gateway,
     hs_token: Option<Secret>,
-    bodies: &Bodies,
-) -> Router {
+) -> Observe {
     let router = Router::new()
-        .merge(reports::router(reports, bodies))
-        .merge(receipts::router(receipts, bodies))
-        .merge(notify::router(deliverer, bodies))
+        .merge(reports::router(reports))
+        .merge(receipts::router(receipts))
+        .merge(notify::router(gateway))
         .route("/health", get(health::health));
     let router = match hs_token {
         Some(token) => router.merge(appservice::router(token)),
         None => router,
     };
-    router
-        .fallback(errors::not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(ObserveLayer::new())
+    observed(router)
 }
 
 /// The endpoints for the operator.
@@ -51,18 +45,24 @@ pub(crate) fn admin(
     token: Option<Secret>,
     handle: PrometheusHandle,
     stopping: CancellationToken,
-) -> Router {
+) -> Observe {
     let store = operator.store.clone();
     let readiness = Readiness {
         store: store.clone(),
         stopping,
     };
-    Router::new()
+    let router = Router::new()
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready).with_state(readiness))
         .route("/metrics", get(metrics::render).with_state((store, handle)))
-        .merge(operator::router(operator, token))
+        .merge(operator::router(operator, token));
+    observed(router)
+}
+
+/// The router, with its responses to what it does not know.
+fn observed(router: Router) -> Observe {
+    let router = router
         .fallback(errors::not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(ObserveLayer::new())
+        .method_not_allowed_fallback(method_not_allowed);
+    Observe::new(router)
 }

@@ -23,6 +23,7 @@ use crate::{
     identity::{Auth, Extensions},
     metrics,
     notify::{
+        self,
         cache::Tokens,
         dedupe::Dedupe,
         delivery::{Deliverer, Rules, TIME_FOR_A_REQUEST},
@@ -92,20 +93,22 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         metrics,
         stop.clone(),
     );
+    let bodies = Bodies::new(settings.trusted_proxies.clone());
     let public = app::public(
         Reports {
             store,
             auth: auth.clone(),
             tokenless,
             upkeep,
+            bodies: bodies.clone(),
         },
         Receipts {
             auth: auth.clone(),
             journal: journal.clone(),
+            bodies: bodies.clone(),
         },
-        deliverer,
+        notify::Gateway { deliverer, bodies },
         settings.hs_token.clone(),
-        &Bodies::new(settings.trusted_proxies.clone()),
     );
     // Health stays reachable until the last delivery is done.
     let admin_stop = CancellationToken::new();

@@ -1,5 +1,5 @@
-//! Reads a request's body before its handler runs, within its route's limit and a budget for all: who sends bodies
-//! slowly, or many at once, cannot fill the memory.
+//! Reads a request's body within its endpoint's limit and a budget for all, so that bodies that come slowly, or many at
+//! once, cannot fill the memory.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -9,11 +9,10 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{ConnectInfo, Request, State},
+    extract::{ConnectInfo, Request},
     http::header::EXPECT,
-    middleware::Next,
-    response::{IntoResponse as _, Response},
 };
+use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
@@ -21,7 +20,7 @@ use crate::http::{
     errors::{Matter, Problem},
     peers::Proxies,
     seldom::Seldom,
-    shares::{Amounts, Full, Shares},
+    shares::{Amounts, Full, Share, Shares},
 };
 
 /// Bytes of bodies in flight. A proxy may take all: it reads bodies to their end before it passes them on.
@@ -53,57 +52,46 @@ impl Bodies {
         }
     }
 
-    /// The same budget for routes whose bodies may be this long.
-    pub(crate) fn up_to(&self, limit: usize) -> Limit {
-        Limit {
-            bodies: self.clone(),
-            limit,
+    /// Reads a request's body of at most `limit` bytes.
+    pub(crate) async fn read(&self, request: Request, limit: usize) -> Result<Whole, Problem> {
+        if request.body().is_end_stream() {
+            return Ok(Whole::default());
+        }
+        // What the client says beforehand: nothing has been read yet. Without it, it may send as much as it may.
+        let size = request.body().size_hint().exact();
+        let size = size.map_or(Some(limit), |size| usize::try_from(size).ok());
+        let Some(size) = size.filter(|size| *size <= limit) else {
+            // A client that asks first has sent nothing yet.
+            if !request.headers().contains_key(EXPECT) {
+                discard(request.into_body()).await;
+            }
+            return Err(too_large(limit));
+        };
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
+        let share = match self.shares.take(peer, size) {
+            Ok(share) => share,
+            Err(full) => return Err(busy(&self.full, peer, full)),
+        };
+        match Limited::new(request.into_body(), limit).collect().await {
+            Ok(body) => Ok(Whole {
+                bytes: body.to_bytes(),
+                _share: Some(share),
+            }),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+            Err(error) => {
+                tracing::debug!(error, "a body broke off");
+                Err(Problem::new(Matter::NotJson, "The body could not be read."))
+            }
         }
     }
 }
 
-/// What [`read`] keeps to.
-#[derive(Debug, Clone)]
-pub(crate) struct Limit {
-    bodies: Bodies,
-    limit: usize,
-}
-
-/// Hands the request on with its whole body, or answers in its handler's place.
-pub(crate) async fn read(State(limit): State<Limit>, request: Request, next: Next) -> Response {
-    if request.body().is_end_stream() {
-        return next.run(request).await;
-    }
-    let Limit { bodies, limit } = limit;
-    // What the client says beforehand: nothing has been read yet. Without it, it may send as much as it may.
-    let size = request.body().size_hint().exact();
-    let size = size.map_or(Some(limit), |size| usize::try_from(size).ok());
-    let Some(size) = size.filter(|size| *size <= limit) else {
-        // A client that asks first has sent nothing yet.
-        if !request.headers().contains_key(EXPECT) {
-            discard(request.into_body()).await;
-        }
-        return too_large(limit);
-    };
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
-    let _share = match bodies.shares.take(peer, size) {
-        Ok(share) => share,
-        Err(full) => return busy(&bodies.full, peer, full),
-    };
-    let (head, body) = request.into_parts();
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => {
-            let body = Body::from(body.to_bytes());
-            next.run(Request::from_parts(head, body)).await
-        }
-        Err(error) if error.is::<LengthLimitError>() => too_large(limit),
-        Err(error) => {
-            tracing::debug!(error, "a body broke off");
-            let words = "The body could not be read.";
-            Problem::new(Matter::NotJson, words).into_response()
-        }
-    }
+/// A body, and its part of the budget as long as it is in use.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    pub(crate) bytes: Bytes,
+    _share: Option<Share>,
 }
 
 /// Reads a refused body without keeping it: closing a connection on bytes that are still on their way resets it,
@@ -112,7 +100,7 @@ async fn discard(mut body: Body) {
     let mut left = DISCARDED;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
-            let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
             if bytes > left {
                 return;
             }
@@ -123,12 +111,12 @@ async fn discard(mut body: Body) {
     let _ = tokio::time::timeout(DISCARDING, reading).await;
 }
 
-fn too_large(limit: usize) -> Response {
+fn too_large(limit: usize) -> Problem {
     let words = format!("The body is longer than {} KiB.", limit >> 10);
-    Problem::new(Matter::TooLarge, words).into_response()
+    Problem::new(Matter::TooLarge, words)
 }
 
-fn busy(said: &Seldom, peer: IpAddr, full: Full) -> Response {
+fn busy(said: &Seldom, peer: IpAddr, full: Full) -> Problem {
     if let Some(times) = said.due(Instant::now()) {
         let why = match full {
             Full::All => "too many are under way in all",
@@ -137,5 +125,5 @@ fn busy(said: &Seldom, peer: IpAddr, full: Full) -> Response {
         tracing::warn!(%peer, times, why, "bodies are refused");
     }
     let words = "Too many requests are under way; try again.";
-    Problem::new(Matter::Overloaded, words).into_response()
+    Problem::new(Matter::Overloaded, words)
 }

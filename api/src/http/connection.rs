@@ -11,7 +11,6 @@ use std::{
 };
 
 use axum::{
-    Router,
     body::Body,
     extract::ConnectInfo,
     http::{Request, Response, StatusCode},
@@ -26,10 +25,10 @@ use tokio::{
     time::{Sleep, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tower::util::ServiceExt as _;
 
 use crate::http::{
     errors::Matter,
+    observe::Observe,
     progress::{Late, Progress},
     refusal::refusal,
 };
@@ -50,7 +49,7 @@ const MAX_LINGER: usize = 512 * 1024;
 pub(super) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    router: Router,
+    router: Observe,
     stop: CancellationToken,
 ) {
     let progress = Shared::new();
@@ -64,7 +63,7 @@ pub(super) async fn serve(
             let mut request = request.map(|body| Body::new(Asked::new(body, progress.clone())));
             let info = ConnectInfo::<SocketAddr>(peer);
             request.extensions_mut().insert(info);
-            let response = router.clone().oneshot(request);
+            let response = router.call(request);
             async move {
                 let response: Response<Body> = response.await?;
                 progress.lock().answering();

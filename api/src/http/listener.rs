@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -14,6 +13,7 @@ use crate::{
     http::{
         connection,
         errors::Matter,
+        observe::Observe,
         peers::Proxies,
         refusal::refusal,
         seldom::Seldom,
@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// than others.
 pub(crate) async fn serve(
     listener: TcpListener,
-    router: Router,
+    router: Observe,
     proxies: Proxies,
     stop: CancellationToken,
 ) {

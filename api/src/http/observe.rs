@@ -9,9 +9,9 @@ use std::{
     time::Instant,
 };
 
-use axum::{extract::Request, response::Response};
+use axum::{Router, extract::Request, response::Response};
 use http::HeaderMap;
-use tower::{Layer, Service};
+use tower::Service as _;
 use tracing::{
     Instrument as _, Span,
     field::{Empty, display},
@@ -23,47 +23,27 @@ use crate::metrics::Http;
 /// Longest id of a proxy that we take over.
 const MAX_ID: usize = 64;
 
-/// Observes the requests of a router.
+/// A router whose requests are observed. It goes around the whole router: as a layer of it, each route would be boxed once
+/// more.
 #[derive(Debug, Clone)]
-pub(crate) struct ObserveLayer(Arc<Http>);
-
-impl ObserveLayer {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(Http::new()))
-    }
-}
-
-impl<S> Layer<S> for ObserveLayer {
-    type Service = Observe<S>;
-
-    fn layer(&self, inner: S) -> Observe<S> {
-        Observe {
-            inner,
-            metrics: Arc::clone(&self.0),
-        }
-    }
-}
-
-/// A service whose requests are observed.
-#[derive(Debug, Clone)]
-pub(crate) struct Observe<S> {
-    inner: S,
+pub(crate) struct Observe {
+    router: Router,
     metrics: Arc<Http>,
 }
 
-impl<S> Service<Request> for Observe<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Observed<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
+impl Observe {
+    pub(crate) fn new(router: Router) -> Self {
+        Self {
+            router,
+            metrics: Arc::new(Http::new()),
+        }
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    /// The response to a request.
+    pub(super) fn call(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
         let pending = Pending {
             metrics: Arc::clone(&self.metrics),
             path: request.uri().clone(),
@@ -71,17 +51,17 @@ where
             status: None,
         };
         let span = span(request.headers());
-        let inner = span.in_scope(|| self.inner.call(request));
+        let response = span.in_scope(|| self.router.clone().call(request));
         Observed {
-            inner: inner.instrument(span),
+            inner: response.instrument(span),
             pending,
         }
     }
 }
 
 pin_project_lite::pin_project! {
-    /// The answer to come.
-    pub(crate) struct Observed<F> {
+    /// The response to come.
+    struct Observed<F> {
         #[pin]
         inner: Instrumented<F>,
         pending: Pending,

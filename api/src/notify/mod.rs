@@ -16,13 +16,11 @@ use std::collections::BTreeMap;
 use axum::{
     Json, Router,
     body::Body,
-    extract::{State, rejection::BytesRejection},
+    extract::{FromRequest, Request},
     http::{HeaderValue, header::CONTENT_TYPE},
-    middleware,
     response::{IntoResponse as _, Response},
     routing::post,
 };
-use bytes::Bytes;
 use serde::Serialize;
 use utoipa::{
     IntoResponses, OpenApi, ToSchema,
@@ -31,10 +29,11 @@ use utoipa::{
 
 use crate::{
     http::{
-        bodies::{self, Bodies},
+        bodies::{Bodies, Whole},
         errors::{self, Matter, Problem},
     },
     notify::{
+        cache::Tokens,
         delivery::{Deliverer, DeliveryError, TokenBook},
         notification::ParseError,
     },
@@ -49,14 +48,43 @@ const MAX_BODY: usize = 256 * 1024;
 pub(crate) struct Description;
 
 /// The endpoint.
-pub(crate) fn router<T: TokenBook>(deliverer: Deliverer<T>, bodies: &Bodies) -> Router {
+pub(crate) fn router<T: TokenBook>(gateway: Gateway<T>) -> Router {
     Router::new()
         .route("/_matrix/push/v1/notify", post(notify))
-        .layer(middleware::from_fn_with_state(
-            bodies.up_to(MAX_BODY),
-            bodies::read,
-        ))
-        .with_state(deliverer)
+        .with_state(gateway)
+}
+
+/// What the endpoint works on.
+#[derive(Debug)]
+pub(crate) struct Gateway<T = Tokens> {
+    pub(crate) deliverer: Deliverer<T>,
+    pub(crate) bodies: Bodies,
+}
+
+impl<T> Clone for Gateway<T> {
+    fn clone(&self) -> Self {
+        Self {
+            deliverer: self.deliverer.clone(),
+            bodies: self.bodies.clone(),
+        }
+    }
+}
+
+/// A notification that is still to be read, and who delivers it.
+struct Incoming<T> {
+    body: Whole,
+    deliverer: Deliverer<T>,
+}
+
+impl<T: TokenBook> FromRequest<Gateway<T>> for Incoming<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, gateway: &Gateway<T>) -> Result<Self, Problem> {
+        Ok(Self {
+            body: gateway.bodies.read(request, MAX_BODY).await?,
+            deliverer: gateway.deliverer.clone(),
+        })
+    }
 }
 
 /// Takes a notification; the body is read as JSON whatever its type says.
@@ -70,10 +98,9 @@ pub(crate) fn router<T: TokenBook>(deliverer: Deliverer<T>, bodies: &Bodies) -> 
     responses((status = 200, body = Rejected), DeliveryError)
 )]
 async fn notify<T: TokenBook>(
-    State(deliverer): State<Deliverer<T>>,
-    body: Result<Bytes, BytesRejection>,
+    Incoming { body, deliverer }: Incoming<T>,
 ) -> Result<Response, Problem> {
-    let rejected = deliverer.deliver(body?).await?;
+    let rejected = deliverer.deliver(body.bytes.clone()).await?;
     if rejected.is_empty() {
         // Nearly always; this one needs no serializer.
         return Ok(json(r#"{"rejected":[]}"#));
@@ -180,8 +207,11 @@ mod tests {
     #[tokio::test]
     async fn answers_in_json_whatever_happens() {
         let it = fixture().await;
-        let router = router(it.deliverer.clone(), &Bodies::new(Proxies::default()));
-        let large = Bytes::from(vec![b' '; MAX_BODY + 1]);
+        let router = router(Gateway {
+            deliverer: it.deliverer.clone(),
+            bodies: Bodies::new(Proxies::default()),
+        });
+        let large = bytes::Bytes::from(vec![b' '; MAX_BODY + 1]);
         let malformed =
             json!({"errcode": "M_BAD_JSON", "error": "The body has no object \"notification\"."});
         let not_json = json!({"errcode": "M_NOT_JSON", "error": "The body is not JSON."});
@@ -201,8 +231,8 @@ mod tests {
             ),
             (request("$e", &["busy-1"]), 502, json!("M_UNKNOWN")),
             (request("$e", &["broken-1"]), 503, json!("M_UNKNOWN")),
-            (Bytes::from_static(b"{}"), 400, malformed),
-            (Bytes::from_static(b"x"), 400, not_json),
+            (bytes::Bytes::from_static(b"{}"), 400, malformed),
+            (bytes::Bytes::from_static(b"x"), 400, not_json),
             (large, 413, too_large),
         ];
         for (body, status, expected) in cases {

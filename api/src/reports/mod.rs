@@ -12,11 +12,9 @@ use axum::{
     Json, Router,
     extract::{FromRef, FromRequest, FromRequestParts as _, Request, State},
     http::header::CONTENT_TYPE,
-    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
-use bytes::Bytes;
 use matrix2acrobits_shared::{
     ids::{Selector, UserId, log_id},
     process::logs::Chain,
@@ -36,7 +34,7 @@ use self::{
 };
 use crate::{
     http::{
-        bodies::{self, Bodies},
+        bodies::Bodies,
         errors::{self, Matter, Problem, method_not_allowed},
     },
     identity::{Auth, AuthError, Caller},
@@ -59,6 +57,7 @@ pub(crate) struct Reports {
     pub(crate) tokenless: Arc<Tokenless>,
     /// Told of rows that nobody stands for.
     pub(crate) upkeep: Arc<Upkeep>,
+    pub(crate) bodies: Bodies,
 }
 
 impl FromRef<Reports> for Auth {
@@ -67,8 +66,14 @@ impl FromRef<Reports> for Auth {
     }
 }
 
+impl FromRef<Reports> for Bodies {
+    fn from_ref(reports: &Reports) -> Self {
+        reports.bodies.clone()
+    }
+}
+
 /// The endpoints.
-pub(crate) fn router(reports: Reports, bodies: &Bodies) -> Router {
+pub(crate) fn router(reports: Reports) -> Router {
     // axum answers HEAD with the handler of GET, and this one changes something.
     let report = get(report_by_get).head(method_not_allowed);
     let removal = get(removal_by_get).head(method_not_allowed);
@@ -78,10 +83,6 @@ pub(crate) fn router(reports: Reports, bodies: &Bodies) -> Router {
             "/api/client/account_removal_report",
             removal.post(removal_by_post),
         )
-        .layer(middleware::from_fn_with_state(
-            bodies.up_to(MAX_BODY),
-            bodies::read,
-        ))
         .with_state(reports)
 }
 
@@ -122,6 +123,7 @@ async fn read_request<S, T>(
 where
     S: Send + Sync,
     Auth: FromRef<S>,
+    Bodies: FromRef<S>,
 {
     let (mut parts, body) = request.into_parts();
     let Ok(caller) = Caller::from_request_parts(&mut parts, state).await;
@@ -131,10 +133,11 @@ where
         .and_then(|value| value.to_str().ok().map(str::to_owned));
     let query = parts.uri.query().map(str::to_owned);
     let request = Request::from_parts(parts, body);
-    let body = Bytes::from_request(request, state)
+    let body = Bodies::from_ref(state)
+        .read(request, MAX_BODY)
         .await
-        .map_err(|rejection| ReportError::Body(rejection.into()))?;
-    let fields = read(query.as_deref(), content_type.as_deref(), &body);
+        .map_err(ReportError::Body)?;
+    let fields = read(query.as_deref(), content_type.as_deref(), &body.bytes);
     Ok((caller, fields.map_err(ReportError::Fields)?))
 }
 

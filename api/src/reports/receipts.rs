@@ -6,18 +6,14 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{FromRef, FromRequest, Request, State},
-    middleware,
     routing::get,
 };
 use utoipa::OpenApi;
 
-use super::{Empty, MAX_BODY, ReportError, description, fields::ReceiptFields, read_request};
+use super::{Empty, ReportError, description, fields::ReceiptFields, read_request};
 use crate::{
     arrivals::{Journal, Receipt},
-    http::{
-        bodies::{self, Bodies},
-        errors::method_not_allowed,
-    },
+    http::{bodies::Bodies, errors::method_not_allowed},
     identity::{Auth, Caller},
 };
 
@@ -31,6 +27,7 @@ pub(crate) struct Description;
 pub(crate) struct Receipts {
     pub(crate) auth: Auth,
     pub(crate) journal: Arc<Journal>,
+    pub(crate) bodies: Bodies,
 }
 
 impl FromRef<Receipts> for Auth {
@@ -39,16 +36,18 @@ impl FromRef<Receipts> for Auth {
     }
 }
 
+impl FromRef<Receipts> for Bodies {
+    fn from_ref(receipts: &Receipts) -> Self {
+        receipts.bodies.clone()
+    }
+}
+
 /// The endpoint.
-pub(crate) fn router(receipts: Receipts, bodies: &Bodies) -> Router {
+pub(crate) fn router(receipts: Receipts) -> Router {
     // axum answers HEAD with the handler of GET, and this one changes something.
     let receipt = get(receipt_by_get).head(method_not_allowed);
     Router::new()
         .route("/api/client/push_received", receipt.post(receipt_by_post))
-        .layer(middleware::from_fn_with_state(
-            bodies.up_to(MAX_BODY),
-            bodies::read,
-        ))
         .with_state(receipts)
 }
 
