@@ -8,13 +8,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Where a process takes the time of day from. Clones go together.
+/// Where a process takes the time of day from. All clones show the same time.
 #[derive(Debug, Clone)]
 pub struct Clock(Source);
 
 #[derive(Debug, Clone)]
 enum Source {
-    /// The machine's, and by how many milliseconds a server that is followed is ahead of it.
+    /// The machine's clock, plus how many milliseconds the server that we follow is ahead of it.
     Machine(Arc<AtomicI64>),
     /// Seconds since 1970.
     Manual(Arc<AtomicI64>),
@@ -38,8 +38,8 @@ impl Clock {
         }
     }
 
-    /// Goes by a server's clock from now on, which says so many milliseconds since 1970: processes on several machines
-    /// have one time then. A manual clock stays as it is.
+    /// Follows a server's clock from now on, so that processes on several machines have the same time. `server_ms` is
+    /// the server's time in milliseconds since 1970. A manual clock stays as it is.
     pub fn follow(&self, server_ms: i64) {
         if let Source::Machine(ahead) = &self.0 {
             let ours = i64::try_from(machine().as_millis()).unwrap_or(i64::MAX);

@@ -1,4 +1,4 @@
-//! The identifiers that cross our borders, each checked once where it enters.
+//! The identifiers that come from outside, each checked once where it enters.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ pub const MAX_SELECTOR_BYTES: usize = 256;
 pub const MAX_DEVICE_BYTES: usize = 256;
 /// Longest Matrix pushkey, in bytes (Matrix client-server API, `POST /pushers/set`).
 pub const MAX_PUSHKEY_BYTES: usize = 512;
-/// Longest Matrix app id, in characters (the same).
+/// Longest Matrix app id, in characters (the same section).
 pub const MAX_APP_ID_CHARS: usize = 64;
 /// Longest Matrix user ID, in bytes (Matrix appendices, user identifiers).
 pub const MAX_USER_ID_BYTES: usize = 255;
@@ -23,13 +23,13 @@ pub const MAX_USER_ID_BYTES: usize = 255;
 /// Why a value is not the identifier that it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// Nothing is there.
+    /// The value is empty.
     #[error("must not be empty")]
     Empty,
-    /// Longer than its kind may be.
+    /// The value is longer than the limit.
     #[error("must not be longer than {0}")]
     TooLong(&'static str),
-    /// Control characters, which no such value has.
+    /// The value contains control characters.
     #[error("must not contain control characters")]
     Control,
     /// Not of the form `@localpart:server`.
@@ -82,7 +82,7 @@ macro_rules! text_id {
 }
 
 text_id! {
-    /// Names an account on a phone to Acrobits; whoever knows it and the token can ring the phone.
+    /// The app's name for one account on one phone. Anybody who knows the selector and the token can ring the phone.
     Selector
 }
 text_id! {
@@ -94,7 +94,7 @@ text_id! {
     Pushkey
 }
 text_id! {
-    /// The phone that an account is on, as its app names itself.
+    /// The phone that an account is on, by the name that the app reports.
     Device
 }
 text_id! {
@@ -164,7 +164,7 @@ impl UserId {
 
     /// The part after the first colon.
     pub fn server_name(&self) -> ServerName {
-        // That it is one was checked when this was parsed.
+        // `parse` checked the server name.
         let server = self.0.split_once(':').map_or("", |(_, server)| server);
         ServerName(server.into())
     }
@@ -209,7 +209,7 @@ macro_rules! plain_text {
 }
 plain_text!(AppId, Device, UserId, ServerName);
 
-/// What stands for a secret identifier in logs: 32 bits of a keyed hash, in hexadecimal.
+/// Replaces a secret identifier in logs: 32 bits of a keyed hash, in hexadecimal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogId(u32);
 
@@ -221,8 +221,8 @@ impl fmt::Display for LogId {
 
 static LOG_KEY: OnceLock<[u8; 16]> = OnceLock::new();
 
-/// Sets the key of [`log_id`], once per process. The store keeps it, so that both processes and every
-/// restart give a pushkey the same hash.
+/// Sets the key of [`log_id`], once per process. The store keeps the key, so that a pushkey has the same hash in both
+/// processes and after every restart.
 pub fn set_log_key(key: [u8; 16]) {
     let _ = LOG_KEY.set(key);
 }

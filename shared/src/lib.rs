@@ -1,5 +1,5 @@
-//! What the api and the worker of matrix2acrobits share, without a database: values, rules, the
-//! transactions that follow them, the bodies that a homeserver understands, and what every process needs. Knows no HTTP server.
+//! What the api and the worker of matrix2acrobits share: values, rules, the transactions that follow the rules, the
+//! client for a homeserver, and what every process needs. This crate contains no database driver and no HTTP server.
 
 pub mod clock;
 pub mod flow;

@@ -1,4 +1,4 @@
-//! Secrets of the configuration: redacted when printed, compared in constant time. And keys made of other keys.
+//! Secrets of the configuration, redacted when printed and compared in constant time, and keys derived from other keys.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ impl Secret {
         self.0.expose_secret()
     }
 
-    /// Whether `given` is this secret; takes the same time wherever they differ.
+    /// Whether `given` is this secret. The comparison takes the same time wherever the two differ.
     pub fn matches(&self, given: &str) -> bool {
         self.expose().as_bytes().ct_eq(given.as_bytes()).into()
     }
@@ -33,7 +33,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A key for one purpose, made of another key. Neither tells anything about the other.
+/// Derives a key for one purpose from another key. Neither key reveals anything about the other.
 pub fn derive_key(key: &[u8; 16], purpose: &str) -> [u8; 16] {
     let key = hmac::Key::new(hmac::HMAC_SHA256, key);
     let tag = hmac::sign(&key, purpose.as_bytes());

@@ -1,7 +1,7 @@
-//! Answers many questions to the database by one query: questions that arrive while a query runs share the next one.
+//! Batches questions to the database: questions that arrive while a query runs share the next query.
 //!
-//! Going to the database and back costs several times what an indexed read costs. Under load that is shared;
-//! alone, a question is asked at once.
+//! A round trip to the database costs several times what an indexed read costs. Under load, questions share that cost.
+//! A question alone is asked at once.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use super::{StoreError, feed::Vital};
 
 /// Most questions in one query.
 const MOST: usize = 128;
-/// Most questions that wait for the next one; who comes on top waits for room.
+/// Most questions that wait for the next query. Further callers wait for room.
 const WAITING: usize = 1024;
 
 type Asked<Q, A> = (Q, oneshot::Sender<Result<A, StoreError>>);
 
-/// Where questions of one kind are asked. Cheap to clone; the task behind it ends with the last clone.
+/// Takes questions of one kind. Cheap to clone. The task behind it ends with the last clone.
 #[derive(Debug)]
 pub struct Batch<Q, A> {
     questions: mpsc::Sender<Asked<Q, A>>,
@@ -31,9 +31,9 @@ impl<Q, A> Clone for Batch<Q, A> {
 }
 
 impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
-    /// Starts the task that has `answer` answer questions; it returns one answer for each, in order.
+    /// Starts the task. `answer` returns one answer for each question, in order.
     ///
-    /// A question that the database refuses must not take the others down with it: each is then asked alone.
+    /// A question that the database refuses must not make the others fail. So each is then asked alone.
     pub fn start<F, R>(vital: &Vital, answer: F) -> Self
     where
         Q: Clone,
@@ -54,19 +54,19 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
     }
 }
 
-/// Takes what waits, `most` at the most; false when nothing will come any more.
+/// Waits for items and takes up to `most`. False when the channel is closed.
 pub async fn take<T>(waiting: &mut mpsc::Receiver<T>, into: &mut Vec<T>, most: usize) -> bool {
     let Some(first) = waiting.recv().await else {
         return false;
     };
     into.push(first);
-    // Who is about to come goes first: on a busy core there would be one or two in each batch.
+    // Let callers that are about to send go first. Otherwise a batch on a busy core would hold only one or two.
     tokio::task::yield_now().await;
     take_more(waiting, into, most);
     true
 }
 
-/// Takes what waits now until there are `most`.
+/// Takes the items that wait now, until there are `most`.
 pub fn take_more<T>(waiting: &mut mpsc::Receiver<T>, into: &mut Vec<T>, most: usize) {
     while into.len() < most
         && let Ok(next) = waiting.try_recv()

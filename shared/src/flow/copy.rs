@@ -1,5 +1,5 @@
-//! Copies all that a database holds into an empty one, whatever kinds of database they are, and compares the two. Rows
-//! travel as JSON objects whose fields are the columns that both have.
+//! Copies the contents of a database into an empty one, whatever kind each is, and compares the two. Rows travel as
+//! JSON objects whose fields are the columns that both kinds have.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use serde_json::Value;
 use super::{Result, StoreError};
 use crate::rules::jobs::{Job, Status};
 
-/// Rows that are read and written at once.
+/// How many rows are read and written at once.
 pub const PAGE: i64 = 1000;
 
 /// A row: columns and their values.
 pub type Row = BTreeMap<String, Value>;
 
-/// What is copied, in the order in which it is written.
+/// The tables, in the order in which they are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     /// The keys of the marks and of the hashes in the logs.
@@ -26,18 +26,18 @@ pub enum Table {
     Mappings,
     /// The tokens.
     Phones,
-    /// What is known of the pushes to phones.
+    /// What we know about the pushes to phones.
     Arrivals,
     /// What the homeserver should hold.
     Pushers,
     /// The queue.
     Jobs,
-    /// The highest ids that were ever given.
+    /// The highest ids ever used.
     Ids,
 }
 
 impl Table {
-    /// All of them.
+    /// All tables.
     pub const ALL: [Self; 7] = [
         Self::Keys,
         Self::Mappings,
@@ -48,7 +48,7 @@ impl Table {
         Self::Ids,
     ];
 
-    /// Its name for people.
+    /// The table's name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Keys => "keys",
@@ -61,7 +61,7 @@ impl Table {
         }
     }
 
-    /// The column that its rows are ordered by.
+    /// The column that orders the table's rows.
     fn key(self) -> &'static str {
         match self {
             Self::Keys | Self::Ids => "name",
@@ -73,7 +73,7 @@ impl Table {
     }
 }
 
-/// Where a page begins: after this number or this text, whichever the table is ordered by.
+/// Where a page begins: after this number or this text, depending on the column that orders the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct After {
     /// After this number.
@@ -107,24 +107,24 @@ pub struct Rows {
     pub mappings: i64,
     /// Phones.
     pub phones: i64,
-    /// Phones of which pushes or receipts are known.
+    /// Phones with known pushes or receipts.
     pub arrivals: i64,
     /// Pushers.
     pub pushers: i64,
     /// Jobs.
     pub jobs: i64,
-    /// Jobs that cannot be copied, since they do not tell their pusher. A worker gives a new one to each pusher that
-    /// needs it.
+    /// Jobs that cannot be copied, because their row does not say for which pusher they are. A worker gives a new job
+    /// to each pusher that needs one.
     pub lost_jobs: i64,
 }
 
 impl Rows {
-    /// Whether there is nothing that anybody would miss.
+    /// Whether there is nothing worth keeping.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// How many that table has, where it has many.
+    /// The number of rows in this table. 0 for keys and ids, which are not counted.
     pub fn of(&self, table: Table) -> i64 {
         match table {
             Table::Keys | Table::Ids => 0,
@@ -137,12 +137,12 @@ impl Rows {
     }
 }
 
-/// A job as it travels. Its `key` is its pusher's id.
+/// A job in a copy. Its `key` is its pusher's id.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CopiedJob {
-    /// When it was made, in milliseconds since 1970.
+    /// When the job was made, in milliseconds since 1970.
     pub created_ms: i64,
-    /// The rest.
+    /// The other columns.
     #[serde(flatten)]
     pub job: Job,
 }
@@ -152,11 +152,11 @@ pub struct CopiedJob {
 pub trait Side: Send {
     /// How much there is.
     async fn rows(&mut self) -> Result<Rows>;
-    /// The next [`PAGE`] rows of a table, in the order of their keys; texts are compared by their bytes.
+    /// The next [`PAGE`] rows of a table, in the order of their keys. Texts are compared by their bytes.
     async fn page(&mut self, table: Table, after: &After) -> Result<Vec<Row>>;
-    /// Writes rows. Keys and ids take the place of those that are there.
+    /// Writes rows. Keys and ids replace the existing ones.
     async fn insert(&mut self, table: Table, rows: &[Row]) -> Result<()>;
-    /// Makes all of it true.
+    /// Commits the transaction.
     async fn commit(self: Box<Self>) -> Result<()>;
 }
 
@@ -165,19 +165,19 @@ pub trait Side: Send {
 pub struct Sum {
     /// How many rows.
     pub rows: u64,
-    /// A hash of them all.
+    /// A hash of all rows.
     pub hash: String,
 }
 
-/// Why a copy failed. Nothing was written then.
+/// Why a copy failed. A failed copy writes nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// Rows could not be read.
     #[error("{} {place} cannot be read: {error}", table.name())]
     Read {
-        /// Of this table.
+        /// The table.
         table: Table,
-        /// These.
+        /// Which rows.
         place: String,
         /// Why.
         #[source]
@@ -186,25 +186,25 @@ pub enum CopyError {
     /// Rows could not be written.
     #[error("{} {place} cannot be written: {error}", table.name())]
     Write {
-        /// Of this table.
+        /// The table.
         table: Table,
-        /// These.
+        /// Which rows.
         place: String,
         /// Why.
         #[source]
         error: StoreError,
     },
-    /// What arrived is not what was sent.
+    /// The rows in the target differ from those sent.
     #[error(
         "{} arrived as {} rows with the sum {}, but {} with the sum {} were sent",
         table.name(), arrived.rows, arrived.hash, sent.rows, sent.hash
     )]
     Differs {
-        /// This table.
+        /// The table.
         table: Table,
-        /// As it was read.
+        /// The rows as they were read.
         sent: Sum,
-        /// As it is there.
+        /// The rows in the target.
         arrived: Sum,
     },
     /// The last step failed.
@@ -212,8 +212,9 @@ pub enum CopyError {
     Commit(#[source] StoreError),
 }
 
-/// Copies everything and compares what arrived with what was sent, in one transaction: an interrupted copy leaves
-/// nothing behind. `now` is in seconds since 1970; `progress` hears of every page. Returns what each table has.
+/// Copies everything and compares the result with the source, in one transaction, so that an interrupted copy leaves
+/// nothing behind. `now` is in seconds since 1970. `progress` is called after every page. Returns the sum of each
+/// table.
 pub async fn copy(
     from: &mut dyn Side,
     mut to: Box<dyn Side>,
@@ -287,7 +288,7 @@ fn failed_read(table: Table, after: &After, error: StoreError) -> CopyError {
     }
 }
 
-/// Which rows a page has. The texts that rows are ordered by are no secrets: selectors and names.
+/// Describes the rows of a page. The texts that order rows are selectors and names.
 fn place(after: &After) -> String {
     match (after.number, after.text.as_str()) {
         (i64::MIN, "") => "from the first".to_owned(),
@@ -296,7 +297,7 @@ fn place(after: &After) -> String {
     }
 }
 
-/// No worker runs: jobs that are in the hands of one come back to the queue, as if it had died.
+/// No worker runs during a copy. So jobs that a worker holds go back to the queue, as if the worker had died.
 fn released(rows: Vec<Row>, now: i64) -> Result<Vec<Row>> {
     let released = |row: Row| {
         let mut copied: CopiedJob = serde_json::from_value(row.into_iter().collect())?;
@@ -315,9 +316,9 @@ fn to_row(value: &impl Serialize) -> std::result::Result<Row, serde_json::Error>
     serde_json::from_value(serde_json::to_value(value)?)
 }
 
-/// Reads a page that a database made as one JSON text.
+/// Reads a page that the database wrote as one JSON text.
 pub fn from_json(page: &[u8]) -> Result<Vec<Row>> {
-    // One wrong byte must not travel as another character.
+    // A wrong byte must cause an error and must not become another character.
     let page = std::str::from_utf8(page).map_err(refused)?;
     serde_json::from_str(page).map_err(refused)
 }
@@ -348,7 +349,7 @@ impl Summing {
         for row in rows {
             self.rows += 1;
             for (name, value) in row {
-                // JSON texts hold no line ends: nothing runs into its neighbour.
+                // JSON texts contain no line breaks, so values cannot run into each other.
                 self.context.update(format!("{name}\n{value}\n").as_bytes());
             }
             self.context.update(b"\n");

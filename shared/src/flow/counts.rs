@@ -1,5 +1,5 @@
-//! Counts of whole tables. They cost what is stored, not what is shown, so those that take long are kept for a while:
-//! however often somebody asks, counting takes at most a fiftieth of the time.
+//! Counts of whole tables. The cost of a count grows with the table, so a slow count is kept for a while. However often
+//! somebody asks, counting takes at most a fiftieth of the time.
 
 use std::{
     sync::Arc,
@@ -10,12 +10,12 @@ use tokio::sync::Mutex;
 
 use super::Result;
 
-/// A count that is this quick (of some 50,000 rows) is taken anew each time.
+/// A count that is at least this fast (some 50,000 rows) is not kept.
 const QUICK: Duration = Duration::from_millis(20);
-/// For how many times as long as it took a count is kept.
+/// A count is kept for this many times as long as it took.
 const KEPT: u32 = 50;
 
-/// A count, and until when it is told again. Those who ask meanwhile wait for the one who counts.
+/// A count, and until when it is used again. Callers that ask during a count wait for it and share the result.
 #[derive(Debug, Clone)]
 pub struct Counts<T>(Arc<Mutex<Option<(Instant, T)>>>);
 
@@ -26,7 +26,7 @@ impl<T> Default for Counts<T> {
 }
 
 impl<T: Clone> Counts<T> {
-    /// The last count, or what `count` says now.
+    /// The kept count, or a new one from `count`.
     pub async fn get(&self, count: impl Future<Output = Result<T>>) -> Result<T> {
         let mut kept = self.0.lock().await;
         let started = Instant::now();
@@ -42,7 +42,7 @@ impl<T: Clone> Counts<T> {
     }
 }
 
-/// For how long a count is kept that took so long.
+/// How long to keep a count that took this long. None for a fast one.
 fn keep(took: Duration) -> Option<Duration> {
     (took > QUICK).then(|| took * KEPT)
 }

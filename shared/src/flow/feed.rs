@@ -1,37 +1,37 @@
-//! The change feed: caches learn of a change from the commit, in this process or another, and never from
-//! whoever asked for it, who may hang up. And [`Vital`], which notices when a task of the store dies.
+//! The change feed, which tells caches what a commit of this process or another changed. The caller who asked for a
+//! change may hang up, so caches learn of it from the commit. [`Vital`] notices when a task of the store dies.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-/// What a commit made untrue.
+/// What a commit made out of date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Changed<'a> {
-    /// What is remembered of these pushkeys.
+    /// Cached data of these pushkeys.
     Pushkeys(&'a [String]),
-    /// Whatever is remembered.
+    /// All cached data.
     Everything,
 }
 
-/// Whether what is remembered is known to be true.
+/// Whether cached data can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// Whatever was changed more than a second ago has been told.
+    /// The feed has reported all changes older than a second.
     Fresh,
-    /// The feed is cut off: the database knows better.
+    /// The feed is interrupted, so the database must be asked.
     Unknown,
-    /// The database does not answer at all: there is nothing but what is remembered.
+    /// The database does not respond at all, so there is only the cached data.
     NoDatabase,
 }
 
-/// Stands for one event at one phone, under a key that the database's own processes know.
+/// Stands for one event at one phone: a keyed hash, whose key the processes of this database know.
 pub type SentKey = u128;
 
 type Listener = Box<dyn Fn(Changed<'_>) + Send + Sync>;
 
-/// Where changes are told. Cheap to clone.
+/// Tells listeners of changes. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Feed(Arc<Mutex<Vec<Listener>>>);
 
@@ -42,13 +42,13 @@ impl std::fmt::Debug for Feed {
 }
 
 impl Feed {
-    /// Has `listener` told of every change from now on: after the commit, and before anybody is answered. It must
-    /// be quick and must not wait.
+    /// Calls `listener` with every change from now on: after the commit, and before any caller gets its result.
+    /// `listener` must be fast and must not wait.
     pub fn listen(&self, listener: impl Fn(Changed<'_>) + Send + Sync + 'static) {
         self.lock().push(Box::new(listener));
     }
 
-    /// Tells all.
+    /// Tells all listeners.
     pub fn tell(&self, changed: Changed<'_>) {
         if changed != Changed::Pushkeys(&[]) {
             for listener in self.lock().iter() {
@@ -62,13 +62,13 @@ impl Feed {
     }
 }
 
-/// The tasks without which a process is of no use. When one of them panics, the process has to end with an error,
-/// so that its supervisor starts it anew, instead of refusing everything for ever while it calls itself ready.
+/// The tasks that a process cannot work without. When one of them panics, the process has to end with an error, so that
+/// its supervisor restarts it. Otherwise it would refuse everything forever while it calls itself ready.
 #[derive(Debug, Clone, Default)]
 pub struct Vital(CancellationToken);
 
 impl Vital {
-    /// Spawns a task that ends with what it works for, and never by a panic.
+    /// Spawns a task. If the task panics, the process has to end.
     pub fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let died = self.0.clone();
         tokio::spawn(async move {

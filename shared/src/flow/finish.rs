@@ -1,4 +1,4 @@
-//! Records what became of jobs: the job's row, its pusher's, and those of users who share the pushkey.
+//! Records the outcomes of jobs: in the job's row, in its pusher's, and in those of users who share the pushkey.
 
 use super::{
     Held, Pair, Result, Transaction,
@@ -16,9 +16,9 @@ use crate::rules::{
 pub struct Finished {
     /// The job.
     pub held: Held,
-    /// Its pusher, as the job read it.
+    /// The pusher as the job read it.
     pub task: PusherTask,
-    /// What became of it.
+    /// What became of the job.
     pub outcome: Outcome,
     /// The worker's settings.
     pub settings: FinishSettings,
@@ -28,32 +28,32 @@ impl Bulk for Finished {
     /// False when the lock was lost.
     type Value = bool;
 
-    /// One after the other, in memory; read and written for all at once.
+    /// Records one outcome after the other in memory. Reads and writes are shared by all.
     async fn write_all(tx: &mut dyn Transaction, finished: &[&Self]) -> Result<Vec<bool>> {
         let now = tx.now();
         let newest = tx.newest_settings(now - DEAD_AFTER).await?;
-        let pair = |it: &Self| -> (String, String) {
-            let task = &it.task;
+        let pair = |job: &Self| -> (String, String) {
+            let task = &job.task;
             (
                 task.app_id.as_str().to_owned(),
                 task.pushkey.as_str().to_owned(),
             )
         };
-        let keys: Vec<_> = finished.iter().map(|it| pair(it)).collect();
+        let keys: Vec<_> = finished.iter().map(|job| pair(job)).collect();
         let keys: Vec<_> = keys
             .iter()
             .map(|(a, p)| Pair::from((a.as_str(), p.as_str())))
             .collect();
         let mut pairs = Pairs::load(tx, &keys).await?;
         let mut ours = Vec::with_capacity(finished.len());
-        for (it, key) in finished.iter().zip(&keys) {
+        for (job, key) in finished.iter().zip(&keys) {
             let place = pairs.get(*key).and_then(|state| {
-                let at = state.pushers.iter().position(|p| p.id == it.task.id)?;
+                let at = state.pushers.iter().position(|p| p.id == job.task.id)?;
                 Some((state, at))
             });
             ours.push(match place {
-                Some((state, at)) => it.finish(state, at, newest.as_deref(), now),
-                None => tx.drop_job(it.task.id, &it.held.worker).await?,
+                Some((state, at)) => job.finish(state, at, newest.as_deref(), now),
+                None => tx.drop_job(job.task.id, &job.held.worker).await?,
             });
         }
         pairs.save(tx).await?;
@@ -62,7 +62,7 @@ impl Bulk for Finished {
 }
 
 impl Finished {
-    /// Takes the outcome, whatever it is; false when the lock was lost.
+    /// Applies the outcome. False when the lock was lost.
     fn finish(&self, state: &mut PairState, at: usize, newest: Option<&str>, now: i64) -> bool {
         let pusher = &state.pushers[at];
         let unchanged = pusher.generation == self.task.generation;
@@ -72,8 +72,8 @@ impl Finished {
         if ours {
             self.dispose(state, at, unchanged, recalled, now);
         } else {
-            // Somebody took us for dead and perhaps acts on this pusher right now, in whatever order the
-            // homeserver sees the two. One more look puts it right.
+            // Another worker assumed that we were dead, and may be working on this pusher right now. We do not know in
+            // which order the homeserver sees the requests, so a job has to look once more.
             state.change(at, &Change::Check, now);
         }
         let registered = self.outcome == Outcome::Registered;
@@ -103,11 +103,11 @@ impl Finished {
             } if *strict || unchanged => {
                 state.change_job(at, |job| job.retry(*run_at, error, *strict, now));
             }
-            // What is wanted changed while the job ran: whatever it did, it has to run again.
+            // What is wanted changed while the job ran, so the job has to run again whatever it did.
             _ if !unchanged => state.change_job(at, |job| job.again(now)),
-            // Ours may be there by an attempt whose answer was lost: delete it.
+            // Our pusher may be there from an attempt whose response was lost, so delete it.
             Outcome::Outdone => state.change_job(at, |job| job.again(now)),
-            // It was reported while the attempt ran, which counts as the next report.
+            // The phone reported during the attempt, which counts as the next report.
             Outcome::Dead { .. } if recalled => state.change_job(at, |job| job.again(now)),
             Outcome::Dead { error } => state.change_job(at, |job| job.kill(error, now)),
             _ => state.delete_job(at),
@@ -123,7 +123,7 @@ impl Finished {
     }
 }
 
-/// A phone that is passed on does this, and anybody with a login who has learnt the pushkey.
+/// This happens when a phone gets a new owner, and when somebody with a login has learnt the pushkey.
 fn tell_takeover(former: &Pusher, pusher: &Pusher) {
     tracing::warn!(
         pushkey = %log_id(&pusher.pushkey),

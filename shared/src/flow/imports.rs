@@ -1,5 +1,5 @@
-//! Many mappings or tokens at once, from a file or another program's database: a chunk is one transaction, and what
-//! it does is what a mapping or a report does, jobs included.
+//! Imports many mappings or tokens, from a file or another program's database. A chunk is one transaction, and does
+//! what mappings and reports do, including jobs.
 
 use super::{Phones, Result, Transaction, mappings::put_mapping, reports::save};
 use crate::rules::{
@@ -7,7 +7,7 @@ use crate::rules::{
     report::Saved,
 };
 
-/// Takes a chunk of mappings; one answer for each, in order.
+/// Imports a chunk of mappings. Returns one result for each, in order.
 pub async fn import_mappings(
     tx: &mut dyn Transaction,
     rows: &[MappingRow],
@@ -30,7 +30,7 @@ pub async fn import_mappings(
     Ok(judged)
 }
 
-/// Takes a chunk of tokens; one answer for each, in order.
+/// Imports a chunk of tokens. Returns one result for each, in order.
 pub async fn import_tokens(tx: &mut dyn Transaction, rows: &[TokenRow]) -> Result<Vec<Imported>> {
     let selectors: Vec<_> = rows
         .iter()
@@ -46,11 +46,15 @@ pub async fn import_tokens(tx: &mut dyn Transaction, rows: &[TokenRow]) -> Resul
         .filter(|(_, judged)| judged.is_written());
     let written: Vec<_> = written.map(|(row, _)| &row.report).collect();
     let saved = save(tx, &written, true).await?;
-    for (judged, saved) in judged.iter_mut().filter(|it| it.is_written()).zip(saved) {
+    for (judged, saved) in judged
+        .iter_mut()
+        .filter(|judged| judged.is_written())
+        .zip(saved)
+    {
         match saved {
             Saved::Done { .. } => {}
             Saved::NeedsAppId => *judged = Imported::NeedsAppId,
-            // Neither can be: a report is refused so for its login, and for `strangers`.
+            // Neither can happen: imported reports have no login, and `strangers` allows new rows.
             Saved::NotYours | Saved::Strange => *judged = Imported::NewerHere,
         }
     }

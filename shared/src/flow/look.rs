@@ -1,17 +1,17 @@
-//! What a look at a database finds that must be neither made nor changed.
+//! Why a database cannot be used by a command that must neither create nor change it.
 
 use super::StoreError;
 
 /// Why a database cannot be used as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
-    /// There is nothing.
+    /// There is no database.
     #[error("there is no {0}")]
     Missing(String),
-    /// It lets nobody in; says why.
+    /// The database does not let us in, for this reason.
     #[error("{0}")]
     Closed(String),
-    /// It lets nobody in now, which may pass; says why.
+    /// The database does not let us in at this moment, for this reason. That may pass.
     #[error("{0}")]
     NotNow(String),
     /// An earlier release wrote it.
@@ -22,18 +22,18 @@ pub enum LookError {
     /// A later release wrote it.
     #[error("{0} was written by a newer version of this program: upgrade this one")]
     Newer(String),
-    /// It is a database, but not ours.
+    /// It is the database of another program.
     #[error("{0} is the database of another program")]
     NotOurs(String),
-    /// Others use it.
+    /// Other processes use the database.
     #[error("{0} is in use by {1}: stop every api and worker first")]
     InUse(String, String),
-    /// It does not answer.
+    /// The database cannot be read.
     #[error("{0} cannot be read: {1}")]
     Unreadable(String, #[source] StoreError),
 }
 
-/// What the migrations that a database has seen say of it; `ours` are those that this program knows.
+/// Judges a database by its applied migrations. `ours` are the migrations that this program knows.
 pub fn judge(name: &str, applied: &[i64], ours: &[i64]) -> Result<(), LookError> {
     let name = || name.to_owned();
     if !applied.iter().any(|version| ours.contains(version)) {

@@ -1,4 +1,4 @@
-//! The operator's mappings: whose a selector is. The pushers of its phones follow in the same transaction.
+//! The operator's mappings of selectors to users. The pushers of the selectors' phones follow in the same transaction.
 
 use super::{
     Pair, Phones, Result, Transaction,
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::ids::{Selector, UserId};
 
-/// Says whose selectors are.
+/// Maps selectors to users.
 pub async fn put_mapping(
     tx: &mut dyn Transaction,
     mappings: &[(&Selector, &UserId)],
@@ -22,7 +22,7 @@ pub async fn put_mapping(
     follow(tx, &selectors).await
 }
 
-/// Takes a mapping back. False when there was none.
+/// Deletes a mapping. False when there was none.
 pub async fn delete_mapping(tx: &mut dyn Transaction, selector: &Selector) -> Result<bool> {
     let selectors = [selector.as_str()];
     tx.lock_selectors(&selectors).await?;
@@ -43,9 +43,9 @@ async fn follow(tx: &mut dyn Transaction, selectors: &[&str]) -> Result<()> {
         })
     });
     let touched: Vec<_> = touched.collect();
-    for it in &touched {
-        // Whether a token belongs to anybody is remembered with it.
-        tx.changed(it.pair.pushkey);
+    for touched in &touched {
+        // Caches remember whether a token belongs to a user.
+        tx.changed(touched.pair.pushkey);
     }
     settle(tx, &touched).await
 }

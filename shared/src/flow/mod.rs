@@ -1,6 +1,6 @@
-//! Each transaction, once: lock, read facts, let [`crate::rules`] decide, apply the changes. [`Transaction`] is
-//! all that it needs of a database. How transactions are committed in groups and told to others is in
-//! [`writer`], how reads are shared in [`batch`] and [`counts`].
+//! Each transaction, written once for all databases: lock, read facts, let [`crate::rules`] decide, apply the changes.
+//! [`Transaction`] is all that the flows need from a database. [`writer`] commits transactions in groups, [`feed`]
+//! tells caches about them, and [`batch`] and [`counts`] share reads.
 
 pub mod batch;
 pub mod copy;
@@ -47,25 +47,25 @@ pub use views::{
     QueueState, TargetRow, TokenListing, WorkerStatus,
 };
 
-/// Why the store could not do what it was asked.
+/// Why the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The database, or the way to it: locked, full, unreadable, gone. All that is asked at this moment fails.
+    /// The database, or the connection to it: locked, full, unreadable, gone. Everything fails at this moment.
     #[error("database: {0}")]
     Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Another connection held the lock for longer than we wait.
+    /// Another connection held the lock for longer than our timeout.
     #[error("database: {0}")]
     Busy(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Another transaction held a row of this write for longer than we wait; writes to other rows succeed.
+    /// Another transaction held a row of this write for longer than our timeout. Writes to other rows succeed.
     #[error("database: {0}")]
     Locked(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Another transaction was in the way and has gone on; the same again will succeed.
+    /// Another transaction was in the way and has moved on. A retry will succeed.
     #[error("database: {0}")]
     Conflict(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// This one statement, or a row that it met; others may succeed.
+    /// The database refused this statement or a row that it touches. Other statements may succeed.
     #[error("database: {0}")]
     Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Too many writes wait already.
+    /// Too many writes are already waiting.
     #[error("too many writes are waiting")]
     Overloaded,
     /// The process is stopping, or a part of it has died.
@@ -74,23 +74,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the cause lies around the database and not in one statement.
+    /// Whether the cause is the database's environment and not one statement.
     pub fn is_environment(&self) -> bool {
         !matches!(self, Self::Refused(_) | Self::Conflict(_) | Self::Locked(_))
     }
 
-    /// Whether the same again will succeed.
+    /// Whether a retry will succeed.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict(_))
     }
 
-    /// Whether another connection held the lock for longer than we wait.
+    /// Whether another connection held a lock for longer than our timeout.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Busy(_) | Self::Locked(_))
     }
 }
 
-/// What a function of the store comes to.
+/// The result of a function of the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// An app id and a pushkey.
@@ -108,71 +108,70 @@ impl<'a> From<(&'a str, &'a str)> for Pair<'a> {
     }
 }
 
-/// What the database holds about a pair.
+/// What the database knows about a pair.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct PairFacts {
-    /// The live rows that hold it and belong to a user, the latest report last.
+    /// The live rows that hold the pair and belong to a user, the latest report last.
     pub holders: Vec<Holder>,
-    /// Its pushers, with their jobs.
+    /// The pair's pushers, with their jobs.
     pub pushers: Vec<Pusher>,
 }
 
-/// Which phones' rows.
+/// Which rows of phones to read.
 #[derive(Debug, Clone, Copy)]
 pub enum Phones<'a> {
-    /// Those of these selectors.
+    /// The rows of these selectors.
     Selectors(&'a [&'a str]),
-    /// The next ones after this id, at most so many.
+    /// The next rows after this id, at most this many.
     After(i64, i64),
-    /// The one with this id.
+    /// The row with this id.
     Id(i64),
-    /// Those that nobody stands for (no mapping, no login, not imported) and that were last reported before a time;
-    /// those that were reported longest ago first, at most so many.
+    /// The rows that nobody stands for (no mapping, no login, not imported) and that were last reported before a time.
+    /// The rows that were reported longest ago come first.
     OfNobody {
         /// Seconds since 1970.
         before: i64,
-        /// At most so many.
+        /// At most this many.
         limit: i64,
     },
 }
 
-/// A job as the queue has it.
+/// A job in the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueuedJob {
-    /// Its name, a ULID.
+    /// The job's name, a ULID.
     pub id: String,
-    /// The pusher that it is for; none where that cannot be read.
+    /// The job's pusher. None if it cannot be read.
     pub pusher_id: Option<i64>,
-    /// Whether all of its row says that it is for this pusher.
+    /// Whether the whole row agrees that the job is for this pusher.
     pub readable: bool,
-    /// The rest of its row.
+    /// The rest of the row.
     pub job: Job,
 }
 
-/// One open transaction: what the flows ask of a database. Facts come back in the order in which they were asked
-/// for.
+/// One open transaction: everything that the flows need from a database. Results come in the order of the arguments.
 #[async_trait]
 pub trait Transaction: Send {
-    /// The time that rows are stamped with, in seconds since 1970: the same in the whole transaction.
+    /// The time for the rows of this transaction, in seconds since 1970. It does not change during the transaction.
     fn now(&self) -> i64;
 
-    /// Keeps other processes away from these selectors until the end.
+    /// Keeps other processes away from these selectors until the transaction ends.
     async fn lock_selectors(&mut self, selectors: &[&str]) -> Result<()>;
-    /// Keeps other processes away from these pairs until the end; after all selectors.
+    /// Keeps other processes away from these pairs until the transaction ends. Call it after locking all selectors.
     async fn lock_pairs(&mut self, pairs: &[Pair<'_>]) -> Result<()>;
 
-    /// The accounts of these selectors, each with the rows of this device and of none.
+    /// The accounts of these selectors, each with the rows of this device and without a device.
     async fn accounts(&mut self, asked: &[(&str, &str)]) -> Result<Vec<Account>>;
     /// Rows of phones.
     async fn phones(&mut self, which: Phones<'_>) -> Result<Vec<Phone>>;
-    /// The operator's word on these selectors.
+    /// The mappings of these selectors.
     async fn mappings(&mut self, selectors: &[&str]) -> Result<Vec<Option<Mapping>>>;
     /// Holders and pushers of these pairs.
     async fn pairs(&mut self, pairs: &[Pair<'_>]) -> Result<Vec<PairFacts>>;
-    /// App id and pushkey of these pushers, as far as they exist.
+    /// App id and pushkey of those of these pushers that exist.
     async fn pairs_of(&mut self, pushers: &[i64]) -> Result<Vec<(String, String)>>;
 
-    /// Makes these rows; returns their ids.
+    /// Creates these rows and returns their ids.
     async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>>;
     /// Writes these rows.
     async fn update_phones(&mut self, phones: &[&Phone]) -> Result<()>;
@@ -180,64 +179,65 @@ pub trait Transaction: Send {
     async fn touch_phones(&mut self, phones: &[(i64, i64)]) -> Result<()>;
     /// Deletes these rows.
     async fn delete_phones(&mut self, ids: &[i64]) -> Result<()>;
-    /// Says whose these selectors are.
+    /// Maps these selectors to users.
     async fn put_mappings(&mut self, mappings: &[(&str, &str)]) -> Result<()>;
-    /// Takes that back; false when there was nothing.
+    /// Deletes a mapping. False when there was none.
     async fn delete_mapping(&mut self, selector: &str) -> Result<bool>;
-    /// Makes these pushers; returns their ids.
+    /// Creates these pushers and returns their ids.
     async fn insert_pushers(&mut self, pushers: &[&Pusher]) -> Result<Vec<i64>>;
     /// Writes these pushers.
     async fn update_pushers(&mut self, pushers: &[&Pusher]) -> Result<()>;
-    /// Gives each of these pushers, which have none, a job that is due at its time.
+    /// Gives a job to each of these pushers, which have none. Each comes with the time when its job is due.
     async fn insert_jobs(&mut self, pushers: &[(i64, i64)]) -> Result<()>;
     /// Writes these jobs.
     async fn update_jobs(&mut self, jobs: &[&Job]) -> Result<()>;
     /// Deletes these jobs.
     async fn delete_jobs(&mut self, keys: &[i64]) -> Result<()>;
 
-    /// Up to `limit` jobs that are due and that no worker died with.
+    /// Up to `limit` due jobs that no worker died with.
     async fn due_jobs(&mut self, limit: i64) -> Result<Vec<QueuedJob>>;
-    /// The first job that is due and that a worker died with.
+    /// The first due job that a worker died with.
     async fn due_suspect(&mut self) -> Result<Option<QueuedJob>>;
     /// Gives these jobs to a worker.
     async fn hand_out(&mut self, keys: &[i64], worker: &str) -> Result<()>;
-    /// Notes that a worker begins with this pusher's job, which it holds.
+    /// Notes that a worker begins this pusher's job, which it holds.
     async fn begin_job(&mut self, pusher_id: i64, worker: &str) -> Result<()>;
-    /// Deletes this pusher's job if the worker holds it; false when it does not.
+    /// Deletes this pusher's job if the worker holds it. False when it does not.
     async fn drop_job(&mut self, pusher_id: i64, worker: &str) -> Result<bool>;
-    /// Up to `limit` jobs of workers that have not been heard of since.
+    /// Up to `limit` jobs of workers that have had no heartbeat since this time.
     async fn stranded_jobs(&mut self, since: i64, limit: i64) -> Result<Vec<QueuedJob>>;
     /// The jobs that this worker holds.
     async fn jobs_of(&mut self, worker: &str) -> Result<Vec<QueuedJob>>;
 
-    /// Makes a worker known; returns its place in the order in which workers started.
+    /// Registers a worker. Returns its place in the order in which workers started.
     async fn insert_worker(&mut self, worker: &str, settings: &str) -> Result<i64>;
-    /// Notes that a worker lives, and what its gate does.
+    /// Notes that a worker is alive, and the state of its gate.
     async fn beat(&mut self, heartbeat: &Heartbeat) -> Result<()>;
-    /// Forgets a worker.
+    /// Deletes a worker.
     async fn delete_worker(&mut self, worker: &str) -> Result<()>;
-    /// The settings of the worker that started last, among those heard of since.
+    /// The settings of the worker that started last, among those with a heartbeat since this time.
     async fn newest_settings(&mut self, since: i64) -> Result<Option<String>>;
 
-    /// Writes the gate's row if it still has this version; false if another worker was first.
+    /// Writes the gate's row if it still has this version. False if another worker was first.
     async fn swap_gate(&mut self, expected: i64, new: &SharedGate) -> Result<bool>;
 
-    /// Puts a new key of the marks in place; the one before counts until then.
+    /// Stores a new key for the marks. The previous key counts until this time.
     async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()>;
 
-    /// Makes these jobs due now if they are in backoff still and the homeserver did not ask for it; returns how many.
+    /// Makes these jobs due now if they are still in backoff and the homeserver did not ask to wait. Returns how many.
     async fn make_due(&mut self, keys: &[i64]) -> Result<u64>;
-    /// Makes these jobs due now if they still wait; returns how many.
+    /// Makes these jobs due now if they still wait. Returns how many.
     async fn correct_waits(&mut self, keys: &[i64]) -> Result<u64>;
-    /// Deletes up to `limit` pushers that were removed before a time, and workers not heard of since another.
+    /// Deletes up to `limit` pushers that were removed before the time `removed`, and workers without a heartbeat since
+    /// `seen`.
     async fn delete_old(&mut self, removed: i64, seen: i64, limit: i64) -> Result<u64>;
 
-    /// Adds to what is known of the pushes to these phones, by the ids of their rows; those that are gone are passed
-    /// over. No cache holds any of it.
+    /// Adds to what we know about the pushes to these phones, by the ids of their rows. Rows that are gone are skipped.
+    /// Caches do not hold this.
     async fn note_arrivals(&mut self, arrivals: &[(i64, Arrivals)]) -> Result<()>;
 
-    /// Notes that what caches hold of this pushkey is no longer true; told to all once it is committed.
+    /// Notes that cached data of this pushkey is out of date. The feed tells all caches after the commit.
     fn changed(&mut self, pushkey: &str);
-    /// Makes it true.
+    /// Commits the transaction.
     async fn commit(self: Box<Self>) -> Result<()>;
 }

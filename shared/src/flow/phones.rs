@@ -1,4 +1,4 @@
-//! What is known of each phone: pages for the operator, and the batches of pushes and receipts behind them.
+//! What we know about each phone: the listings for the operator, and the notes of pushes and receipts behind them.
 
 use super::{Result, Transaction};
 use crate::{
@@ -6,16 +6,16 @@ use crate::{
     rules::arrival::{Arrivals, Facts, Standing},
 };
 
-/// A phone, its pusher, and what is known of its pushes. Times are seconds since 1970.
+/// A phone, its pusher, and what we know about its pushes. Times are seconds since 1970.
 #[derive(Debug, Clone)]
 pub struct PhoneListing {
-    /// The id of its row.
+    /// The id of the phone's row.
     pub id: i64,
     /// The account on the phone.
     pub selector: String,
-    /// The phone, where it says so.
+    /// The phone's name, empty if it reports none.
     pub device: String,
-    /// The user whose it is, from the mapping or the login.
+    /// The user who owns the row, by the mapping or a login.
     pub user_id: Option<String>,
     /// App id for messages.
     pub app_id: Option<String>,
@@ -23,22 +23,22 @@ pub struct PhoneListing {
     pub token: Option<String>,
     /// Whether PNM called that token gone.
     pub dead: bool,
-    /// Last report that was noted.
+    /// The last report that was noted.
     pub reported_at: i64,
-    /// State of its pusher, if there is one.
+    /// The state of the phone's pusher, if there is one.
     pub pusher: Option<String>,
-    /// The last push that PNM took.
+    /// The last push that PNM accepted.
     pub pushed_at: Option<i64>,
     /// The first push since the last receipt.
     pub waiting_since: Option<i64>,
     /// The last receipt.
     pub received_at: Option<i64>,
-    /// How many receipts.
+    /// The number of receipts.
     pub receipts: i64,
 }
 
 impl PhoneListing {
-    /// Where it stands at this time.
+    /// Where the phone stands at this time.
     pub fn standing(&self, now: i64) -> Standing {
         let facts = Facts {
             token: self.token.is_some() && self.app_id.is_some(),
@@ -53,27 +53,27 @@ impl PhoneListing {
     }
 }
 
-/// What a receipt says of its phone: a token, or else a selector.
+/// What a receipt says about its phone: a token, or otherwise a selector.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NamedPhone {
     /// The account on the phone.
     pub selector: Option<Selector>,
     /// The phone.
     pub device: Option<Device>,
-    /// Its token for messages.
+    /// The phone's token for messages.
     pub token: Option<Pushkey>,
 }
 
-/// Where the next page of silent phones begins: after a phone that has waited since a time.
+/// Where the next page of silent phones begins: after this phone, which has been waiting since this time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SilentCursor {
     /// Seconds since 1970.
     pub since: i64,
-    /// The id of its row.
+    /// The id of the phone's row.
     pub phone: i64,
 }
 
-/// Writes down what happened at these phones, by the ids of their rows. Rows that are gone are passed over.
+/// Adds to what we know about the pushes to these phones, by the ids of their rows. Rows that are gone are skipped.
 pub async fn note_arrivals(tx: &mut dyn Transaction, arrivals: &[(i64, Arrivals)]) -> Result<()> {
     tx.note_arrivals(arrivals).await
 }

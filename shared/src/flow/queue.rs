@@ -1,4 +1,4 @@
-//! The worker's side of the queue: taking jobs, giving them back, and what becomes of those of a worker that died.
+//! The worker's side of the queue: takes jobs, gives them back, and recovers the jobs of workers that died.
 
 use std::sync::Arc;
 
@@ -14,47 +14,47 @@ use crate::rules::{
 /// A job that a worker holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// Its name, a ULID.
+    /// The job's name, a ULID.
     pub job_id: String,
-    /// The worker that holds it.
+    /// The worker that holds the job.
     pub worker: Arc<str>,
-    /// The row of `pushers` to bring about at the homeserver.
+    /// The row of `pushers` that the homeserver should match.
     pub pusher_id: i64,
-    /// Attempts that ended in failure or with the worker.
+    /// Attempts that failed or ended with the worker's death.
     pub attempts: i64,
-    /// Whether a worker has died with it: it may be the cause, and says when it begins.
+    /// Whether a worker has died with this job. The job may be the cause, so the worker notes when it begins the job.
     pub suspect: bool,
 }
 
 /// What a worker asks for.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Its name.
+    /// The worker's name.
     pub worker: Arc<str>,
-    /// Its settings.
+    /// The worker's settings.
     pub settings: String,
-    /// How many jobs at most.
+    /// The most jobs to take.
     pub limit: i64,
-    /// Whether it takes a job that a worker died with. It takes one alone, so that the one that kills its worker
-    /// is found without taking its neighbours along.
+    /// Whether the worker takes a job that a worker died with. It takes only one, so that the job that kills its worker
+    /// is found without blaming others.
     pub suspect: bool,
-    /// The pushers of the jobs that it knows it holds, where an earlier claim was not answered: what else stands under
-    /// its name goes back to the queue. As long as it lives nobody else would free it.
+    /// Set after a claim whose result got lost: the pushers of the jobs that the worker knows it holds. All other jobs
+    /// under its name go back to the queue. No one else would free them while the worker lives.
     pub knows: Option<Vec<i64>>,
 }
 
-/// What it gets.
+/// What a worker gets.
 #[derive(Debug, Clone, Default)]
 pub struct Claimed {
     /// The jobs.
     pub jobs: Vec<Held>,
-    /// How many could not be read and were given up.
+    /// How many jobs could not be read and were given up.
     pub unreadable: usize,
-    /// Whether a worker that started later has other settings: then this one takes no jobs.
+    /// Whether a worker that started later has other settings. Then this worker gets no jobs.
     pub outdated: bool,
 }
 
-/// Takes jobs that are due.
+/// Takes due jobs.
 pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
     let now = tx.now();
     if let Some(known) = &claim.knows {
@@ -74,7 +74,7 @@ pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
         due.extend(tx.due_suspect().await?);
     }
     let (good, bad): (Vec<_>, Vec<_>) = due.into_iter().partition(|job| job.readable);
-    let keys: Vec<_> = good.iter().map(|it| it.job.key).collect();
+    let keys: Vec<_> = good.iter().map(|job| job.job.key).collect();
     if !keys.is_empty() {
         tx.hand_out(&keys, &claim.worker).await?;
     }
@@ -106,7 +106,7 @@ async fn give_up(tx: &mut dyn Transaction, bad: QueuedJob, now: i64) -> Result<(
         refuse(state, at, UNREADABLE, now);
         return pairs.save(tx).await;
     }
-    // Nobody's, as far as can be told.
+    // No pusher can be found for this job.
     let mut job = bad.job;
     job.kill(UNREADABLE, now);
     tx.update_jobs(&[&job]).await
@@ -118,8 +118,8 @@ fn refuse(state: &mut PairState, at: usize, error: &str, now: i64) {
     state.change(at, &Change::Refused { error }, now);
 }
 
-/// Makes a job whose pusher cannot be read a dead letter, and its pusher failed, or upkeep would revive it. False
-/// when the lock was lost.
+/// Makes a dead letter of a job whose pusher cannot be read. The pusher becomes failed, because upkeep would otherwise
+/// revive the job. False when the lock was lost.
 pub async fn kill_job(tx: &mut dyn Transaction, held: &Held, error: &str) -> Result<bool> {
     let now = tx.now();
     let mut pairs = Pairs::load_of(tx, &[held.pusher_id]).await?;
@@ -127,12 +127,12 @@ pub async fn kill_job(tx: &mut dyn Transaction, held: &Held, error: &str) -> Res
         if tx.pairs_of(&[held.pusher_id]).await?.is_empty() {
             return tx.drop_job(held.pusher_id, &held.worker).await;
         }
-        // It is there, but what stands for its app id or pushkey is no text by which it can be found.
+        // The pusher exists, but its app id or pushkey is not valid text and so cannot be looked up.
         let jobs = tx.jobs_of(&held.worker).await?;
         let job = jobs
             .into_iter()
-            .find(|it| it.pusher_id == Some(held.pusher_id));
-        let Some(mut job) = job.map(|it| it.job) else {
+            .find(|queued| queued.pusher_id == Some(held.pusher_id));
+        let Some(mut job) = job.map(|queued| queued.job) else {
             return Ok(false);
         };
         job.kill(error, now);
@@ -155,41 +155,41 @@ pub async fn drop_job(tx: &mut dyn Transaction, held: &Held) -> Result<bool> {
     tx.drop_job(held.pusher_id, &held.worker).await
 }
 
-/// Notes that a worker begins with a job that another one died with.
+/// Notes that a worker begins a job that another worker died with.
 pub async fn begin(tx: &mut dyn Transaction, held: &Held) -> Result<()> {
     tx.begin_job(held.pusher_id, &held.worker).await
 }
 
-/// Makes a worker known under a name that no other has. Returns its place in the order in which workers started.
+/// Registers a worker under a unique name. Returns its place in the order in which workers started.
 pub async fn register(tx: &mut dyn Transaction, worker: &str, settings: &str) -> Result<i64> {
     tx.insert_worker(worker, settings).await
 }
 
-/// What a worker says while it lives.
+/// What a worker reports regularly while it is alive.
 #[derive(Debug, Clone)]
 pub struct Heartbeat {
-    /// Its name.
+    /// The worker's name.
     pub worker: Arc<str>,
-    /// Its place in the order in which workers started.
+    /// The worker's place in the order in which workers started.
     pub started: i64,
-    /// Its settings.
+    /// The worker's settings.
     pub settings: String,
-    /// What its outage gate does.
+    /// The state of the worker's outage gate.
     pub gate: GateReport,
-    /// Whether it frees the jobs of workers that died.
+    /// Whether this heartbeat recovers the jobs of workers that died.
     pub recovers: bool,
 }
 
-/// What a heartbeat found of workers that died.
+/// What a heartbeat found of the jobs of workers that died.
 #[derive(Debug, Clone, Default)]
 pub struct Stranded {
-    /// How many of their jobs went back to the queue.
+    /// How many jobs went back to the queue.
     pub recovered: usize,
-    /// The pushers of those that are the likely cause, for [`give_up_suspects`].
+    /// The pushers of jobs that are the likely cause, for [`give_up_suspects`].
     pub suspects: Vec<i64>,
 }
 
-/// Notes that a worker lives, and gives the jobs of dead workers back.
+/// Notes that a worker is alive, and gives the jobs of dead workers back to the queue.
 pub async fn beat(tx: &mut dyn Transaction, heartbeat: &Heartbeat) -> Result<Stranded> {
     let now = tx.now();
     tx.beat(heartbeat).await?;
@@ -213,8 +213,9 @@ pub async fn beat(tx: &mut dyn Transaction, heartbeat: &Heartbeat) -> Result<Str
     Ok(found)
 }
 
-/// Makes dead letters of the jobs that killed worker after worker, if their workers are dead still. A transaction of its
-/// own: it locks pairs, and whoever holds jobs must not wait for pairs. Returns how many.
+/// Makes dead letters of the jobs that killed worker after worker, if their workers are still dead. This is a separate
+/// transaction because it locks pairs, and a transaction that has locked jobs must not wait for pairs. Returns how
+/// many.
 pub async fn give_up_suspects(tx: &mut dyn Transaction, suspects: &[i64]) -> Result<usize> {
     let now = tx.now();
     let mut pairs = Pairs::load_of(tx, suspects).await?;
@@ -244,7 +245,7 @@ pub async fn give_up_suspects(tx: &mut dyn Transaction, suspects: &[i64]) -> Res
     Ok(killed)
 }
 
-/// Gives everything back that a worker holds, when it stops. Returns how much.
+/// Gives back all jobs of a worker that stops. Returns how many.
 pub async fn release(tx: &mut dyn Transaction, worker: &str) -> Result<usize> {
     let jobs = tx.jobs_of(worker).await?;
     let released = free(tx, jobs).await?;
@@ -253,7 +254,7 @@ pub async fn release(tx: &mut dyn Transaction, worker: &str) -> Result<usize> {
 }
 
 async fn free(tx: &mut dyn Transaction, jobs: Vec<QueuedJob>) -> Result<usize> {
-    let mut jobs: Vec<Job> = jobs.into_iter().map(|it| it.job).collect();
+    let mut jobs: Vec<Job> = jobs.into_iter().map(|queued| queued.job).collect();
     jobs.iter_mut().for_each(Job::release);
     update(tx, &jobs).await?;
     Ok(jobs.len())

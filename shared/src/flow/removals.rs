@@ -1,4 +1,4 @@
-//! Forgetting tokens: a phone's removal, the operator's deletes, and PNM's word that a token is gone.
+//! Forgets tokens: when a phone asks for it, when the operator deletes them, and when PNM says that a token is gone.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Forgets the tokens of a phone, or of all phones with this selector when none is named, and has their pushers
-/// removed. Where a `token` is named, a phone that has another one by now stays.
+/// Forgets the tokens of a phone, or of all phones with this selector if no phone is named, and has their pushers
+/// removed. If a `token` is named, phones that have another token by now stay.
 pub async fn remove_account(
     tx: &mut dyn Transaction,
     from: &Reporter,
@@ -49,8 +49,8 @@ pub async fn remove_account(
     })
 }
 
-/// Forgets the tokens of one selector, or of the next `limit` rows after an id, for the operator. Returns how many
-/// rows went and the last of their ids.
+/// Forgets the tokens of one selector, or of the next `limit` rows after an id, for the operator. Returns how many rows
+/// it deleted and the last id.
 pub async fn remove_tokens(
     tx: &mut dyn Transaction,
     selector: Option<&Selector>,
@@ -63,16 +63,18 @@ pub async fn remove_tokens(
     }
     let which = named
         .as_ref()
-        .map_or(Phones::After(after, limit), |it| Phones::Selectors(it));
+        .map_or(Phones::After(after, limit), |selectors| {
+            Phones::Selectors(selectors)
+        });
     let mut phones = tx.phones(which).await?;
     let last = phones.last().map_or(after, |phone| phone.id);
     if named.is_none() && !phones.is_empty() {
-        // Their phones may have reported since they were read.
+        // The phones may have reported since their rows were read.
         let ids: HashSet<_> = phones.iter().map(|phone| phone.id).collect();
         let selectors: BTreeSet<_> = phones.iter().map(|phone| phone.selector.as_str()).collect();
         let selectors: Vec<_> = selectors.into_iter().collect();
         tx.lock_selectors(&selectors).await?;
-        // By their ids, for a selector that is no text finds nothing.
+        // Compare ids, because a selector that is not valid text cannot be looked up.
         let mut now = tx.phones(which).await?;
         now.retain(|phone| ids.contains(&phone.id));
         phones = now;
@@ -80,8 +82,8 @@ pub async fn remove_tokens(
     Ok((forget(tx, &phones).await?, last))
 }
 
-/// Forgets up to `limit` rows that nobody stands for and that were last reported before a time, those that were
-/// reported longest ago first. Returns how many went.
+/// Forgets up to `limit` rows that nobody stands for and that were last reported before a time. The rows that were
+/// reported longest ago go first. Returns how many rows it deleted.
 pub async fn forget_strangers(tx: &mut dyn Transaction, before: i64, limit: i64) -> Result<usize> {
     let which = Phones::OfNobody { before, limit };
     let found = tx.phones(which).await?;
@@ -89,13 +91,14 @@ pub async fn forget_strangers(tx: &mut dyn Transaction, before: i64, limit: i64)
     selectors.sort_unstable();
     selectors.dedup();
     tx.lock_selectors(&selectors).await?;
-    // A phone may have reported, or got a mapping, until it was locked.
+    // A phone may have reported, or got a mapping, before its selector was locked.
     let mut phones = tx.phones(which).await?;
-    phones.retain(|phone| found.iter().any(|it| it.id == phone.id));
+    phones.retain(|phone| found.iter().any(|read| read.id == phone.id));
     forget(tx, &phones).await
 }
 
-/// The homeserver drops a pusher when it reads our rejection: what is set before is lost, in seconds.
+/// The homeserver drops a pusher when it reads our rejection. A pusher that is set before that is lost, so we wait this
+/// long, in seconds.
 const REJECTION_READ: i64 = 10;
 
 async fn forget(tx: &mut dyn Transaction, phones: &[Phone]) -> Result<usize> {
@@ -106,16 +109,16 @@ async fn forget(tx: &mut dyn Transaction, phones: &[Phone]) -> Result<usize> {
     tx.delete_phones(&ids).await?;
     let left = phones.iter().filter_map(|phone| phone.contents.pair());
     let left: Vec<_> = left.map(|pair| Touched::left(Pair::from(pair))).collect();
-    for it in &left {
-        tx.changed(it.pair.pushkey);
+    for touched in &left {
+        tx.changed(touched.pair.pushkey);
     }
     settle(tx, &left).await?;
     Ok(phones.len())
 }
 
-/// Remembers that PNM called a row's token gone, until its phone reports again. False when the phone has reported
-/// since the row was read (`report`): the word is about the past then. `pushed_to` is the selector that the
-/// pusher carries.
+/// Remembers that PNM called a row's token gone, until its phone reports again. False when the phone has reported since
+/// the row was read (`report`), because PNM's verdict is out of date then. `pushed_to` is the selector that the pusher
+/// carries.
 pub async fn mark_dead(
     tx: &mut dyn Transaction,
     row: i64,
@@ -133,8 +136,8 @@ pub async fn mark_dead(
     tx.lock_selectors(&[&selector]).await?;
     let account = tx.accounts(&[(&selector, &device)]).await?.pop();
     let account = account.unwrap_or_default();
-    let stored = account.phones.iter().find(|it| it.id == row);
-    let Some(mut phone) = stored.filter(|it| it.report == report).cloned() else {
+    let stored = account.phones.iter().find(|stored| stored.id == row);
+    let Some(mut phone) = stored.filter(|stored| stored.report == report).cloned() else {
         return Ok(false);
     };
     let Some((app_id, pushkey)) = phone.contents.pair() else {
@@ -161,9 +164,9 @@ pub async fn mark_dead(
             let left = state
                 .holders
                 .iter()
-                .rfind(|it| it.user_id == pusher.user_id);
+                .rfind(|holder| holder.user_id == pusher.user_id);
             if let Some(holder) = left {
-                // Another row of the same user has that token, and nobody has said that it is gone.
+                // Another row of the same user has that token, and PNM has not called it gone for that row.
                 let (selector, claim) = (holder.selector.clone(), pusher.claim);
                 state.change(at, &Change::Present { selector, claim }, now);
                 state.delay(at, now + REJECTION_READ);

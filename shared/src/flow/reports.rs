@@ -1,4 +1,4 @@
-//! Saving what phones report, many reports at a time.
+//! Saves reports of phones, many at a time.
 
 use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
@@ -18,20 +18,23 @@ impl Bulk for Report {
     }
 }
 
-/// Saves reports as if one came after the other. `imported`: the operator stands for them.
+/// Saves reports as if one came after the other. `imported` says that the operator stands for them.
 pub(super) async fn save(
     tx: &mut dyn Transaction,
     reports: &[&Report],
     imported: bool,
 ) -> super::Result<Vec<Saved>> {
     let now = tx.now();
-    let mut selectors: Vec<_> = reports.iter().map(|it| it.from.selector.as_str()).collect();
+    let mut selectors: Vec<_> = reports
+        .iter()
+        .map(|report| report.from.selector.as_str())
+        .collect();
     selectors.sort_unstable();
     selectors.dedup();
     tx.lock_selectors(&selectors).await?;
     let asked: Vec<_> = reports
         .iter()
-        .map(|it| (it.from.selector.as_str(), it.from.device()))
+        .map(|report| (report.from.selector.as_str(), report.from.device()))
         .collect();
     let mut accounts = Accounts::new(&asked, tx.accounts(&asked).await?);
     let mut saved = Vec::with_capacity(reports.len());
@@ -81,11 +84,10 @@ pub(super) async fn save(
 
 /// An app id and a pushkey.
 type OwnedPair = (String, String);
-/// The row that holds it, and the user whose phone reports.
+/// The row that holds the pair, and the user whose phone reports.
 type By = (i64, Option<UserId>);
 
-/// The accounts that reports are about, as they were read and as they are to be. A new row has a negative id of its
-/// own until it is stored.
+/// The accounts that reports are about, with all changes so far. A new row has its own negative id until it is stored.
 #[derive(Default)]
 struct Accounts {
     by_selector: HashMap<String, Account>,
@@ -105,7 +107,7 @@ impl Accounts {
                 Entry::Occupied(mut entry) => {
                     let known = &mut entry.get_mut().phones;
                     for phone in facts.phones {
-                        if !known.iter().any(|it| it.id == phone.id) {
+                        if !known.iter().any(|stored| stored.id == phone.id) {
                             known.push(phone);
                         }
                     }
@@ -115,13 +117,13 @@ impl Accounts {
         accounts
     }
 
-    /// Takes a report as it meets what the reports before it have left.
+    /// Applies a report after the reports before it.
     fn take(&mut self, report: &Report, imported: bool, now: i64) -> Result<Change, Saved> {
         let selector = report.from.selector.as_str();
         let account = self.by_selector.entry(selector.to_owned()).or_default();
         let mut change = decide(report, account, imported, now)?;
         if let Some(id) = change.absorbed {
-            account.phones.retain(|it| it.id != id);
+            account.phones.retain(|stored| stored.id != id);
             self.writes.remove(&id);
             self.absorbed.extend((id > 0).then_some(id));
         }
@@ -133,7 +135,11 @@ impl Accounts {
         if account.owner.is_none() {
             account.owner.clone_from(&phone.contents.owner);
         }
-        match account.phones.iter_mut().find(|it| it.id == phone.id) {
+        match account
+            .phones
+            .iter_mut()
+            .find(|stored| stored.id == phone.id)
+        {
             Some(stored) => *stored = phone,
             None => account.phones.push(phone),
         }
@@ -144,10 +150,14 @@ impl Accounts {
         Ok(change)
     }
 
-    /// Writes what has changed. Returns the ids that new rows have got.
+    /// Writes the changes. Returns the ids of new rows.
     async fn save(self, tx: &mut dyn Transaction) -> super::Result<HashMap<i64, i64>> {
         let (mut new, mut changed, mut touched) = (Vec::new(), Vec::new(), Vec::new());
-        for phone in self.by_selector.values().flat_map(|it| &it.phones) {
+        for phone in self
+            .by_selector
+            .values()
+            .flat_map(|account| &account.phones)
+        {
             match self.writes.get(&phone.id) {
                 Some(Write::Row) if phone.id < 0 => new.push(phone),
                 Some(Write::Row) => changed.push(phone),

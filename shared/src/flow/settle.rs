@@ -1,5 +1,5 @@
-//! Makes the wanted pushers of pairs follow the rows that hold them, and writes what has changed: where every
-//! transaction that touches a token or a pusher ends.
+//! Makes the wanted pushers of pairs follow the rows that hold the pairs, and writes the changes. Every transaction
+//! that touches a token or a pusher ends here.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::rules::{
     pushers::{self, Change, Holder, Planned, Pusher},
 };
 
-/// The pushers of some pairs, as they were read and as they are to be.
+/// The pushers of some pairs, with all changes so far.
 #[derive(Debug)]
 pub(super) struct Pairs {
     all: Vec<PairState>,
@@ -20,12 +20,12 @@ pub(super) struct Pairs {
 #[derive(Debug)]
 pub(super) struct PairState {
     pub(super) holders: Vec<Holder>,
-    /// In the order of `marks`.
+    /// In the same order as `marks`.
     pub(super) pushers: Vec<Pusher>,
     marks: Vec<Mark>,
 }
 
-/// What of a pusher has to be written.
+/// Which parts of a pusher have to be written.
 #[derive(Debug, Default, Clone, Copy)]
 struct Mark {
     pusher: bool,
@@ -35,7 +35,7 @@ struct Mark {
 }
 
 impl Pairs {
-    /// Locks pairs and reads what there is of them.
+    /// Locks and reads pairs.
     pub(super) async fn load(tx: &mut dyn Transaction, pairs: &[Pair<'_>]) -> Result<Self> {
         let mut wanted = pairs.to_vec();
         wanted.sort_unstable();
@@ -55,7 +55,7 @@ impl Pairs {
         })
     }
 
-    /// Those of the pairs that these pushers have.
+    /// Locks and reads the pairs of these pushers.
     pub(super) async fn load_of(tx: &mut dyn Transaction, ids: &[i64]) -> Result<Self> {
         let pairs = tx.pairs_of(ids).await?;
         let pairs: Vec<_> = pairs
@@ -65,7 +65,7 @@ impl Pairs {
         Self::load(tx, &pairs).await
     }
 
-    /// What is known of a pair that was asked for.
+    /// The state of a pair that was loaded.
     pub(super) fn get(&mut self, pair: Pair<'_>) -> Option<&mut PairState> {
         let place = self
             .places
@@ -76,12 +76,12 @@ impl Pairs {
     /// The pair with this pusher, and the pusher's place in it.
     pub(super) fn find(&mut self, id: i64) -> Option<(&mut PairState, usize)> {
         self.all.iter_mut().find_map(|pair| {
-            let at = pair.pushers.iter().position(|it| it.id == id)?;
+            let at = pair.pushers.iter().position(|pusher| pusher.id == id)?;
             Some((pair, at))
         })
     }
 
-    /// Writes what has changed.
+    /// Writes the changes.
     pub(super) async fn save(self, tx: &mut dyn Transaction) -> Result<()> {
         let now = tx.now();
         let (mut new, mut old, mut jobs, mut gone, mut fresh) =
@@ -131,8 +131,8 @@ impl From<PairFacts> for PairState {
 }
 
 impl PairState {
-    /// Has the pushers follow the rows; `touched` is the row whose phone reports, or whose mapping changes, at
-    /// this moment.
+    /// Makes the pushers follow the rows. `touched` is the row whose phone reports, or whose mapping changes, in this
+    /// transaction.
     pub(super) fn settle(&mut self, pair: Pair<'_>, touched: Option<i64>, now: i64) {
         for planned in pushers::plan(&self.holders, &self.pushers, touched, now) {
             match planned {
@@ -148,19 +148,19 @@ impl PairState {
         }
     }
 
-    /// Changes the pusher at this place, and has its job run where the change needs it.
+    /// Changes the pusher at this place, and makes its job run if the change needs that.
     pub(super) fn change(&mut self, at: usize, change: &Change, now: i64) {
         self.pushers[at].apply(change, now);
         self.marks[at].pusher = true;
         if change.runs_job() {
             self.run(at, now);
         } else if matches!(change, Change::Dropped) {
-            // Nobody wants any more what a dead letter could not do.
+            // The work of a dead letter is no longer wanted.
             self.discard_dead_letter(at);
         }
     }
 
-    /// Has its job run.
+    /// Makes the pusher's job run.
     pub(super) fn run(&mut self, at: usize, now: i64) {
         let (pusher, mark) = (&mut self.pushers[at], &mut self.marks[at]);
         match &mut pusher.job {
@@ -172,13 +172,13 @@ impl PairState {
         }
     }
 
-    /// If it gets a job in this transaction, that one waits until then.
+    /// If the pusher gets a new job in this transaction, that job is not due before this time.
     pub(super) fn delay(&mut self, at: usize, until: i64) {
         let new_job = &mut self.marks[at].new_job;
         *new_job = new_job.map(|run_at| run_at.max(until));
     }
 
-    /// Changes its job in another way.
+    /// Changes the pusher's job.
     pub(super) fn change_job(&mut self, at: usize, change: impl FnOnce(&mut Job)) {
         if let Some(job) = &mut self.pushers[at].job {
             change(job);
@@ -186,7 +186,7 @@ impl PairState {
         }
     }
 
-    /// Its job is done.
+    /// Deletes the pusher's job, which is done.
     pub(super) fn delete_job(&mut self, at: usize) {
         if let Some(job) = self.pushers[at].job.take() {
             self.marks[at].job_gone = Some(job.key);
@@ -209,14 +209,14 @@ impl PairState {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Touched<'a> {
     pub(super) pair: Pair<'a>,
-    /// The row whose phone reports, or whose mapping changes, at this moment.
+    /// The row whose phone reports, or whose mapping changes, in this transaction.
     pub(super) row: Option<i64>,
     /// The user whose phone reports.
     pub(super) reporter: Option<&'a str>,
 }
 
 impl<'a> Touched<'a> {
-    /// One that a row has left.
+    /// A pair that a row no longer holds.
     pub(super) fn left(pair: Pair<'a>) -> Self {
         Self {
             pair,
@@ -226,23 +226,25 @@ impl<'a> Touched<'a> {
     }
 }
 
-/// Settles all these, one after the other.
+/// Settles all these pairs, one after the other.
 pub(super) async fn settle(tx: &mut dyn Transaction, touched: &[Touched<'_>]) -> Result<()> {
     let now = tx.now();
-    let pairs: Vec<_> = touched.iter().map(|it| it.pair).collect();
+    let pairs: Vec<_> = touched.iter().map(|place| place.pair).collect();
     let mut pairs = Pairs::load(tx, &pairs).await?;
-    for it in touched {
-        if let Some(state) = pairs.get(it.pair) {
+    for place in touched {
+        if let Some(state) = pairs.get(place.pair) {
             let holders = &state.holders;
-            let held = it.row.filter(|row| holders.iter().any(|h| h.row == *row));
-            // A later report of the same transaction may have taken the token out of that row again.
+            let held = place
+                .row
+                .filter(|row| holders.iter().any(|h| h.row == *row));
+            // A later report in the same transaction may have removed the token from that row again.
             let by_user = || {
                 holders
                     .iter()
-                    .rfind(|h| Some(h.user_id.as_str()) == it.reporter)
+                    .rfind(|h| Some(h.user_id.as_str()) == place.reporter)
             };
             let row = held.or_else(|| by_user().map(|h| h.row));
-            state.settle(it.pair, row, now);
+            state.settle(place.pair, row, now);
         }
     }
     let overtaken = pairs.overtaken(touched);
@@ -254,19 +256,19 @@ pub(super) async fn settle(tx: &mut dyn Transaction, touched: &[Touched<'_>]) ->
 }
 
 impl Pairs {
-    /// Rows that were reported, but are not the last of their user's with that token: they are now. Returns their
-    /// new times. (Times are whole seconds, so the next one has to do.)
+    /// Makes the reported rows the latest among their user's rows with the same token. Returns the rows with their new
+    /// times. Times are whole seconds, so a row gets the second after the one that was latest.
     fn overtaken(&mut self, touched: &[Touched<'_>]) -> Vec<(i64, i64)> {
         let mut overtaken = Vec::new();
-        for it in touched.iter().filter(|it| it.reporter.is_some()) {
-            let Some((state, row)) = self.get(it.pair).zip(it.row) else {
+        for place in touched.iter().filter(|place| place.reporter.is_some()) {
+            let Some((state, row)) = self.get(place.pair).zip(place.row) else {
                 continue;
             };
-            let Some(at) = state.holders.iter().position(|it| it.row == row) else {
+            let Some(at) = state.holders.iter().position(|holder| holder.row == row) else {
                 continue;
             };
             let user = state.holders[at].user_id.clone();
-            let Some(last) = state.holders.iter().rfind(|it| it.user_id == user) else {
+            let Some(last) = state.holders.iter().rfind(|holder| holder.user_id == user) else {
                 continue;
             };
             if last.row != row {

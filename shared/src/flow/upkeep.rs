@@ -1,9 +1,10 @@
-//! What makes sure that no pusher is forgotten: those without a job, those with settings of before, replays.
+//! Makes sure that no pusher is forgotten: gives missing jobs to pushers, renews pushers with earlier settings, and
+//! replays.
 
 use super::{Result, Transaction, settle::Pairs};
 use crate::rules::pushers::{Change, Pusher, State};
 
-/// Gives a job to these pushers that are not as wanted and have none.
+/// Gives a job to those of these pushers that are not as wanted and have no live job.
 pub async fn enqueue_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<usize> {
     let now = tx.now();
     let mut pairs = Pairs::load_of(tx, ids).await?;
@@ -24,7 +25,7 @@ pub async fn enqueue_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<us
     Ok(enqueued)
 }
 
-/// Has these pushers compared with what the homeserver holds, and set or deleted if need be.
+/// Makes the worker compare these pushers with the homeserver's, and set or delete them if needed.
 pub async fn check_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<usize> {
     change_all(tx, ids, |pusher| {
         (pusher.state != State::Removed).then_some(Change::Check)
@@ -32,7 +33,7 @@ pub async fn check_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<usiz
     .await
 }
 
-/// Has these pushers set anew if they carry other settings than these.
+/// Makes the worker set those of these pushers again that carry other settings than `settings`.
 pub async fn renew_pushers(tx: &mut dyn Transaction, ids: &[i64], settings: &str) -> Result<usize> {
     change_all(tx, ids, |pusher| {
         let outdated = pusher.state == State::Registered

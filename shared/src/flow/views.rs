@@ -1,4 +1,4 @@
-//! What the store tells: rows for pushes, and pages for the operator.
+//! Results of the store's reads: rows for pushes, and listings for the operator.
 
 use serde::Serialize;
 
@@ -7,12 +7,12 @@ use crate::{
     rules::{gate::SharedGate, jobs::DEAD_AFTER},
 };
 
-/// A row that a push can go to.
+/// A row that can receive a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushTarget {
-    /// Its id.
+    /// The row's id.
     pub row_id: i64,
-    /// Counts the reports that changed it.
+    /// Counts the reports that changed the row.
     pub report: i64,
     /// The account on the phone.
     pub selector: Selector,
@@ -20,18 +20,18 @@ pub struct PushTarget {
     pub app_id: AppId,
     /// The token.
     pub pushkey: Pushkey,
-    /// Whether anybody stands for it: a mapping, a login, or the operator who imported it.
+    /// Whether a mapping, a login or an import stands for the row.
     pub owned: bool,
-    /// PNM said that the token is gone, and the phone has not reported since.
+    /// Whether PNM said that the token is gone and the phone has not reported since.
     pub dead: bool,
 }
 
 /// A row that holds a pushkey.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetRow {
-    /// What a push needs of it.
+    /// What a push needs.
     pub target: PushTarget,
-    /// The user whose it is, by a mapping or a login.
+    /// The user who owns the row, by a mapping or a login.
     pub user: Option<UserId>,
 }
 
@@ -41,9 +41,9 @@ pub enum GateState {
     /// Nothing has been tried yet.
     #[default]
     Untried,
-    /// The homeserver worked when it was last asked.
+    /// The homeserver worked at the last request.
     Open,
-    /// It did not; jobs wait.
+    /// The homeserver did not work, so jobs wait.
     Shut,
 }
 
@@ -63,37 +63,37 @@ impl GateState {
     }
 }
 
-/// What a worker says of its outage gate.
+/// What a worker reports about its outage gate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GateReport {
     /// Whether jobs pass.
     pub state: GateState,
-    /// Why none do, for people.
+    /// Why jobs do not pass, for people.
     pub reason: Option<String>,
 }
 
-/// What all workers know together of the homeserver.
+/// What all workers together know about the homeserver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateView {
     /// The row.
     pub row: SharedGate,
-    /// Workers that have beaten recently.
+    /// The number of workers with a recent heartbeat.
     pub workers: usize,
 }
 
-/// A worker's outage gate, as it last said.
+/// A worker's outage gate, as the worker last reported it.
 #[derive(Debug, Clone)]
 pub struct GateStatus {
     /// Whether jobs pass.
     pub state: GateState,
-    /// For how many seconds it has been so.
+    /// For how many seconds the gate has been in this state.
     pub seconds: i64,
-    /// Why it is shut, for people.
+    /// Why the gate is shut, for people.
     pub reason: Option<String>,
 }
 
 impl GateStatus {
-    /// From its row; None for a word that is not ours.
+    /// Reads the database's columns. None for a word that we do not use.
     pub fn read(state: &str, seconds: i64, reason: Option<String>) -> Option<Self> {
         Some(Self {
             state: GateState::parse(state)?,
@@ -103,25 +103,25 @@ impl GateStatus {
     }
 }
 
-/// A worker that runs, or ended recently.
+/// A worker that runs or ended recently.
 #[derive(Debug, Clone)]
 pub struct WorkerStatus {
-    /// Its name.
+    /// The worker's name.
     pub name: String,
-    /// Seconds since its last heartbeat.
+    /// Seconds since the worker's last heartbeat.
     pub silent: i64,
-    /// What it last said of the homeserver; none before its first heartbeat.
+    /// The gate's state in the last heartbeat. None before the first heartbeat.
     pub gate: Option<GateStatus>,
 }
 
 impl WorkerStatus {
-    /// Whether it counts as running; if not, its jobs go to others.
+    /// Whether the worker counts as running. If not, others get its jobs.
     pub fn is_alive(&self) -> bool {
         self.silent < DEAD_AFTER
     }
 }
 
-/// How much waits, for metrics and the status page.
+/// The number of jobs by status, for metrics and the status page.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct QueueState {
     /// Ready or waiting for their first attempt.
@@ -132,7 +132,7 @@ pub struct QueueState {
     pub failed: i64,
     /// Dead letters.
     pub killed: i64,
-    /// Seconds that the oldest job that could run has waited.
+    /// How long the oldest due job has waited, in seconds.
     pub oldest_ready: i64,
 }
 
@@ -164,22 +164,22 @@ pub struct DeadLetter {
     pub pushkey: Option<String>,
     /// Failed attempts.
     pub attempts: i64,
-    /// Why it was given up.
+    /// Why the job was given up.
     pub reason: Option<String>,
-    /// How many seconds ago.
+    /// How many seconds ago it was given up.
     pub seconds: Option<i64>,
 }
 
-/// What a phone reported, as stored.
+/// A stored row of what a phone reported.
 #[derive(Debug, Clone, Serialize)]
 pub struct TokenListing {
-    /// Its id; pages are in this order.
+    /// The row's id, which orders the pages.
     pub id: i64,
     /// The account on the phone.
     pub selector: String,
-    /// The phone, where it says so.
+    /// The phone's name, empty if it reports none.
     pub device: String,
-    /// The user whose it is, from the mapping or the login.
+    /// The user who owns the row, by the mapping or a login.
     pub user_id: Option<String>,
     /// Token for messages.
     pub token_msgs: Option<String>,
@@ -193,14 +193,14 @@ pub struct TokenListing {
     pub dead_at: Option<i64>,
     /// First report, in seconds since 1970.
     pub created_at: i64,
-    /// Last report that was noted, in seconds since 1970.
+    /// The last report that was noted, in seconds since 1970.
     pub updated_at: i64,
 }
 
-/// What the homeserver should hold and what we know of it.
+/// A pusher: what the homeserver should hold, and what we know about it.
 #[derive(Debug, Clone, Serialize)]
 pub struct PusherListing {
-    /// Its id; pages are in this order.
+    /// The row's id, which orders the pages.
     pub id: i64,
     /// The user.
     pub user_id: String,
@@ -225,7 +225,7 @@ pub struct PusherListing {
 /// A job and its pusher.
 #[derive(Debug, Clone, Serialize)]
 pub struct JobListing {
-    /// Its name, a ULID.
+    /// The job's name, a ULID.
     pub id: String,
     /// `Pending`, `Queued`, `Running`, `Failed` (waiting) or `Killed` (dead letter).
     pub state: String,
@@ -235,7 +235,7 @@ pub struct JobListing {
     pub wanted: Option<String>,
     /// Failed attempts.
     pub attempts: i64,
-    /// Next try, in seconds since 1970; none for a dead letter.
+    /// The next attempt, in seconds since 1970. None for a dead letter.
     pub next_try: Option<i64>,
     /// Why the last attempt failed.
     pub last_error: Option<String>,

@@ -1,4 +1,4 @@
-//! The one task of a process that writes to the database. It puts whatever waits into one transaction, so that one
+//! The only task of a process that writes to the database. It puts all waiting writes into one transaction, so that one
 //! flush of the disk serves many writes (group commit).
 
 use std::{
@@ -19,58 +19,59 @@ use crate::{
     rules::report::{Report, Saved},
 };
 
-/// Most writes in one transaction: enough for the flush not to matter, few enough that the last one
-/// does not wait long and that another process gets the write lock in between.
+/// The most writes in one transaction. The number is large enough for the flush not to matter, and small enough that no
+/// write waits long and other processes get the write lock in between.
 const MAX_BATCH: usize = 256;
-/// Most writes that may wait before new ones are refused.
+/// The most writes that may wait. Further writes are refused.
 const MAX_WAITING: usize = 4096;
 
-/// How often a transaction is tried again that another one was in the way of.
+/// How often the writer retries transactions that conflict with another process's.
 const MOST_CONFLICTS: u32 = 5;
 
 /// A connection that writes.
 #[async_trait]
 pub trait Connection: Send {
-    /// Waits for its turn, if others write, too.
+    /// Waits for its turn, if other processes write as well.
     async fn wait(&mut self);
     /// Whether different kinds of writes may share a transaction.
     fn mixes(&self) -> bool;
-    /// How long a transaction takes at most, where the database may never answer.
+    /// The time limit for a transaction, if the database may never respond.
     fn limit(&self) -> Option<Duration>;
     /// Opens a transaction.
     async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>>;
-    /// Says how the last transaction ended. After an error of the environment the connection is not used again.
+    /// Tells the connection how the last transaction ended. After an error of the environment, the connection opens a
+    /// new one.
     async fn ended(&mut self, result: &Result<()>);
-    /// Closes it.
+    /// Closes the connection.
     async fn close(&mut self);
 }
 
-/// Hands writes to the writer task. Cheap to clone; the task ends when the last clone is gone.
+/// Hands writes to the writer task. Cheap to clone. The task ends with the last clone.
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Work>,
 }
 
-/// Something to write that is cheaper for many at once: a statement for all that waits.
+/// A write that is cheaper for many at once, because a statement can serve all that wait.
 pub(super) trait Bulk: Send + Sync + Sized {
-    /// What the writing of one comes to.
+    /// The result of one write.
     type Value: Send;
 
-    /// Writes all of `items`, as if one came after the other, and returns a value for each.
+    /// Writes all `items` as if one came after the other, and returns a value for each.
     fn write_all(
         tx: &mut dyn Transaction,
         items: &[&Self],
     ) -> impl Future<Output = Result<Vec<Self::Value>>> + Send;
 }
 
-/// Any other write inside the current transaction. It runs again when another one fails beside it, so it must
-/// not take anything out of itself.
+/// Any other write inside the current transaction. It runs again when another write in the transaction fails, so it
+/// must not consume its own data.
 trait Write: Send {
     fn run<'c>(&'c mut self, tx: &'c mut dyn Transaction) -> BoxFuture<'c, Result<()>>;
     fn answer(self: Box<Self>, committed: Result<()>);
 }
 
-/// What waits to be written.
+/// A waiting write.
 enum Work {
     Report(Pending<Report>),
     Finished(Pending<Finished>),
@@ -88,8 +89,8 @@ impl Work {
 
     fn answer(self, committed: Result<()>) {
         match self {
-            Self::Report(it) => answer(it.reply, it.value, committed),
-            Self::Finished(it) => answer(it.reply, it.value, committed),
+            Self::Report(pending) => answer(pending.reply, pending.value, committed),
+            Self::Finished(pending) => answer(pending.reply, pending.value, committed),
             Self::Other(write) => write.answer(committed),
         }
     }
@@ -143,18 +144,17 @@ impl Writer {
         Self { queue }
     }
 
-    /// Saves a report, together with others that wait.
+    /// Saves a report, together with other waiting reports.
     pub async fn save_report(&self, report: Report) -> Result<Saved> {
         self.enqueue(report, Work::Report).await
     }
 
-    /// Records what became of a job, together with others that wait.
+    /// Records the outcome of a job, together with other waiting outcomes.
     pub async fn finish(&self, finished: Finished) -> Result<bool> {
         self.enqueue(finished, Work::Finished).await
     }
 
-    /// Runs `write` in a transaction and returns its value once that is committed. Refuses at once when
-    /// too much waits.
+    /// Runs `write` in a transaction, and returns its value after the commit. Refuses at once if too many writes wait.
     pub async fn write<T, F>(&self, write: F) -> Result<T>
     where
         F: for<'c> FnMut(&'c mut dyn Transaction) -> BoxFuture<'c, Result<T>> + Send + 'static,
@@ -194,8 +194,8 @@ async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Wo
     while batch::take(&mut waiting, &mut batch, MAX_BATCH).await {
         connection.wait().await;
         batch::take_more(&mut waiting, &mut batch, MAX_BATCH);
-        // A write that the database refuses must not take the others down with it: halves are tried apart,
-        // down to the one alone.
+        // A write that the database refuses must not make the others fail. So the writer tries each half in its own
+        // transaction, down to a single write.
         let mut parts = parts(std::mem::take(&mut batch), connection.mixes());
         let mut conflicts = 0;
         while let Some(mut part) = parts.pop() {
@@ -213,7 +213,7 @@ async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Wo
                 parts.extend([rest, part]);
                 continue;
             }
-            // What has waited for a database that does not answer has waited long enough.
+            // All writes that waited for a database that does not respond have waited long enough.
             let waited = connection
                 .limit()
                 .is_some_and(|limit| started.elapsed() > limit / 4);
@@ -231,7 +231,7 @@ async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Wo
     connection.close().await;
 }
 
-/// A batch in the parts that share a transaction, the first one last.
+/// Splits a batch into parts, each for one transaction. The first part is last.
 fn parts(batch: Vec<Work>, mixes: bool) -> Vec<Vec<Work>> {
     if mixes {
         return vec![batch];
@@ -247,7 +247,7 @@ fn parts(batch: Vec<Work>, mixes: bool) -> Vec<Vec<Work>> {
     parts
 }
 
-/// The database did not answer in time.
+/// The database did not respond in time.
 #[derive(Debug, thiserror::Error)]
 #[error("the transaction was not done within {0:?}")]
 struct TooLate(Duration);
@@ -271,18 +271,18 @@ async fn commit(connection: &mut dyn Connection, batch: &mut [Work]) -> Result<(
     result
 }
 
-/// Writes in the order in which it was asked for, neighbours of one kind together.
+/// Writes in the order of the requests. Neighbours of one kind are written together.
 async fn write_all(tx: &mut dyn Transaction, batch: &mut [Work]) -> Result<()> {
     let (mut reports, mut finished) = (Vec::new(), Vec::new());
     for work in batch {
         match work {
-            Work::Report(it) => {
+            Work::Report(pending) => {
                 write_bulk(tx, &mut finished).await?;
-                reports.push(it);
+                reports.push(pending);
             }
-            Work::Finished(it) => {
+            Work::Finished(pending) => {
                 write_bulk(tx, &mut reports).await?;
-                finished.push(it);
+                finished.push(pending);
             }
             Work::Other(write) => {
                 write_bulk(tx, &mut reports).await?;
@@ -310,7 +310,7 @@ async fn write_bulk<B: Bulk>(
     Ok(())
 }
 
-/// One line when the database starts to fail and one when it works again, however many writes it hits.
+/// Logs one line when the database starts to fail and one when it works again, however many writes fail.
 fn report_health(failing: &AtomicBool, result: &Result<()>) {
     match result {
         Ok(()) => {

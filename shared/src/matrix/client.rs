@@ -27,12 +27,12 @@ use crate::{
 
 /// Longest body that we read: a user with a thousand pushers stays below.
 const MAX_BODY: usize = 1024 * 1024;
-/// How long a probe waits; a homeserver that takes longer is not back yet.
+/// How long a probe waits. A homeserver that takes longer is not back yet.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the homeserver says in a response is cut here.
+/// The homeserver's error texts are cut to this many characters.
 const MAX_WORDS: usize = 300;
 
-/// Told of each request: its kind, what came of it, and how long it took.
+/// Receives the kind, reply and duration of each request.
 pub type Observer = fn(&'static str, &Reply, Duration);
 
 /// A homeserver and our token for it.
@@ -43,16 +43,16 @@ pub struct Homeserver {
     token: Secret,
     clock: Clock,
     observer: Observer,
-    /// It has refused a request that named no device: all further ones name one.
+    /// The homeserver has refused a request that named no device, so all further requests name one.
     wants_device: Arc<AtomicBool>,
 }
 
-/// What came of a request, with the body of the response.
+/// The reply to a request, with the body of the response.
 #[derive(Debug, Clone)]
 pub struct Received {
-    /// What decides.
+    /// The part of the response that decides what happens next.
     pub reply: Reply,
-    /// The body; null where there is none, or no JSON.
+    /// The body. Null if there is none or it is not JSON.
     pub body: Value,
     /// The homeserver's clock, in seconds since 1970.
     pub date: Option<i64>,
@@ -82,8 +82,8 @@ impl Homeserver {
         })
     }
 
-    /// Whether it has asked us to act as a device. Homeservers that do so keep one pusher for a user and pushkey,
-    /// whatever its app.
+    /// Whether the homeserver has asked us to act as a device. Homeservers that do so keep one pusher for a user and
+    /// pushkey, whatever the app id.
     pub fn wants_device(&self) -> bool {
         self.wants_device.load(Ordering::Relaxed)
     }
@@ -93,13 +93,13 @@ impl Homeserver {
         self.change("set", user, pusher).await
     }
 
-    /// `POST /pushers/set` with `kind: null`, which is answered 200 also when there is no such pusher.
+    /// `POST /pushers/set` with `kind: null`. The response is 200 even if there is no such pusher.
     pub async fn delete(&self, user: &UserId, pusher: &DeletePusher<'_>) -> Reply {
         self.change("delete", user, pusher).await
     }
 
-    /// Sends a change, as our device where the homeserver wants one. The reply that says so for the first time is
-    /// returned: the caller may have to act otherwise from now on.
+    /// Sends a change, as our device where the homeserver wants one. The first reply that asks for a device is returned
+    /// as it is, because the caller may have to act differently from then on.
     async fn change(&self, kind: &'static str, user: &UserId, body: &impl Serialize) -> Reply {
         let reply = self.post(kind, user, body).await;
         if device::is_wanted(&reply) {
@@ -123,7 +123,7 @@ impl Homeserver {
     async fn post(&self, kind: &'static str, user: &UserId, body: &impl Serialize) -> Reply {
         let mut url = self.url("v3/pushers/set", Some(user));
         if self.wants_device() {
-            // The stable name alone: Continuwuity refuses a request with both.
+            // Only the stable name, because Continuwuity refuses a request with both.
             url.query_pairs_mut().append_pair("device_id", DEVICE_ID);
         }
         let request = self.authorized(Method::POST, url).json(body);
@@ -135,7 +135,7 @@ impl Homeserver {
         request.bearer_auth(self.token.expose())
     }
 
-    /// `GET /pushers`: the reply, and what the homeserver holds for this user if it can be read.
+    /// `GET /pushers`: the reply, and this user's pushers if the body can be read.
     pub async fn pushers(&self, user: &UserId) -> (Reply, Option<Vec<HeldPusher>>) {
         let received = self.get("list", "v3/pushers", Some(user)).await;
         (received.reply, held(received.body))
@@ -147,8 +147,8 @@ impl Homeserver {
         self.send(kind, request).await
     }
 
-    /// `GET /versions`. Without our token: Synapse answers 401 to one that it does not know, and then no job
-    /// would ever run to find that out.
+    /// `GET /versions`, without our token. Synapse responds 401 to an unknown token, and then no job would ever run to
+    /// find that out.
     pub async fn versions(&self) -> Received {
         let request = self.client.get(self.url("versions", None));
         self.send("probe", request.timeout(PROBE_TIMEOUT)).await
@@ -223,8 +223,8 @@ async fn receive(request: RequestBuilder, now: i64) -> Received {
     }
 }
 
-/// Our words for a request without a response, and whether the homeserver may have seen the request. The
-/// words of reqwest would repeat the URL with the user.
+/// Our text for a request without a response, and whether the homeserver may have seen the request. reqwest's own text
+/// would repeat the URL, which contains the user.
 fn no_response(error: &reqwest::Error) -> (&'static str, bool) {
     if error.is_connect() && error.is_timeout() {
         ("no connection in time", false)
@@ -237,7 +237,8 @@ fn no_response(error: &reqwest::Error) -> (&'static str, bool) {
     }
 }
 
-/// Reads what decides. The body's `retry_after_ms` is finer than the header, which is rounded to seconds.
+/// Reads the part of a response that decides. The body's `retry_after_ms` takes precedence, because the header is
+/// rounded to seconds.
 fn read(status: u16, from_header: Option<Duration>, body: Option<&Map<String, Value>>) -> Response {
     let text = |key: &str| Some(cut(body?.get(key)?.as_str()?));
     let from_body = body
@@ -253,7 +254,7 @@ fn read(status: u16, from_header: Option<Duration>, body: Option<&Map<String, Va
     }
 }
 
-/// A response is not a place to store novels in, nor a NUL, which PostgreSQL holds in no text.
+/// Shortens a text from a response, and replaces control characters. PostgreSQL cannot store a NUL in a text.
 fn cut(text: &str) -> String {
     let readable = |char: char| if char.is_control() { ' ' } else { char };
     text.chars().map(readable).take(MAX_WORDS).collect()

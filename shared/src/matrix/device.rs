@@ -1,9 +1,9 @@
-//! Acting as a device of a user (specification 1.17, MSC4326): some homeservers let an application service set
-//! pushers only so. When to send a device id, and when to make the device, is decided here.
+//! Decides when to send a device id and when to make the device (specification 1.17, MSC4326). Some homeservers let an
+//! application service set pushers only when it acts as a device of the user.
 
 use crate::rules::outcome::{Reply, Response};
 
-/// The device of each user that we act as, where the homeserver wants one.
+/// The id of the device that we act as for each user, where the homeserver wants one.
 pub const DEVICE_ID: &str = "MATRIX2ACROBITS";
 /// What users see in their list of devices.
 pub const DEVICE_NAME: &str = "Push notifications of the softphone";
@@ -14,7 +14,7 @@ pub fn is_wanted(reply: &Reply) -> bool {
         return false;
     };
     let error = response.error.as_deref().unwrap_or_default();
-    // Synapse repeats the user's ID, which may contain the word.
+    // Synapse repeats the user ID, which may contain the word.
     response.status == 403
         && response.errcode.is_some()
         && !error.contains("this user")
@@ -26,17 +26,17 @@ pub(super) fn is_unknown(reply: &Reply) -> bool {
     let Reply::Response(response) = reply else {
         return false;
     };
-    // The specification has M_UNKNOWN_DEVICE; Tuwunel and Continuwuity answer M_INVALID_PARAM.
+    // The specification says M_UNKNOWN_DEVICE. Tuwunel and Continuwuity respond M_INVALID_PARAM.
     let errcode = response.errcode.as_deref().unwrap_or_default();
     response.status == 400
         && (errcode.ends_with("M_UNKNOWN_DEVICE") || errcode == "M_INVALID_PARAM")
 }
 
-/// What a request comes to whose device could not be made: `first` is the reply to the request, `put` that to
+/// The reply to report when the device could not be made. `first` is the reply to the request, and `put` the reply to
 /// `PUT /devices/{id}`.
 pub(super) fn not_made(first: Reply, put: Reply) -> Reply {
     match put {
-        // About the device: the operator has to do something, and the request was refused all the same.
+        // The homeserver refuses to make the device. The operator has to act, and the request stays refused.
         Reply::Response(put)
             if (400..=499).contains(&put.status) && put.errcode.is_some() && put.status != 429 =>
         {

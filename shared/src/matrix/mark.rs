@@ -1,7 +1,7 @@
-//! The mark: how we recognise notifications that come from a pusher of ours.
+//! The mark: how we recognise notifications that come from one of our pushers.
 //!
-//! The push gateway API has no login. So the worker puts a mark into the data of every pusher, and homeservers hand
-//! it back with every notification. Nobody can make one without the key, which the database keeps.
+//! The push gateway API has no login. So the worker puts a mark into the data of every pusher, and homeservers return
+//! the mark with every notification. Nobody can make a mark without the key, which the database keeps.
 
 use std::fmt;
 
@@ -16,23 +16,23 @@ pub const KEY_BYTES: usize = 32;
 const MARK_BYTES: usize = 16;
 /// Length of a mark, in base64url characters.
 const MARK_CHARS: usize = 22;
-/// What the name of a key is the mark of. No pushkey contains a NUL.
+/// A key's name is the mark of this text. No pushkey contains a NUL.
 const NAME: &str = "\0name";
 
 /// The key that marks are made with.
 #[derive(Clone)]
 pub struct MarkKey(hmac::Key);
 
-/// What a pusher of ours carries: 22 base64url characters.
+/// The mark in the data of our pushers: 22 base64url characters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Mark([u8; MARK_CHARS]);
 
-/// The key for new marks, and the one before it for as long as that counts.
+/// The key for new marks, and the previous key for as long as its marks count.
 #[derive(Debug, Clone)]
 pub struct MarkKeys {
-    /// Every new pusher gets its mark from this one.
+    /// Makes the marks of new pushers.
     pub current: MarkKey,
-    /// The key before, and the time until which its marks count, in seconds since 1970.
+    /// The previous key, and the time until which its marks count, in seconds since 1970.
     pub previous: Option<(MarkKey, i64)>,
 }
 
@@ -56,14 +56,14 @@ impl MarkKey {
         self.mark(pushkey).0.ct_eq(given.as_bytes()).into()
     }
 
-    /// Tells keys apart without giving them away.
+    /// A name that distinguishes keys without revealing them.
     pub fn name(&self) -> String {
         self.mark(NAME).as_str().chars().take(8).collect()
     }
 }
 
 impl MarkKeys {
-    /// Whether `given` is the mark of a pushkey, by a key that counts at `now`, in seconds since 1970.
+    /// Whether `given` is the mark of a pushkey, made with a key that counts at `now`, in seconds since 1970.
     pub fn accept(&self, pushkey: &str, given: &str, now: impl FnOnce() -> i64) -> bool {
         self.current.is_mark(pushkey, given)
             || self

@@ -8,27 +8,27 @@ use url::Url;
 use super::mark::{Mark, MarkKey};
 use crate::ids::{AppId, Pushkey, Selector};
 
-/// What `device_display_name` says of every pusher of ours.
+/// The `device_display_name` of all our pushers.
 pub const DEVICE_DISPLAY_NAME: &str = "Acrobits Softphone";
-/// The language of every pusher of ours.
+/// The language of all our pushers.
 pub const LANG: &str = "en";
-/// What MSC3881 keeps in a pusher, under its stable and its unstable names.
+/// The fields that MSC3881 adds to a pusher, under their stable and unstable names.
 const KEPT: [&str; 4] = [
     "enabled",
     "device_id",
     "org.matrix.msc3881.enabled",
     "org.matrix.msc3881.device_id",
 ];
-/// In `data`, asks a homeserver for no counts without a message.
+/// A field of `data` that asks the homeserver not to send counts without a message.
 const NO_BADGE_COUNTS: &str = "org.matrix.msc4076.disable_badge_count";
 /// The only path that Synapse accepts in a pusher's URL.
 pub const NOTIFY_PATH: &str = "/_matrix/push/v1/notify";
 
-/// What a push carries: ids alone, or the message as well.
+/// What a notification carries: ids alone, or the message as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PushFormat {
-    /// Event and room id and counts; the app fetches the rest.
+    /// Event id, room id and counts. The app fetches the rest.
     EventIdOnly,
     /// Everything that the homeserver has.
     Full,
@@ -39,21 +39,22 @@ pub enum PushFormat {
 pub struct PusherSettings {
     /// Where the homeserver posts notifications.
     pub notify_url: Url,
-    /// What it puts into them.
+    /// What the homeserver puts into notifications.
     pub format: PushFormat,
-    /// Whether users share an app id and pushkey.
+    /// Whether users may share an app id and pushkey.
     pub append: bool,
-    /// Whether the homeserver sends no counts alone (MSC4076).
+    /// Whether to ask the homeserver not to send counts without a message (MSC4076).
     pub no_badge_counts: bool,
 }
 
 impl PusherSettings {
-    /// One line that changes whenever a pusher set before would differ from one set now, with marks by this key.
+    /// One line for these settings and the key of the marks. If it differs from an earlier line, pushers that were set
+    /// then differ from those set now.
     pub fn fingerprint(&self, key: &MarkKey) -> String {
         format!("{} {}", self.name(), key.name())
     }
 
-    /// One line that tells these settings from others.
+    /// One line that identifies these settings.
     pub fn name(&self) -> String {
         let format = match self.format {
             PushFormat::EventIdOnly => "event_id_only",
@@ -83,8 +84,8 @@ pub struct SetPusher<'a> {
     kept: Map<String, Value>,
 }
 
-/// `data` of a pusher. A missing `format` means full; homeservers hand unknown keys such as `selector` and `mark`
-/// back with every notification.
+/// `data` of a pusher. A missing `format` means full. Homeservers return unknown keys such as `selector` and `mark`
+/// with every notification.
 #[derive(Debug, Serialize)]
 struct PusherData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,7 +118,7 @@ impl<'a> SetPusher<'a> {
             lang: LANG,
             pushkey: pushkey.as_str(),
             data: PusherData {
-                // "full" is the absence of a format; the specification names event_id_only alone.
+                // The specification names only event_id_only. A pusher without a format gets everything.
                 format: (settings.format == PushFormat::EventIdOnly).then_some(settings.format),
                 url: settings.notify_url.as_str(),
                 selector: selector.as_str(),
@@ -128,7 +129,8 @@ impl<'a> SetPusher<'a> {
         }
     }
 
-    /// The same, with what a set would otherwise take away from the homeserver's pusher: the user's pause.
+    /// The same pusher, with the fields that a set would otherwise remove from the homeserver's pusher: the user's
+    /// pause.
     #[must_use]
     pub fn keeping(mut self, held: &[HeldPusher]) -> Self {
         let same = |held: &&HeldPusher| held.app_id == self.app_id && held.pushkey == self.pushkey;
@@ -142,12 +144,12 @@ impl<'a> SetPusher<'a> {
         self
     }
 
-    /// Whether the homeserver's pusher does what this one would, and carries its mark.
+    /// Whether the homeserver's pusher does what this one would, and carries the same mark.
     pub fn matches(&self, held: &HeldPusher) -> bool {
         self.matches_but_mark(held) && held.text("mark") == Some(self.data.mark.as_str())
     }
 
-    /// Whether the homeserver's pusher does what this one would, whatever its mark.
+    /// Whether the homeserver's pusher does what this one would, whatever mark it carries.
     pub fn matches_but_mark(&self, held: &HeldPusher) -> bool {
         let format = self.data.format.map(|_| "event_id_only");
         held.kind.as_deref() == Some(self.kind)
@@ -165,9 +167,9 @@ impl<'a> SetPusher<'a> {
 pub struct DeletePusher<'a> {
     app_id: &'a str,
     pushkey: &'a str,
-    /// Always null, which is what deletes.
+    /// Always null, which means "delete".
     kind: Option<&'a str>,
-    /// Without it Dendrite deletes the pushers of other users, too.
+    /// Without `append`, Dendrite also deletes the pushers of other users.
     append: bool,
 }
 
@@ -183,7 +185,7 @@ impl<'a> DeletePusher<'a> {
     }
 }
 
-/// A pusher as `GET /pushers` lists it; we read only what we compare or have to keep.
+/// A pusher as `GET /pushers` lists it. We read only the fields that we compare or have to keep.
 #[derive(Debug, Deserialize)]
 pub struct HeldPusher {
     /// Its app id.
@@ -193,7 +195,7 @@ pub struct HeldPusher {
     /// `http` for a push gateway.
     #[serde(default)]
     pub kind: Option<String>,
-    /// Its URL, format, and our selector. Dendrite has null for no data.
+    /// URL, format, and our selector. Dendrite sends null for no data.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub data: Map<String, Value>,
     #[serde(flatten)]
@@ -214,7 +216,7 @@ impl HeldPusher {
 /// The response to `GET /pushers`.
 #[derive(Debug, Deserialize)]
 pub struct HeldPushers {
-    /// The pushers of the user that can be read; those of other kinds are none of ours.
+    /// The user's pushers that can be read. A pusher that cannot be read is not one of ours.
     #[serde(deserialize_with = "readable")]
     pub pushers: Vec<HeldPusher>,
 }

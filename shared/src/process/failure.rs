@@ -59,7 +59,7 @@ impl From<SettingError> for Failure {
     }
 }
 
-/// What time may mend is no matter of DATABASE_URL.
+/// A problem that may pass on its own is not blamed on DATABASE_URL.
 impl From<LookError> for Failure {
     fn from(error: LookError) -> Self {
         match error {

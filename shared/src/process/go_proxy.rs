@@ -1,10 +1,9 @@
-//! The environment of the Go proxy that this bridge replaces: what becomes of the names that it had, for the
-//! log of both processes.
+//! Log lines about environment variables of the Go proxy that this bridge replaces: how each process uses them now.
 
 use crate::process::settings::SharedArgs;
 
-/// One line for each of the Go proxy's variables that is set and that this process does not have by itself.
-/// `set` says whether a variable has a value.
+/// One line for each variable of the Go proxy that is set and that is not a setting of this process. `set` says whether
+/// a variable has a value.
 pub fn notes(args: &SharedArgs, is_api: bool, set: impl Fn(&str) -> bool) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |name: &str, text: String| {

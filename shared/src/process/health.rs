@@ -1,4 +1,4 @@
-//! What `/health/ready` asks of a process, and the `healthcheck` command that asks it.
+//! The `healthcheck` command, which asks `/health/ready` of a running process.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -29,7 +29,7 @@ pub async fn check(admin: SocketAddr) -> Result<(), String> {
     Err(format!("{status}: {}", String::from_utf8_lossy(&body)))
 }
 
-/// The address to connect to for an address to listen on: a wildcard is reached over loopback.
+/// The address to connect to for a listening address. A wildcard is reached over loopback.
 pub fn reachable(mut admin: SocketAddr) -> SocketAddr {
     match admin.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => admin.set_ip(Ipv4Addr::LOCALHOST.into()),

@@ -1,4 +1,4 @@
-//! Logs: set up once at start. And how an error is written with what caused it.
+//! The log: its setup at start, and how an error is written together with its causes.
 
 use std::{
     error::Error,
@@ -34,10 +34,10 @@ impl LogFilter {
             "CRITICAL" | "ERROR" | "FATAL" => "error",
             _ => return Self(text.trim().to_owned()),
         };
-        // A level is about us. The libraries below speak of headers and frames at debug and trace, which
-        // nobody asked for and which could show what must not be shown.
+        // A level applies to our crates only. At debug and trace, libraries log headers and frames, which nobody asked
+        // for and which could show secrets.
         let others = if level == "error" { "error" } else { "warn" };
-        // Targets are compared by how they begin: these are all crates of ours.
+        // The filter compares the beginnings of targets, so this name covers all our crates.
         Self(format!("{others},matrix2acrobits={level}"))
     }
 
@@ -56,9 +56,10 @@ pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingErr
         .with_env_filter(filter)
         .with_ansi(std::io::stdout().is_terminal())
         .with_target(false)
-        // A line that cannot be written would be told of on standard error, with a panic where that is gone, too.
+        // Otherwise a line that cannot be written is reported on standard error, with a panic if that is closed as
+        // well.
         .log_internal_errors(false);
-    // A second initialisation (in tests) keeps the first.
+    // A second initialisation (in tests) has no effect.
     let _ = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -66,8 +67,7 @@ pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingErr
     Ok(())
 }
 
-/// Writes an error and what caused it, in one line: `a: b: c`. What a cause's text already contains is not
-/// repeated.
+/// Writes an error and its causes in one line: `a: b: c`. A cause that the line already contains is not repeated.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'a));
 

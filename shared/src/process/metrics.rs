@@ -1,4 +1,4 @@
-//! Metrics: set up once at start. And those that both processes have: the build, and the database.
+//! Metrics: their setup at start, and the metrics of both processes, which are about the build and the database.
 //!
 //! Names follow Prometheus' conventions (base units, `_total` for counters). Labels take their values from
 //! short fixed lists, never from what a phone or a homeserver sends.
@@ -22,16 +22,16 @@ const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0,
 ];
 
-/// How long `/metrics` waits for the database; Prometheus gives up after ten seconds.
+/// How long `/metrics` waits for the database. Prometheus gives up after ten seconds.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often recorded samples are folded into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Starts collecting metrics, inside the runtime; the handle renders them for `/metrics`. `buckets` has the
-/// upper bounds of histograms that are not durations of requests.
+/// Starts collecting metrics. Call it inside the runtime. The handle renders the metrics for `/metrics`. `buckets` has
+/// the upper bounds of histograms that are not durations of requests.
 pub fn init(buckets: &[(&str, &[f64])]) -> PrometheusHandle {
-    // The exporter looks at full names first. It refuses empty lists of bounds only.
+    // The exporter looks at full names first, and refuses only empty lists of bounds.
     let matchers = buckets
         .iter()
         .map(|&(name, bounds)| (Matcher::Full(name.into()), bounds))
@@ -46,7 +46,7 @@ pub fn init(buckets: &[(&str, &[f64])]) -> PrometheusHandle {
     let handle = recorder.handle();
     let _ = metrics::set_global_recorder(recorder);
     register();
-    // Without it the exporter keeps every sample until somebody scrapes.
+    // Without this task the exporter keeps every sample until a scrape.
     let upkeep = handle.clone();
     tokio::spawn(async move {
         loop {
@@ -57,7 +57,7 @@ pub fn init(buckets: &[(&str, &[f64])]) -> PrometheusHandle {
     handle
 }
 
-/// Names the build and makes every series of the database, at zero.
+/// Names the build, and creates every series of the database at zero.
 fn register() {
     describe_gauge!(BUILD_INFO, "Always 1; the version is in the label");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -96,10 +96,10 @@ pub fn write_failed(busy: bool) {
     }
 }
 
-/// Asks the database for what `/metrics` shows, but not for long: what it would not tell is the least that a scrape is
-/// about while it does not answer.
+/// Asks the database for the values that `/metrics` shows, for a limited time. A scrape must not fail because the
+/// database does not respond: other metrics matter most at that moment.
 pub async fn ask(asking: impl Future<Output = ()>) {
-    // What was not answered stays as it was.
+    // Values that were not read stay as they were.
     let _ = tokio::time::timeout(PATIENCE, asking).await;
 }
 

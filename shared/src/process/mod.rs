@@ -1,4 +1,4 @@
-//! What every process needs beside its work: settings, logs, metrics, outgoing HTTP, shutdown, health.
+//! What every process needs besides its own work: settings, logs, metrics, outgoing HTTP, shutdown, health.
 
 pub mod failure;
 pub mod go_proxy;

@@ -6,16 +6,16 @@ use url::{Host, Url};
 
 /// A connection attempt that takes longer will not succeed.
 const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
-/// Below the idle time after which usual load balancers (75 s and more) close, so that it is we who do.
+/// Shorter than the idle time of usual load balancers (75 s and more), so that we close the connection and not they.
 const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
 
 /// Makes ring the TLS provider of this process; call it once, first thing.
 pub fn install_tls() {
-    // An error says that one is installed already, which is as good.
+    // An error means that a provider is already installed, which is just as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Makes clients for outgoing calls; knows whom they trust besides the system's roots.
+/// Makes clients for outgoing calls, with the certificate authorities that they trust besides the system's roots.
 #[derive(Debug, Clone, Default)]
 pub struct Outgoing {
     extra: Vec<reqwest::Certificate>,
@@ -30,15 +30,15 @@ impl Outgoing {
             return Err("holds no certificate in PEM form".into());
         }
         let outgoing = Self { extra };
-        // Certificates are looked at only now.
+        // reqwest checks the certificates only when it builds a client.
         match outgoing.client(Duration::from_secs(1)).build() {
             Ok(_) => Ok(outgoing),
             Err(_) => Err("holds a certificate that cannot be used".into()),
         }
     }
 
-    /// A builder with what every client of ours needs: no redirects (a token must not follow one to another
-    /// host), no repeats that we do not decide, no Nagle delay, a name in the other side's logs.
+    /// A builder with what all our clients need: no redirects (a redirect must not carry a token to another host), no
+    /// repeats but our own, no Nagle delay, a name in the other side's logs.
     pub fn client(&self, connect_timeout: Duration) -> reqwest::ClientBuilder {
         reqwest::Client::builder()
             .user_agent(concat!("matrix2acrobits/", env!("CARGO_PKG_VERSION")))
@@ -49,8 +49,8 @@ impl Outgoing {
             .connect_timeout(connect_timeout)
     }
 
-    /// A client for the server at `url`, which keeps up to `idle` connections for the next requests.
-    /// It waits for an answer at most `timeout`, body included.
+    /// A client for the server at `url`, which keeps up to `idle` connections open for later requests. It waits at most
+    /// `timeout` for a response, including the body.
     pub fn pooled(
         &self,
         url: &Url,
@@ -62,7 +62,7 @@ impl Outgoing {
             .timeout(timeout)
             .pool_max_idle_per_host(idle)
             .pool_idle_timeout(MAX_IDLE_TIME);
-        // No proxy can reach what runs beside us.
+        // A proxy cannot reach a server on this machine's loopback address.
         let builder = if is_loopback(url) {
             builder.no_proxy()
         } else {

@@ -1,4 +1,5 @@
-//! Settings: environment variables that are flags as well, each checked at start with its name in the error.
+//! Settings: environment variables that are also command-line flags. Each is checked at start, and an error names the
+//! setting.
 
 use std::{
     fmt,
@@ -33,7 +34,7 @@ pub struct SettingError {
 }
 
 impl SettingError {
-    /// `problem` completes the sentence that `name` begins; it must not repeat a secret.
+    /// `problem` completes the sentence that `name` begins. It must not repeat a secret.
     pub fn new(name: &'static str, problem: impl Into<String>) -> Self {
         Self {
             name,
@@ -41,13 +42,13 @@ impl SettingError {
         }
     }
 
-    /// The same problem of another setting.
+    /// The same problem with another setting.
     #[must_use]
     pub fn of(self, name: &'static str) -> Self {
         Self { name, ..self }
     }
 
-    /// It has to be set.
+    /// The setting is required.
     pub fn missing(name: &'static str) -> Self {
         Self::new(name, "is required and not set")
     }
@@ -126,7 +127,7 @@ pub struct SharedArgs {
 }
 
 impl SharedArgs {
-    /// Where the database lies.
+    /// Where the database is.
     pub fn database_url(&self) -> Result<Secret, SettingError> {
         let set = secret_or_file(
             "DATABASE_URL",
@@ -162,7 +163,7 @@ impl SharedArgs {
             .ok_or_else(|| SettingError::missing("MATRIX_HOMESERVER_URL"))
     }
 
-    /// The server name of user IDs, where it is known.
+    /// The server name of user IDs, if known.
     pub fn server_name(&self) -> Result<Option<ServerName>, SettingError> {
         let stated = self.stated_server_name()?;
         if stated.is_some() {
@@ -176,8 +177,8 @@ impl SharedArgs {
         .transpose()
     }
 
-    /// The server name of user IDs, where the operator has stated it. The host of MATRIX_HOMESERVER_URL is a guess:
-    /// under delegation, or for an address in a local network, users are of another server.
+    /// The server name of user IDs, if the operator has stated it. The host of MATRIX_HOMESERVER_URL is only a guess:
+    /// with delegation, or with an address in a local network, user IDs have another server name.
     pub fn stated_server_name(&self) -> Result<Option<ServerName>, SettingError> {
         let set = optional(SERVER_NAME, self.matrix_server_name.as_deref(), |text| {
             ServerName::parse(text).map_err(|e| e.to_string())
@@ -185,7 +186,7 @@ impl SharedArgs {
         Ok(set.or_else(|| Some(self.as_user_id()?.server_name())))
     }
 
-    /// The file with certificate authorities of the operator's, if there is one.
+    /// The operator's file with certificate authorities, if there is one.
     pub fn extra_ca_file(&self) -> Option<&Path> {
         let file = self.extra_ca_file.as_deref();
         file.filter(|path| !path.as_os_str().is_empty())
@@ -201,7 +202,8 @@ impl SharedArgs {
         }
     }
 
-    /// The Go proxy's AS_USER_ID, if it is one; it is not ours to insist on.
+    /// The Go proxy's AS_USER_ID, if it is a user ID. Any other value is ignored, because AS_USER_ID is not our
+    /// setting.
     pub fn as_user_id(&self) -> Option<UserId> {
         UserId::parse(self.as_user_id.as_deref()?.trim()).ok()
     }
@@ -229,7 +231,7 @@ pub fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
 }
 
-/// Parses a setting that must have a value; `read` says what is wrong with it.
+/// Parses a setting that must have a value. `read` says what is wrong with the value.
 pub fn parse<T>(
     name: &'static str,
     text: &str,
@@ -242,7 +244,7 @@ pub fn parse<T>(
     read(text).map_err(|problem| SettingError::new(name, problem))
 }
 
-/// Parses a setting that may be unset; empty counts as unset.
+/// Parses a setting that may be unset. An empty value counts as unset.
 pub fn optional<T>(
     name: &'static str,
     text: Option<&str>,
@@ -254,7 +256,7 @@ pub fn optional<T>(
     }
 }
 
-/// Parses a duration such as `500ms`, `1s`, `5m`; it must be longer than nothing.
+/// Parses a duration such as `500ms`, `1s`, `5m`. Zero is not allowed.
 pub fn duration(name: &'static str, text: &str) -> Result<Duration, SettingError> {
     parse(name, text, |text| {
         let form = || format!("must be a duration such as 500ms, 1s or 5m, not {text:?}");
@@ -312,7 +314,7 @@ pub fn socket_addr(name: &'static str, text: &str) -> Result<SocketAddr, Setting
     })
 }
 
-/// Reads an `http` or `https` URL that others are built from: no user, query or fragment.
+/// Reads an `http` or `https` URL that other URLs are built from, so it has no user, query or fragment.
 pub fn base_url(text: &str) -> Result<Url, String> {
     let form = "must be a URL such as https://matrix.example.org";
     let url = Url::parse(text).map_err(|_| form.to_owned())?;
@@ -373,8 +375,8 @@ pub fn required_secret(
     secret_or_file(name, value, file_name, file)?.ok_or_else(|| SettingError::missing(name))
 }
 
-/// Parses the command line and the environment, and says which secrets stand on the command line. Help and version
-/// print and exit 0; anything wrong is one line and [`EXIT_BAD_SETTING`].
+/// Parses the command line and the environment, and says which secrets are on the command line. Help and version print
+/// and exit 0. Any problem prints one line and exits with [`EXIT_BAD_SETTING`].
 pub fn parse_cli<C: clap::Parser>() -> (C, Exposed) {
     let command = C::command();
     let parsed = command.clone().try_get_matches().and_then(|matches| {
@@ -386,7 +388,7 @@ pub fn parse_cli<C: clap::Parser>() -> (C, Exposed) {
             error.exit();
         }
         let text = error.to_string();
-        // What is wrong; usage and tips come after an empty line.
+        // The problem comes first. Usage and tips come after an empty line.
         let lines = text.lines().map(str::trim);
         let problem: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
         exit_with(problem.join(" "))
@@ -398,7 +400,7 @@ pub fn parse_cli<C: clap::Parser>() -> (C, Exposed) {
 pub struct Exposed(Vec<String>);
 
 impl Exposed {
-    /// Secrets are the arguments whose values help does not show.
+    /// Secrets are the arguments whose values `--help` hides.
     fn of(command: &clap::Command, matches: &clap::ArgMatches) -> Self {
         let secrets = command.get_arguments().filter(|arg| {
             arg.is_hide_env_values_set()
@@ -412,7 +414,7 @@ impl Exposed {
         )
     }
 
-    /// Leaves one line in the log for each. Logs must be on by now.
+    /// Logs one line for each. The log must be set up before this.
     pub fn warn(&self) {
         for flag in &self.0 {
             tracing::warn!(
@@ -423,7 +425,7 @@ impl Exposed {
     }
 }
 
-/// Whether DATABASE_URL holds a password; a file's path is no secret.
+/// Whether DATABASE_URL contains a password. The path of a file is not a secret.
 fn has_password(matches: &clap::ArgMatches) -> bool {
     let url = matches.get_one::<Secret>("database_url");
     let url = url.and_then(|url| Url::parse(url.expose()).ok());

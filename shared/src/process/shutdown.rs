@@ -13,15 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a process may take to finish what runs.
 pub const GRACE: Duration = Duration::from_secs(15);
-/// Then what still runs is abandoned, so that the rest of [`GRACE`] suffices to give it back.
+/// When running work is abandoned, so that the rest of [`GRACE`] is enough to give it back.
 const FINISH: Duration = Duration::from_secs(13);
-/// How long a process that ends at once may take to give back what it holds.
+/// How long a process may take to give back its work after a second signal.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Exit code when the grace period ran out or a second signal came.
 pub const HARD_EXIT: i32 = 1;
 
-/// How far a stop has come. Cheap to clone.
+/// The stages of a shutdown. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Stopping {
     /// Take nothing new, and finish what runs.
@@ -32,7 +32,7 @@ pub struct Stopping {
 }
 
 impl Stopping {
-    /// Whether a second signal came, so that the process must not call its end a good one.
+    /// Whether a second signal came. Then the process must not report success.
     pub fn is_hurried(&self) -> bool {
         self.hurried.load(Ordering::SeqCst)
     }
@@ -50,7 +50,7 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// The same for a process that holds work of others: it may give that back before it exits.
+/// The same for a process that holds shared work. It can give the work back before it exits.
 pub fn on_signals_with_work() -> std::io::Result<Stopping> {
     let stopping = Stopping::default();
     let (told, mut signals) = (stopping.clone(), Signals::new()?);

@@ -1,8 +1,8 @@
-//! Words for people.
+//! Texts for people.
 
 use std::fmt;
 
-/// A count and what it counts, in the singular or by adding an "s".
+/// A count and a noun, which gets an "s" in the plural.
 #[derive(Debug, Clone, Copy)]
 pub struct Counted<'a, T>(pub T, pub &'a str);
 

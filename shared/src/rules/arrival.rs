@@ -1,13 +1,13 @@
-//! What is known of the pushes to a phone: what happened since it was last written down, which phones a receipt is
+//! What we know about the pushes to a phone: events since the last write to the database, which phones a receipt is
 //! about, and where a phone stands.
 
-/// A phone is silent when a push has waited for its receipt for so many seconds.
+/// A phone is silent when a push has waited this long for its receipt, in seconds.
 pub const SILENT_AFTER: i64 = 86_400;
 
-/// What happened at a phone since it was last written down. Times are seconds since 1970.
+/// What happened at a phone since the last write to the database. Times are seconds since 1970.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Arrivals {
-    /// The last push that PNM took.
+    /// The last push that PNM accepted.
     pub pushed: Option<i64>,
     /// The first push since the last receipt.
     pub waiting: Option<i64>,
@@ -18,7 +18,7 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// PNM took a push.
+    /// PNM accepted a push.
     pub fn push(&mut self, now: i64) {
         self.pushed = Some(now);
         self.waiting.get_or_insert(now);
@@ -31,7 +31,7 @@ impl Arrivals {
         self.receipts = self.receipts.saturating_add(1);
     }
 
-    /// This, and then what happened later.
+    /// These events, followed by `later`.
     #[must_use]
     pub fn then(self, later: Self) -> Self {
         Self {
@@ -49,65 +49,66 @@ impl Arrivals {
 /// A row that a receipt may be about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its id.
+    /// The row's id.
     pub id: i64,
     /// The account on the phone.
     pub selector: String,
-    /// The phone; empty where it does not name itself.
+    /// The phone's name, empty if it reports none.
     pub device: String,
-    /// The user whose it is.
+    /// The user who owns the row.
     pub user: Option<String>,
 }
 
-/// What a receipt says of its phone, beside the token, by which the candidates were found where it has one.
+/// What a receipt says about its phone. If it names a token, the candidates were found by that token.
 #[derive(Debug, Clone, Copy)]
 pub struct Said<'a> {
     /// The account on the phone.
     pub selector: Option<&'a str>,
     /// The phone.
     pub device: Option<&'a str>,
-    /// Whether it named the token.
+    /// Whether the receipt names the token.
     pub token: bool,
     /// The user that a login proved.
     pub owner: Option<&'a str>,
 }
 
-/// Which rows a receipt is about. A token is one phone's, so all accounts there have received. A selector alone can be
-/// on several phones: then nobody can tell whose the receipt is.
+/// Which rows a receipt is about. A token belongs to one phone, so the receipt counts for all accounts on row. A
+/// selector alone may be on several phones, and then the receipt counts for none of them.
 pub fn meant(said: Said<'_>, candidates: &[Candidate]) -> Vec<i64> {
-    let fits = |it: &&Candidate| {
-        said.selector.is_none_or(|selector| selector == it.selector)
+    let fits = |row: &&Candidate| {
+        said.selector
+            .is_none_or(|selector| selector == row.selector)
             && said
                 .owner
-                .is_none_or(|owner| it.user.as_deref() == Some(owner))
+                .is_none_or(|owner| row.user.as_deref() == Some(owner))
     };
     let fitting: Vec<_> = candidates.iter().filter(fits).collect();
     if said.token {
-        return fitting.iter().map(|it| it.id).collect();
+        return fitting.iter().map(|row| row.id).collect();
     }
-    let of_device = |device: &str| fitting.iter().find(|it| it.device == device);
+    let of_device = |device: &str| fitting.iter().find(|row| row.device == device);
     let named = said
         .device
         .map(|device| of_device(device).or_else(|| of_device("")));
     match (named, &fitting[..]) {
-        (Some(found), _) => found.iter().map(|it| it.id).collect(),
+        (Some(found), _) => found.iter().map(|row| row.id).collect(),
         (None, [one]) => vec![one.id],
         (None, _) => Vec::new(),
     }
 }
 
-/// What is stored of a phone. Times are seconds since 1970.
+/// What is stored about a phone. Times are seconds since 1970.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Facts<'a> {
-    /// Whether it has reported a token for messages.
+    /// Whether the phone has reported a token for messages.
     pub token: bool,
     /// Whether PNM called that token gone.
     pub dead: bool,
-    /// Whether it belongs to a user.
+    /// Whether the phone belongs to a user.
     pub user: bool,
     /// The state of its pusher, if there is one.
     pub pusher: Option<&'a str>,
-    /// The last push that PNM took.
+    /// The last push that PNM accepted.
     pub pushed: Option<i64>,
     /// The first push since the last receipt.
     pub waiting: Option<i64>,
@@ -115,30 +116,30 @@ pub struct Facts<'a> {
     pub received: Option<i64>,
 }
 
-/// Where a phone stands; the first that applies.
+/// Where a phone stands. The first variant that applies counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It has no token for messages.
+    /// The phone has no token for messages.
     NoToken,
     /// PNM called the token gone.
     Gone,
-    /// It confirmed pushes before, and has not for a day.
+    /// The phone confirmed pushes earlier, but none for a day.
     Silent,
-    /// It belongs to no user.
+    /// The phone belongs to no user.
     Nobodys,
-    /// It has no pusher.
+    /// The phone has no pusher.
     NoPusher,
     /// The homeserver refused its pusher.
     PusherFailed,
-    /// Its pusher is on the way.
+    /// Its pusher is not set yet.
     PusherPending,
-    /// It confirms what is pushed.
+    /// The phone confirms its pushes.
     Confirms,
-    /// It confirmed pushes before; the last one waits.
+    /// The phone confirmed pushes earlier. The last one still waits for its receipt.
     Waits,
-    /// Pushes are sent, and its app has never sent a receipt.
+    /// Pushes are sent, but the app has never sent a receipt.
     Unknown,
-    /// Nothing was pushed yet.
+    /// Nothing has been pushed yet.
     Unused,
 }
 
@@ -174,7 +175,7 @@ impl Standing {
         }
     }
 
-    /// In words.
+    /// The text for people.
     pub fn words(self) -> &'static str {
         match self {
             Self::NoToken => "has reported no token for messages",

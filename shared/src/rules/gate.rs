@@ -1,55 +1,56 @@
-//! The outage gate: lets jobs through to the homeserver while it is well, and one at a time to find out whether
-//! it is back. Pure: no I/O, and the time (milliseconds since 1970) is passed in.
+//! The outage gate: lets jobs through to the homeserver while the homeserver works. While it does not, the gate lets
+//! one job at a time try. Pure: no I/O, and the time (milliseconds since 1970) is passed in.
 //!
-//! [`SharedGate`] is the row that all workers share; [`SharedGate::after`] is the only place that changes it.
-//! [`Gate`] is one worker's side: its copy of the row, and what its own requests told it.
+//! [`SharedGate`] is the row that all workers share, and only [`SharedGate::after`] changes it. [`Gate`] is one
+//! worker's side: its copy of the row, and what it learnt from its own requests.
 //!
-//! A request that no recent success vouches for takes a *slot*. Slots are handed out so that all workers
-//! together send at most [`BURST`] requests at once and one more every [`SLOT_MS`]: 10 in any second at most. A
-//! single worker counts its slots by itself; several take them from the row. A single worker whose requests succeed one by
-//! one does not wait for slots: at most [`CREDIT`] requests follow the last success without one, slots included.
+//! A request that no recent success vouches for takes a *slot*. With slots, all workers together send at most [`BURST`]
+//! requests at once and one more every [`SLOT_MS`], so at most 10 in any second. A single worker counts its slots on
+//! its own. Several workers take them from the row. A single worker whose requests succeed one by one does not wait for
+//! slots: it may send without one until [`CREDIT`] requests have followed the last success, with or without a slot.
 
 use std::time::Duration;
 
-/// Failures in a row, not about one user, that shut the gate; several workers share them out.
+/// Failures in a row that shut the gate. Refusals that concern one user do not count. With several workers, each one's
+/// share is enough.
 pub const FAILURES_TO_SHUT: usize = 5;
 /// Slots that may be taken at once.
 const BURST: i64 = 5;
 /// Time until one more slot is there.
 const SLOT_MS: i64 = 200;
-/// A success vouches for the homeserver for this long.
+/// A success vouches for later requests for this long.
 const LATELY_MS: i64 = 50;
-/// So many requests it vouches for even though another one has failed meanwhile: enough to meet a success where
-/// half of the answers fail, and few beside those that are under way when the homeserver goes down.
+/// How many requests a success vouches for although another request has failed since. This is enough to meet a success
+/// where half of the requests fail, and few compared to those under way when the homeserver goes down.
 const SPARE: usize = 5;
-/// So many requests after a success need no slot, where there is none.
+/// How many requests after a success may be sent although no slot is free.
 const CREDIT: usize = 5;
-/// Nor do failures shut the gate so soon after a success: half of the answers of a homeserver may fail, and
-/// the failures in a row that come about by chance would have shut it most of the time.
+/// Failures do not shut the gate this soon after a success. If half of a homeserver's responses fail, failures in a row
+/// that happen by chance would otherwise keep the gate shut most of the time.
 const FLAKY_MS: i64 = 3000;
 /// After a failure among requests that took no slots, this worker sends nothing for this long.
 const HOLD_MS: i64 = 1000;
-/// Time between two tries, and the least that a 429 makes everybody wait.
+/// Time between two tries, and the shortest wait that a 429 causes.
 const TRY_MS: i64 = 1000;
-/// How long the worker that tries is left alone with it, unless it renews that; longer than a probe takes.
+/// How long one worker has the turn unless it renews the lease. Longer than a probe takes.
 const LEASE_MS: i64 = 8000;
-/// How long the worker that tries waits for a job to try with, before another gets its turn.
+/// How long the worker that has the turn waits for a job to try with, before another worker gets the turn.
 const TRIAL_MS: i64 = 2000;
-/// After an answered probe so many jobs may fail, one after the other, before the next probe: where half of the
-/// answers fail, one alone says little.
+/// How many jobs may fail, one after the other, after a probe that succeeded, before the next probe. Where half of the
+/// requests fail, one failure says little.
 const TRIES: u32 = 3;
-/// While the homeserver answers probes and nothing else, a job in backoff is tried no sooner than this long
-/// after the last request, so that backoff means something and its return is noticed all the same.
+/// While the homeserver responds to probes and nothing else, a job in backoff is brought forward only this long after
+/// the last request. So backoff still has an effect, and we still notice when the homeserver is back.
 const QUIET_MS: i64 = 10_000;
-/// Nobody waits longer than a homeserver may ask for. What lies further ahead comes from a clock that was wrong.
+/// Nobody waits longer than a homeserver may ask for. A time further ahead comes from a clock that was wrong.
 const LONGEST_MS: i64 = 3_600_000;
 
 /// Whether jobs pass, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
-    /// They pass.
+    /// Jobs pass.
     Open,
-    /// The homeserver is down: it is probed once a second.
+    /// The homeserver is down. A worker probes it once a second.
     Down,
     /// The homeserver asked everybody to wait.
     Limited,
@@ -76,51 +77,52 @@ impl Condition {
     }
 }
 
-/// What all workers know together of the homeserver.
+/// What all workers together know about the homeserver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedGate {
-    /// Grows with every change; who writes names the version that they read.
+    /// Grows with every change. A writer names the version that it has read.
     pub version: i64,
-    /// Grows with every shut.
+    /// Grows every time the gate shuts.
     pub epoch: i64,
     /// Whether jobs pass.
     pub condition: Condition,
     /// When the gate last ceased to be open.
     pub since_ms: i64,
-    /// While the gate is shut, nobody tries before; while somebody tries, nobody else does before.
+    /// While the gate is shut, no worker tries before this time. While one worker tries, no other worker does before
+    /// this time.
     pub next_try_ms: i64,
     /// Slots are taken up to this time.
     pub slot_ms: i64,
-    /// The worker that finds out whether the homeserver is back.
+    /// The worker that has the turn to find out whether the homeserver is back.
     pub holder: Option<String>,
-    /// Whether a probe has failed since the last one that was answered.
+    /// Whether a probe has failed since the last one that succeeded.
     pub gone: bool,
     /// Why the gate is shut, for people.
     pub reason: Option<String>,
 }
 
-/// What changes the row.
+/// An event that may change the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A worker starts; perhaps somebody has mended the configuration.
+    /// A worker starts. Perhaps the operator has corrected the configuration.
     Started,
-    /// The homeserver does not work, by the word of a request from this epoch.
+    /// The homeserver does not work, as a request from this epoch shows.
     Down(i64, String),
-    /// The homeserver asks everybody to wait until this time.
+    /// The homeserver asks all clients to wait until this time.
     Limited(i64),
-    /// Our configuration is wrong, by the word of a request from this epoch; wait until this time.
+    /// Our configuration is wrong, as a request from this epoch shows. Wait until this time.
     Misconfigured(i64, String, i64),
-    /// The homeserver works, by the word of a request from this epoch.
+    /// The homeserver works, as a request from this epoch shows.
     Well(i64),
-    /// This worker wants to find out whether the homeserver is back.
+    /// This worker wants the turn to find out whether the homeserver is back.
     Claim(String),
-    /// This worker is still about it.
+    /// This worker still has the turn.
     Renew(String),
-    /// Its probe was answered.
+    /// This worker's probe succeeded.
     Answered(String),
-    /// Its probe was not answered.
+    /// This worker's probe failed.
     NotAnswered(String),
-    /// It has no job to try with.
+    /// This worker has no job to try with.
     PassOn(String),
     /// A request takes a slot.
     Slot,
@@ -142,7 +144,7 @@ impl SharedGate {
         }
     }
 
-    /// The row after an event; none if the event changes nothing.
+    /// The row after an event. None if the event changes nothing.
     pub fn after(&self, event: &Event, now: i64) -> Option<Self> {
         let open = self.condition == Condition::Open;
         let mine = |worker: &String| !open && self.holder.as_ref() == Some(worker);
@@ -169,7 +171,7 @@ impl SharedGate {
                     ..next()
                 })
             }
-            // An answer to what was sent before the gate shut says nothing new.
+            // A response to a request from before the gate shut says nothing new.
             Event::Down(epoch, _) | Event::Misconfigured(epoch, ..) | Event::Well(epoch)
                 if *epoch != self.epoch =>
             {
@@ -182,7 +184,7 @@ impl SharedGate {
             Event::Misconfigured(_, reason, until) => {
                 Some(shut(Condition::Misconfigured, *until, Some(reason)))
             }
-            // However old the request is: the homeserver asks for it now.
+            // The age of the request does not matter: the homeserver asks for the wait now.
             Event::Limited(until) => {
                 let waits = matches!(
                     self.condition,
@@ -228,10 +230,10 @@ impl SharedGate {
         }
     }
 
-    /// The row with one more slot taken, or when there is one.
+    /// The row with one more slot taken, or the time when a slot is free.
     fn slot(&self, now: i64) -> Result<Self, i64> {
         let most = (BURST - 1) * SLOT_MS;
-        // Further ahead than anybody can take them: the clock was set back.
+        // Slots cannot be taken this far ahead, so the clock was set back.
         let taken = if self.slot_ms > now + most + SLOT_MS {
             now
         } else {
@@ -247,7 +249,7 @@ impl SharedGate {
         })
     }
 
-    /// The same, without times that only a wrong clock can have made.
+    /// The same row, without times that only a wrong clock can have produced.
     fn plausible(mut self, now: i64) -> Self {
         let longest = match (&self.holder, self.condition) {
             (Some(_), _) => LEASE_MS,
@@ -265,14 +267,14 @@ impl Default for SharedGate {
     }
 }
 
-/// What a finished request says of the homeserver.
+/// What a finished request says about the homeserver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sign {
-    /// It works, whatever it said of this one user.
+    /// The homeserver works, whatever it said about this one user.
     Well,
-    /// It does not.
+    /// The homeserver does not work.
     Unwell(String),
-    /// It asks everybody to wait.
+    /// The homeserver asks all clients to wait.
     Limited(Duration),
     /// Our configuration is wrong.
     Misconfigured(String),
@@ -285,18 +287,18 @@ pub enum News {
     Down(String),
     /// Our configuration is wrong.
     Misconfigured(String),
-    /// The homeserver works again: after this long.
+    /// The homeserver works again, after this long.
     Up(Duration),
 }
 
-/// What the worker that watches the gate has to do next.
+/// What the worker has to do next while the gate is shut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Ask to be the one who finds out.
+    /// Ask for the turn.
     Claim,
-    /// Bring a job in backoff forward: none is due to try with.
+    /// Bring a job in backoff forward, to try with it.
     BringForward,
-    /// Tell the others that this worker is still about it.
+    /// Tell the other workers that this one still has the turn.
     Renew,
     /// Let another worker try.
     PassOn,
@@ -314,11 +316,11 @@ pub struct Ticket {
 pub enum Admission {
     /// Yes.
     Enter(Ticket),
-    /// If a slot can be had from the row.
+    /// Yes, if the row has a free slot.
     Slot,
-    /// Not before this time.
+    /// No, not before this time.
     Until(i64),
-    /// Not until something changes.
+    /// No, not until something changes.
     Wait,
 }
 
@@ -328,7 +330,7 @@ struct Trial {
     since_ms: i64,
     failures: u32,
     running: bool,
-    /// A job in backoff is brought forward at once.
+    /// Whether to bring a job in backoff forward at once.
     hurry: bool,
 }
 
@@ -337,36 +339,36 @@ struct Trial {
 pub struct Gate {
     me: String,
     concurrency: usize,
-    /// How long everything waits when the configuration is wrong.
+    /// How long jobs wait when the configuration is wrong.
     long_ms: i64,
     row: SharedGate,
     /// Workers that live, this one included.
     workers: usize,
     failures: usize,
-    /// A success that vouches for the homeserver.
+    /// When a request last succeeded. Forgotten when the gate shuts or opens.
     last_well_ms: Option<i64>,
-    /// Requests that it vouched for after a failure.
+    /// Requests that this success vouched for after a failure.
     spent: usize,
     /// Requests since the last success.
     unproved: usize,
     /// When the homeserver last worked, as far as this worker knows.
     worked_ms: Option<i64>,
-    /// Whether requests were sent without slots lately.
+    /// Whether the last request was sent without a slot.
     running_free: bool,
     hold_ms: i64,
     /// Requests that shut the gate and are not in the row yet.
     shutting: usize,
     inside: usize,
     trial: Option<Trial>,
-    /// When the last request ended, whatever became of it.
+    /// When the last request ended, whatever the outcome.
     last_end_ms: Option<i64>,
-    /// This worker had its turn and found no job.
+    /// No claim before this time, because this worker had the turn and found no job.
     turn_ms: i64,
     tried: bool,
 }
 
 impl Gate {
-    /// Begins with nothing to vouch for the homeserver.
+    /// A gate that knows of no success yet.
     pub fn new(me: &str, concurrency: usize, long: Duration) -> Self {
         Self {
             me: me.to_owned(),
@@ -390,14 +392,14 @@ impl Gate {
         }
     }
 
-    /// Follows the row, if it is newer than what is known of it.
+    /// Takes over the row, if it is newer than our copy.
     pub fn follow(&mut self, row: SharedGate, workers: usize, now: i64) -> Option<News> {
         self.workers = workers.max(1);
         if row.version <= self.row.version && row.epoch <= self.row.epoch {
             return None;
         }
         let before = std::mem::replace(&mut self.row, row.plausible(now));
-        // Slots that were taken without the row.
+        // Keep the slots that this worker took without the row.
         self.row.slot_ms = self.row.slot_ms.max(before.slot_ms);
         if self.row.epoch != before.epoch || self.row.condition != before.condition {
             self.failures = 0;
@@ -425,7 +427,7 @@ impl Gate {
         self.row.condition == Condition::Open && self.shutting == 0
     }
 
-    /// Whether a job is wanted that finds out.
+    /// Whether the gate wants one job to try.
     pub fn is_trying(&self) -> bool {
         self.trial.is_some_and(|trial| !trial.running) && self.shutting == 0
     }
@@ -435,12 +437,12 @@ impl Gate {
         !self.is_open() && self.trial.is_none()
     }
 
-    /// Whether this worker has heard from the homeserver.
+    /// Whether this worker has finished a request since it started.
     pub fn is_tried(&self) -> bool {
         self.tried
     }
 
-    /// Why jobs do not pass, for people; none while they do.
+    /// Why jobs do not pass, for people. None while they pass.
     pub fn reason(&self) -> Option<&str> {
         match self.row.condition {
             Condition::Open => None,
@@ -449,7 +451,7 @@ impl Gate {
         }
     }
 
-    /// Asks for one more job.
+    /// Asks to let one more job in.
     pub fn admit(&mut self, now: i64) -> Admission {
         match self.may_enter() {
             Some(ticket) => self.with_slot(ticket, now, true),
@@ -457,14 +459,14 @@ impl Gate {
         }
     }
 
-    /// A slot was taken from the row for one more job; none if the gate has shut meanwhile.
+    /// Lets one more job in, after a slot was taken from the row. None if the gate has shut meanwhile.
     pub fn enter_with_slot(&mut self) -> Option<Ticket> {
         let ticket = self.may_enter()?;
         self.enter(ticket);
         Some(ticket)
     }
 
-    /// Asks for one more request of a job that is inside; none if the gate has shut meanwhile.
+    /// Asks for one more request of a job that is inside. None if the gate has shut meanwhile.
     pub fn again(&mut self, ticket: Ticket, now: i64) -> Option<Admission> {
         self.is_current(ticket)
             .then(|| self.with_slot(ticket, now, false))
@@ -538,8 +540,8 @@ impl Gate {
         }
     }
 
-    /// Takes note of what a request said. An event is to be brought into the row; until
-    /// [`Gate::recorded`] says that it is, a gate that it shuts is shut.
+    /// Takes note of a finished request. The caller writes a returned event into the row and then calls
+    /// [`Gate::recorded`]. Until then, an event that shuts the gate keeps it shut for this worker.
     pub fn record(&mut self, ticket: Ticket, sign: &Sign, now: i64) -> Option<Event> {
         self.last_end_ms = Some(now);
         self.tried = true;
@@ -587,14 +589,14 @@ impl Gate {
         Some(event)
     }
 
-    /// An event that [`Gate::record`] gave is in the row, or changes nothing in it any more.
+    /// An event that [`Gate::record`] returned is now in the row, or no longer changes the row.
     pub fn recorded(&mut self, event: &Event) {
         if !matches!(event, Event::Well(_)) {
             self.shutting = self.shutting.saturating_sub(1);
         }
     }
 
-    /// What to do next, and when; nothing while the gate is open.
+    /// What to do next, and when. None while the gate is open.
     pub fn next_step(&self, now: i64) -> Option<(i64, Step)> {
         if self.row.condition == Condition::Open || self.shutting > 0 {
             return None;
@@ -615,13 +617,13 @@ impl Gate {
         }
     }
 
-    /// This worker has the turn: what it must do first is to probe, unless the wait was one for a fixed time.
+    /// Whether the worker that has the turn must probe first. If the gate waited for a fixed time, it need not.
     pub fn must_probe(&self) -> bool {
         self.row.condition == Condition::Down
     }
 
-    /// The homeserver answered the probe, or the wait is over: one job may try. `back`: it had not answered
-    /// before. One that has answered probes all the time is not back, and backoff stands.
+    /// One job may try, because the probe succeeded or the wait is over. `back` says that earlier probes failed. A
+    /// homeserver that has responded to probes all along is not back, so jobs in backoff keep waiting.
     pub fn try_one(&mut self, back: bool, now: i64) {
         if self.row.condition != Condition::Open && self.row.holder.as_ref() == Some(&self.me) {
             self.trial = Some(Trial {
@@ -633,12 +635,12 @@ impl Gate {
         }
     }
 
-    /// Whether the last probe of any worker found nobody.
+    /// Whether a probe of any worker has failed since the last one that succeeded.
     pub fn is_gone(&self) -> bool {
         self.row.gone
     }
 
-    /// A job was brought forward; the next one not at once.
+    /// A job was brought forward. The next one is not brought forward at once.
     pub fn brought_forward(&mut self, now: i64) {
         self.last_end_ms = Some(now);
         if let Some(trial) = &mut self.trial {

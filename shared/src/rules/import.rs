@@ -1,4 +1,4 @@
-//! What becomes of a mapping or a token that is imported: what is here and newer stays, and repeating an import
+//! Decides what becomes of an imported mapping or token. A newer row in our database stays, and repeating an import
 //! changes nothing.
 
 use std::collections::HashMap;
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::report::{Field, Phone, Report};
 use crate::ids::{AppId, Pushkey, Selector, UserId};
 
-/// Rows that one transaction takes: few enough that reports of phones get in between.
+/// Rows in one transaction. The number is small, so that reports from phones are saved in between.
 pub const IMPORT_CHUNK: usize = 200;
 
 /// A mapping to import.
@@ -14,9 +14,9 @@ pub const IMPORT_CHUNK: usize = 200;
 pub struct MappingRow {
     /// The selector.
     pub selector: Selector,
-    /// Whose it is.
+    /// The user who owns the selector.
     pub user: UserId,
-    /// When that was said, in seconds since 1970; unknown: now.
+    /// When the mapping was made, in seconds since 1970. None counts as now.
     pub updated_at: Option<i64>,
 }
 
@@ -25,22 +25,22 @@ pub struct MappingRow {
 pub struct TokenRow {
     /// What the phone reported.
     pub report: Report,
-    /// When, in seconds since 1970; unknown: before all that is here.
+    /// When the phone reported it, in seconds since 1970. None counts as older than all our rows.
     pub updated_at: Option<i64>,
 }
 
-/// What becomes of a row.
+/// What became of an imported row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Imported {
-    /// It was not here.
+    /// Our database had no such row.
     Added,
-    /// It was here, older and different.
+    /// Our row was older and different.
     Changed,
-    /// It is here already.
+    /// Our database already has the row.
     Unchanged,
-    /// What is here is newer and stays.
+    /// Our row is newer and stays.
     NewerHere,
-    /// A token without an app id makes no pusher.
+    /// A token without an app id cannot have a pusher.
     NeedsAppId,
 }
 
@@ -51,18 +51,18 @@ impl Imported {
     }
 }
 
-/// A selector and the user whose it is.
+/// A selector and the user who owns it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Mapping {
     /// The selector.
     pub selector: String,
     /// The Matrix user.
     pub user_id: String,
-    /// When it was last changed, in seconds since 1970.
+    /// When the mapping was last changed, in seconds since 1970.
     pub updated_at: i64,
 }
 
-/// Judges a mapping by what is here.
+/// Judges a mapping by the stored one.
 pub fn judge_mapping(row: &MappingRow, stored: Option<&Mapping>) -> Imported {
     match stored {
         None => Imported::Added,
@@ -74,25 +74,28 @@ pub fn judge_mapping(row: &MappingRow, stored: Option<&Mapping>) -> Imported {
     }
 }
 
-/// Judges tokens by all rows of their selectors, whatever others are among them.
+/// Judges tokens by the rows of their selectors. `stored` may contain rows of other selectors.
 pub fn judge_tokens(rows: &[TokenRow], stored: &[Phone]) -> Vec<Imported> {
     let mut by_selector: HashMap<&str, Vec<Phone>> = HashMap::new();
     for phone in stored {
-        let theirs = by_selector.entry(phone.selector.as_str()).or_default();
-        theirs.push(phone.clone());
+        let phones = by_selector.entry(phone.selector.as_str()).or_default();
+        phones.push(phone.clone());
     }
     let judge = |row: &TokenRow| {
-        let theirs = by_selector.get(row.report.from.selector.as_str());
-        judge_token(row, theirs.map_or(&[], Vec::as_slice))
+        let phones = by_selector.get(row.report.from.selector.as_str());
+        judge_token(row, phones.map_or(&[], Vec::as_slice))
     };
     rows.iter().map(judge).collect()
 }
 
-/// Judges a token by all rows of its selector: a phone that names its device reports into a row of its own,
-/// which is newer than what the other program knew of the same phone.
+/// Judges a token by all rows of its selector. A phone that names its device reports into its own row, which is newer
+/// than the other program's row for the same phone.
 pub fn judge_token(row: &TokenRow, stored: &[Phone]) -> Imported {
     let report = &row.report;
-    let Some(stored) = stored.iter().max_by_key(|it| (it.updated_at, it.id)) else {
+    let Some(stored) = stored
+        .iter()
+        .max_by_key(|phone| (phone.updated_at, phone.id))
+    else {
         let lacks_app_id = report.token_msgs.is_set() && !report.app_id_msgs.is_set();
         return if lacks_app_id {
             Imported::NeedsAppId
@@ -126,7 +129,7 @@ pub fn judge_token(row: &TokenRow, stored: &[Phone]) -> Imported {
     }
 }
 
-/// Whether a field of a report leaves what is stored as it is.
+/// Whether a field of a report leaves the stored value as it is.
 fn keeps<T>(field: &Field<T>, stored: Option<&str>, text: impl Fn(&T) -> &str) -> bool {
     match field {
         Field::Absent => true,

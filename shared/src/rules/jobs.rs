@@ -1,4 +1,4 @@
-//! What becomes of a job: the queue's row of one pusher.
+//! How a job's row in the queue changes: woken, retried, given up, recovered, released.
 
 use std::time::Duration;
 
@@ -6,45 +6,45 @@ use serde::{Deserialize, Serialize};
 
 /// The queue's name in `Jobs.job_type`.
 pub const QUEUE: &str = "sync_pusher";
-/// How often a worker says that it lives; well within [`DEAD_AFTER`].
+/// How often a worker reports that it is alive. Well within [`DEAD_AFTER`].
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
-/// A worker that has not beaten for this long is dead and its jobs go to others, in seconds.
+/// A worker without a heartbeat for this long counts as dead, and others get its jobs, in seconds.
 pub const DEAD_AFTER: i64 = 10;
-/// A job that had begun in this many workers when they died is the likely cause: dead letter. One more died with
-/// it before, which is how it came to say when it begins.
+/// A job that had begun in this many workers when they died is the likely cause, and becomes a dead letter. One more
+/// worker died earlier: only after that death do workers note when they begin the job.
 pub const MAX_LOST: i64 = 4;
-/// The longest that a job waits because the homeserver asked for it, in seconds.
+/// The longest that a job waits at the homeserver's request, in seconds.
 pub const LONGEST_ASKED: i64 = 3600;
-/// No job that is not in backoff is due later than this, in seconds; recovered jobs wait some.
+/// Jobs that are not in backoff are due within this time, in seconds. Recovered jobs wait for part of it.
 pub const SOON: i64 = 15;
-/// Rows that one transaction of upkeep or replay touches at most.
+/// The most rows that one transaction of upkeep or replay touches.
 pub const CHUNK: i64 = 500;
-/// What a dead letter says that its workers did not survive.
+/// The error of a dead letter that killed its workers.
 pub const KILLED_ITS_WORKERS: &str = "its job killed its worker again and again";
-/// What a job says whose worker died.
+/// The error of a job whose worker died.
 const WORKER_DIED: &str = "the worker that held this job died";
 
 /// The payload of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncPusher {
-    /// The row of `pushers` to bring about at the homeserver.
+    /// The row of `pushers` that the homeserver should match.
     pub pusher_id: i64,
 }
 
-/// Where a job stands; apalis' words.
+/// Where a job stands, in apalis' words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
     /// Due, or recovered from a worker that died.
     Pending,
     /// In a worker's hands.
     Queued,
-    /// In a worker's hands, which has said that it begins with it.
+    /// In a worker's hands, and the worker has noted that it begins the job.
     Running,
     /// In backoff.
     Failed,
     /// A dead letter.
     Killed,
-    /// Not a word of ours.
+    /// A word that we do not use.
     #[serde(other)]
     Foreign,
 }
@@ -65,42 +65,42 @@ impl Status {
 /// A job's row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// The database's number for the row, good inside one transaction.
+    /// The database's number for the row, valid within one transaction.
     pub key: i64,
-    /// Where it stands.
+    /// Where the job stands.
     pub status: Status,
-    /// Attempts that ended in failure or with the worker.
+    /// Attempts that failed or ended with the worker's death.
     pub attempts: i64,
-    /// When it is due, in seconds since 1970.
+    /// When the job is due, in seconds since 1970.
     pub run_at: i64,
-    /// Before this nothing brings it forward: the homeserver asked for it.
+    /// Nothing brings the job forward to before this time, because the homeserver asked to wait.
     pub not_before: Option<i64>,
-    /// None: no worker has died with it. 0: one has, but it had perhaps not begun. Else how many died after it
-    /// had begun.
+    /// How many workers died with the job after they had begun it. 0 if a worker died with the job but perhaps had not
+    /// begun it. None if no worker died with it.
     pub lost: Option<i64>,
-    /// It was wanted again while a worker held it.
+    /// The job was woken while a worker held it.
     pub recalled: bool,
-    /// The worker that holds it.
+    /// The worker that holds the job.
     pub lock_by: Option<String>,
     /// Why the last attempt failed.
     pub error: Option<String>,
-    /// When it was given up, in seconds since 1970.
+    /// When the job was given up, in seconds since 1970.
     pub done_at: Option<i64>,
 }
 
 impl Job {
-    /// Whether it has not been given up.
+    /// Whether the job has not been given up.
     pub fn is_live(&self) -> bool {
         self.status != Status::Killed
     }
 
-    /// Whether `worker` holds it.
+    /// Whether `worker` holds the job.
     pub fn is_held_by(&self, worker: &str) -> bool {
         self.lock_by.as_deref() == Some(worker)
     }
 
-    /// Something wants it to run: one in backoff is brought forward, a dead letter is revived, and one in a
-    /// worker's hands remembers it.
+    /// Makes the job run again. A job in backoff is brought forward, a dead letter is revived, and a job in a worker's
+    /// hands is marked as recalled.
     pub fn wake(&mut self, now: i64) {
         match self.status {
             Status::Failed => {
@@ -112,7 +112,7 @@ impl Job {
         }
     }
 
-    /// Runs from the beginning, at once.
+    /// Starts from the beginning, at once.
     pub fn again(&mut self, now: i64) {
         self.status = Status::Pending;
         self.attempts = 0;
@@ -123,8 +123,8 @@ impl Job {
         self.free();
     }
 
-    /// The attempt failed: run again at `run_at`. If `strict`, nothing brings it forward; else what recalled it
-    /// meanwhile does.
+    /// The attempt failed, so retry at `run_at`. If `strict`, nothing brings the job forward. Otherwise a recalled job
+    /// is due now.
     pub fn retry(&mut self, run_at: i64, error: &str, strict: bool, now: i64) {
         self.status = Status::Failed;
         self.attempts += 1;
@@ -139,7 +139,7 @@ impl Job {
         self.free();
     }
 
-    /// Gives it up.
+    /// Gives the job up.
     pub fn kill(&mut self, error: &str, now: i64) {
         self.status = Status::Killed;
         self.attempts += 1;
@@ -148,8 +148,8 @@ impl Job {
         self.free();
     }
 
-    /// Its worker died. The more it has seen die, the longer it waits, so that its neighbours come first.
-    /// Returns whether it was given up as the likely cause.
+    /// The worker died. The more workers have died with the job, the longer it waits, so that other jobs come first.
+    /// Returns whether the job was given up as the likely cause.
     pub fn recover(&mut self, now: i64) -> bool {
         let began = i64::from(self.status == Status::Running);
         let lost = self.lost.unwrap_or(0) + began;
@@ -166,7 +166,7 @@ impl Job {
         lost >= MAX_LOST
     }
 
-    /// A worker that stops gives it back: nothing was lost, so nothing counts.
+    /// A worker that stops gives the job back. This does not count as an attempt.
     pub fn release(&mut self) {
         if matches!(self.status, Status::Queued | Status::Running) {
             self.status = Status::Pending;

@@ -1,4 +1,4 @@
-//! What is decided, without I/O: each module is pure and has its own tables of cases.
+//! All decisions, without I/O. Each module is pure and has its own tables of cases.
 
 pub mod arrival;
 pub mod gate;

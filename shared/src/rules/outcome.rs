@@ -1,9 +1,9 @@
-//! What the homeserver's response means for a job: one table, keyed by the status, the errcode, whether the
+//! Decides what the homeserver's response means for a job: one table, keyed by the status, the errcode, whether the
 //! body is JSON, and what the request was for.
 
 use std::time::Duration;
 
-/// The longest that a job waits because a homeserver asks for it.
+/// The longest that a job waits at the homeserver's request.
 pub const LONGEST_ASKED: Duration = Duration::from_hours(1);
 
 const TOKEN: &str = "MATRIX_AS_TOKEN is not accepted";
@@ -17,11 +17,11 @@ pub enum Request {
     Set,
     /// Delete a pusher.
     Delete,
-    /// Look, which changes nothing.
+    /// Look at the pushers, which changes nothing.
     Look,
 }
 
-/// An HTTP response, as far as it decides anything.
+/// The parts of an HTTP response that decide something.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response {
     /// HTTP status.
@@ -30,7 +30,7 @@ pub struct Response {
     pub json: bool,
     /// The Matrix error code.
     pub errcode: Option<String>,
-    /// The homeserver's words.
+    /// The homeserver's error text.
     pub error: Option<String>,
     /// Where a redirect leads.
     pub location: Option<String>,
@@ -38,13 +38,13 @@ pub struct Response {
     pub retry_after: Option<Duration>,
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// An HTTP response.
     Response(Response),
-    /// None that can be used: refused, reset, timed out, TLS. `sent` is false when the homeserver cannot have
-    /// seen the request.
+    /// No usable response: refused, reset, timed out, TLS. `sent` is false if the homeserver cannot have seen the
+    /// request.
     Nothing {
         /// Why, for people.
         reason: String,
@@ -53,23 +53,23 @@ pub enum Reply {
     },
 }
 
-/// What follows for the job, and what the reply says of the homeserver.
+/// What follows for the job, and what the reply says about the homeserver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meaning {
     /// The homeserver did what was asked.
     Done,
-    /// The homeserver is not well: retry without end.
+    /// The homeserver does not work. Retry without end.
     Outage {
         /// Why, for people.
         reason: String,
-        /// The homeserver may have done it, so the next attempt asks first.
+        /// The homeserver may have done it, so the next attempt looks first.
         maybe_done: bool,
         /// The homeserver asks to wait this long.
         asked: Option<Duration>,
     },
-    /// The homeserver asks everybody to wait; none says for how long.
+    /// The homeserver asks all clients to wait.
     Limited {
-        /// How long.
+        /// For how long, if it says so.
         asked: Option<Duration>,
     },
     /// Our configuration is wrong, so that no job can succeed.
@@ -79,14 +79,14 @@ pub enum Meaning {
         /// The homeserver asks to wait this long.
         asked: Option<Duration>,
     },
-    /// About this user alone, and only for a time: the homeserver says when to try again.
+    /// The refusal concerns this user alone, and the homeserver says when to retry.
     Later {
         /// Why, for people.
         reason: String,
         /// How long to wait.
         asked: Duration,
     },
-    /// About this user or this pusher alone, and a repeat would end the same way.
+    /// The refusal concerns this user or pusher alone, and a retry would end the same way.
     Refused {
         /// Why, for people.
         reason: String,
@@ -119,13 +119,13 @@ pub fn meaning(reply: &Reply, request: Request) -> Meaning {
     };
     match (response.status, response.errcode.as_deref()) {
         (200..=299, _) if response.json => Meaning::Done,
-        // An error after the work leaves the work done.
+        // The error may have come after the work was done.
         (200..=299 | 500.., _) => outage(true),
         (429, _) => Meaning::Limited { asked },
         (401, None | Some("M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN")) => misconfigured(TOKEN),
         (400 | 404 | 405, Some("M_UNRECOGNIZED")) => misconfigured(URL),
         (407, _) => misconfigured(PROXY),
-        // Without an errcode it is some gateway's page, be it HTML or JSON.
+        // Without an errcode, the response comes from a gateway, whether it is HTML or JSON.
         (408 | 425, _) | (400..=499, None) => outage(false),
         (404, Some(_)) if request == Request::Delete => Meaning::Done,
         // A homeserver that does not know the user holds no pusher of that user.
@@ -138,13 +138,13 @@ pub fn meaning(reply: &Reply, request: Request) -> Meaning {
     }
 }
 
-/// Synapse's words; other refusals have the same errcode.
+/// Compares with Synapse's text, because other refusals have the same errcode.
 fn is_unknown_user(response: &Response) -> bool {
     let error = response.error.as_deref().unwrap_or_default();
     error.starts_with("Application service has not registered this user")
 }
 
-/// The response in a line for logs and dead letters: status, errcode and error.
+/// The response in one line for logs and dead letters: status, errcode and error.
 fn describe(response: &Response) -> String {
     let status = response.status;
     match (&response.errcode, &response.error, &response.location) {

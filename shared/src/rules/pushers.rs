@@ -1,5 +1,5 @@
-//! Who holds a pushkey, and what the homeserver should hold. [`Change`] is the one vocabulary of what
-//! transactions do to pushers.
+//! Decides which pushers the homeserver should hold, from the rows that hold a pushkey. Transactions change pushers
+//! only by a [`Change`].
 
 use std::sync::Arc;
 
@@ -8,35 +8,35 @@ use serde::{Deserialize, Serialize};
 use super::jobs::Job;
 use crate::ids::{AppId, Pushkey, Selector, UserId};
 
-/// A clock that was ahead by more than this when a row was written is noticed, in seconds.
+/// A row whose time is further ahead than this was written by a wrong clock, in seconds.
 const CLOCK_SLACK: i64 = 60;
 
 /// Whether the homeserver should hold a pusher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wanted {
-    /// It should.
+    /// The homeserver should hold the pusher.
     Present,
-    /// It should not.
+    /// The homeserver should not hold the pusher.
     Absent,
 }
 
-/// What is known of a pusher at the homeserver.
+/// What we know about a pusher at the homeserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It is not as wanted, or nobody knows; a job sees to it.
+    /// The pusher is not as wanted, or we do not know. A job takes care of it.
     Pending,
-    /// The homeserver holds it.
+    /// The homeserver holds the pusher.
     Registered,
-    /// The homeserver refused; a dead letter keeps the reason.
+    /// The homeserver refused the pusher. A dead letter keeps the reason.
     Failed,
-    /// The homeserver does not hold it.
+    /// The homeserver does not hold the pusher.
     Removed,
 }
 
 impl State {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 4] = [Self::Pending, Self::Registered, Self::Failed, Self::Removed];
 
     /// The word in the database.
@@ -50,25 +50,25 @@ impl State {
     }
 }
 
-/// A live row that holds a pushkey, with the user whose it is.
+/// A live row that holds a pushkey, with its user.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Holder {
     /// The phone's row.
     pub row: i64,
-    /// Whose it is.
+    /// The user who owns the row.
     pub user_id: String,
     /// The account on the phone.
     pub selector: String,
-    /// When it was last reported, in seconds since 1970.
+    /// When the row was last reported, in seconds since 1970.
     pub updated_at: i64,
 }
 
-/// A pusher's row, and the job that it has.
+/// A pusher's row and its job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pusher {
-    /// Its id; 0 before it is stored.
+    /// The row's id. 0 until it is stored.
     pub id: i64,
-    /// The user whose notifications it carries.
+    /// The user whose notifications the pusher carries.
     pub user_id: String,
     /// The app.
     pub app_id: String,
@@ -76,27 +76,27 @@ pub struct Pusher {
     pub pushkey: String,
     /// The account on the phone.
     pub selector: String,
-    /// Whether the homeserver should hold it.
+    /// Whether the homeserver should hold the pusher.
     pub wanted: Wanted,
-    /// Whether it does.
+    /// What we know about the pusher at the homeserver.
     pub state: State,
     /// Counts the changes of what is wanted.
     pub generation: i64,
-    /// The order in which users reported the pushkey.
+    /// This user's place in the order in which users reported the pushkey.
     pub claim: i64,
-    /// The homeserver may hold it already: look before setting.
+    /// The homeserver may already hold the pusher, so look before setting it.
     pub ask_first: bool,
     /// Failed attempts since the last success.
     pub attempts: i64,
-    /// Why the last one failed.
+    /// Why the last attempt failed.
     pub last_error: Option<String>,
-    /// The worker's settings that the registered pusher carries.
+    /// The worker's settings that the pusher was registered with.
     pub registered_as: Option<String>,
-    /// From then on a report has the worker check it, in seconds since 1970.
+    /// From this time on, a report makes the worker check the pusher, in seconds since 1970.
     pub refresh_at: Option<i64>,
-    /// When it last changed, in seconds since 1970.
+    /// When the row last changed, in seconds since 1970.
     pub updated_at: i64,
-    /// The job that it has.
+    /// The pusher's job.
     #[serde(skip_serializing)]
     pub job: Option<Job>,
 }
@@ -104,42 +104,42 @@ pub struct Pusher {
 /// What a transaction does to a pusher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It is wanted from now on, under this selector.
+    /// The pusher is wanted from now on, with this selector.
     Present {
         /// The account on the phone.
         selector: String,
-        /// The order among the users of the pushkey.
+        /// The place in the order of the users of the pushkey.
         claim: i64,
     },
-    /// It is not wanted any more.
+    /// The pusher is no longer wanted.
     Absent,
-    /// It is not wanted any more, and the homeserver has dropped it by itself.
+    /// The pusher is no longer wanted, and the homeserver has dropped it on its own.
     Dropped,
-    /// Its user reported the pushkey after the others.
+    /// The pusher's user reported the pushkey after the others.
     Claim(i64),
-    /// It was refused, and is reported again.
+    /// The pusher was refused, and its phone reports again.
     Revive,
-    /// It has to be compared with what the homeserver holds.
+    /// The pusher has to be compared with the homeserver's.
     Check,
-    /// It carries settings of before and has to be set anew where it differs.
+    /// The pusher carries earlier settings, and has to be set again if it differs.
     Renew,
-    /// The homeserver holds it.
+    /// The homeserver holds the pusher.
     Registered {
-        /// The worker's settings that it carries.
+        /// The worker's settings that the pusher carries.
         settings: String,
-        /// From then on a report has the worker check it.
+        /// From this time on, a report makes the worker check the pusher.
         refresh_at: i64,
     },
-    /// The homeserver does not hold it.
+    /// The homeserver does not hold the pusher.
     Removed,
     /// An attempt failed.
     Retried {
         /// Why, for people.
         error: String,
-        /// The homeserver may have done it nevertheless.
+        /// The homeserver may have done it all the same.
         maybe_done: bool,
     },
-    /// The homeserver refuses it.
+    /// The homeserver refuses the pusher.
     Refused {
         /// Why, for people.
         error: String,
@@ -147,7 +147,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether the pusher's job has to run for it.
+    /// Whether the pusher's job has to run because of this change.
     pub fn runs_job(&self) -> bool {
         match self {
             Self::Present { .. } | Self::Absent | Self::Revive | Self::Check | Self::Renew => true,
@@ -162,7 +162,7 @@ impl Change {
 }
 
 impl Pusher {
-    /// A pusher that is not there yet.
+    /// A new pusher.
     pub fn new(holder: &Holder, app_id: &str, pushkey: &str, claim: i64, now: i64) -> Self {
         Self {
             id: 0,
@@ -184,12 +184,13 @@ impl Pusher {
         }
     }
 
-    /// Whether the homeserver should hold it.
+    /// Whether the homeserver should hold the pusher.
     pub fn is_present(&self) -> bool {
         self.wanted == Wanted::Present
     }
 
-    /// Whether a report has it checked. One that was registered in the future was registered by a wrong clock.
+    /// Whether a report makes the worker check the pusher. A time in the future comes from a wrong clock, so such a
+    /// pusher is checked as well.
     pub fn is_due(&self, now: i64) -> bool {
         self.refresh_at.is_none_or(|at| now >= at) || self.updated_at > now + CLOCK_SLACK
     }
@@ -198,14 +199,14 @@ impl Pusher {
         self.job.as_ref().is_some_and(Job::is_live)
     }
 
-    /// Takes a change; the job is the caller's.
+    /// Applies a change to the row. The caller takes care of the job.
     pub fn apply(&mut self, change: &Change, now: i64) {
         match change {
             Change::Present { selector, claim } => {
                 self.wanted = Wanted::Present;
                 self.selector.clone_from(selector);
                 self.claim = *claim;
-                // The homeserver may hold it, with the user's pause, which a set must hand back.
+                // The homeserver may hold the pusher with the user's pause, which a set must send again.
                 self.ask_first |= self.state != State::Removed;
                 self.start_over(State::Pending);
             }
@@ -215,13 +216,13 @@ impl Pusher {
             }
             Change::Dropped => {
                 self.wanted = Wanted::Absent;
-                // A job may be about to set it at this moment: then it has to be deleted all the same.
+                // A job may be about to set the pusher at this moment, and then it still has to be deleted.
                 let busy = self.has_live_job();
                 self.start_over(if busy { State::Pending } else { State::Removed });
             }
             Change::Claim(claim) => {
                 self.claim = *claim;
-                // A job that runs at this moment may have found that it has been outdone.
+                // A job that runs at this moment may have found that another user has the pusher.
                 self.generation += 1;
                 return;
             }
@@ -232,13 +233,13 @@ impl Pusher {
             }
             Change::Check => {
                 self.ask_first = true;
-                // A job that runs at this moment looked too early.
+                // A job that runs at this moment has looked too early.
                 self.generation += 1;
                 self.attempts = 0;
                 if self.state == State::Failed || !self.is_present() {
                     self.state = State::Pending;
                 }
-                // The time stays, so that a replay by time can be repeated.
+                // `updated_at` stays, so that a replay by time can be repeated.
                 return;
             }
             Change::Renew => {
@@ -283,25 +284,26 @@ impl Pusher {
     }
 }
 
-/// What [`plan`] has happen to the pushers of a pair.
+/// What [`plan`] decides for the pushers of a pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Planned {
-    /// A new one for this holder.
+    /// Make a new pusher for this holder.
     Insert {
         /// The holder's place in the list.
         holder: usize,
-        /// The order among the users of the pushkey.
+        /// The place in the order of the users of the pushkey.
         claim: i64,
     },
-    /// A change of the pusher at this place in the list.
+    /// Apply a change to the pusher at this place in the list.
     Change(usize, Change),
-    /// The pusher at this place was reported again as it is; its job runs if there is something to do.
+    /// The pusher at this place was reported again unchanged. Its job checks whether there is something to do.
     Again(usize),
 }
 
-/// Decides which pushers an app id and pushkey should have, from the rows that hold them. The touched row's user
-/// is wanted from now on. A user who was displaced by another (PUSHER_APPEND=false) does not come back just
-/// because a row is still there, or the two would fight. `holders` come with the latest report last.
+/// Decides which pushers an app id and pushkey should have, from the rows that hold them. The user of the touched row
+/// should have a pusher from now on. A user who was displaced by another (PUSHER_APPEND=false) does not get it back
+/// just because a row is still there, or the two would displace each other forever. `holders` are sorted, the latest
+/// report last.
 pub fn plan(
     holders: &[Holder],
     pushers: &[Pusher],
@@ -324,11 +326,11 @@ pub fn plan(
 
     let mut wanted = holders.iter().position(|h| Some(h.row) == touched);
     if wanted.is_none() && present().count() == planned.len() {
-        // Whoever held the pushkey has left it: it falls back to who reported it before.
+        // No user with a pusher holds the pushkey any more, so the user who reported it last gets the pusher.
         wanted = holders.len().checked_sub(1);
     }
     for (at, pusher) in present() {
-        // The account was renamed on the phone: data.selector has to follow.
+        // The account was renamed on the phone, so data.selector has to follow.
         let renamed = holds(pusher).all(|h| h.selector != pusher.selector);
         if let Some(holder) = holds(pusher).next_back().filter(|_| renamed) {
             let reports = wanted.is_some_and(|at| holders[at].user_id == pusher.user_id);
@@ -343,11 +345,11 @@ pub fn plan(
         return planned;
     };
     let holder = &holders[wanted];
-    let theirs = pushers
+    let existing = pushers
         .iter()
         .enumerate()
         .find(|(_, p)| p.user_id == holder.user_id);
-    match theirs {
+    match existing {
         None => planned.push(Planned::Insert {
             holder: wanted,
             claim: top + 1,
@@ -358,8 +360,8 @@ pub fn plan(
         }
         Some((at, pusher)) => {
             if pusher.claim < top {
-                // Another user's pusher is about to be set; the newest report wins. Its job finds that it has
-                // been outdone and has ours checked, so ours needs no job for that.
+                // Another user's pusher is about to be set, but the newest report wins. That pusher's job finds that
+                // ours is newer and makes a job check ours, so ours needs no job here.
                 planned.push(Planned::Change(at, Change::Claim(top + 1)));
             }
             match pusher.state {
@@ -374,10 +376,10 @@ pub fn plan(
     planned
 }
 
-/// What becomes of the pushers of a pair when a row of `user_id` is marked dead; `holders` are those that are
-/// left. The homeserver drops the pusher that it pushed to by itself when it reads our rejection (should the
-/// answer not reach it, it asks again); others are deleted. Which one that was is known by the selector that
-/// it carries, unless more than one does.
+/// Decides what becomes of the pushers of a pair when a row of `user_id` is marked dead. `holders` are the remaining
+/// rows. When the homeserver reads our rejection, it drops the pusher that it pushed to on its own (if our response
+/// gets lost, it sends the notification again). Other pushers are deleted. The selector identifies the pusher that was
+/// pushed to, unless several pushers carry it.
 pub fn reject(
     holders: &[Holder],
     pushers: &[Pusher],
@@ -387,8 +389,8 @@ pub fn reject(
     let carries = |p: &Pusher| p.state != State::Removed && Some(p.selector.as_str()) == pushed_to;
     let alone = pushers.iter().filter(|p| carries(p)).count() == 1;
     let left = |p: &Pusher| {
-        let theirs = Some(p.user_id.as_str()) == user_id;
-        theirs && !holders.iter().any(|h| h.user_id == p.user_id)
+        let owned_by_user = Some(p.user_id.as_str()) == user_id;
+        owned_by_user && !holders.iter().any(|h| h.user_id == p.user_id)
     };
     let pushers = pushers.iter().enumerate();
     pushers
@@ -410,24 +412,24 @@ pub fn reject(
 /// What a job has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
-    /// Set it.
+    /// Set the pusher.
     Set,
-    /// It may be there already: look, and set it only if it is missing or differs. Setting a pusher again
-    /// makes Synapse drop what it still had to send.
+    /// The pusher may already be there: look, and set it only if it is missing or differs. Setting a pusher again makes
+    /// Synapse drop notifications that it has not sent yet.
     Check,
-    /// Delete it.
+    /// Delete the pusher.
     Delete,
-    /// Nothing: it is as it should be.
+    /// Nothing, because the pusher is as it should be.
     Nothing,
-    /// Another user reported the same app id and pushkey later and has the pusher; only one may.
+    /// Another user reported the same app id and pushkey later and has the pusher. Only one user may have it.
     Outdone,
-    /// Another user reported the same later, and it is not known yet whether the homeserver takes theirs:
-    /// ours stays as it is until then.
+    /// Another user reported the same app id and pushkey later. Until we know whether the homeserver accepts that
+    /// user's pusher, ours stays as it is.
     Yield,
 }
 
-/// Decides what the job of the pusher with this id has to do, from all pushers of its pair. `append`: whether
-/// users share a pushkey.
+/// Decides what the job of the pusher with this id has to do, from all pushers of its pair. `append` says whether users
+/// may share a pushkey.
 pub fn goal(
     pushers: &[Pusher],
     id: i64,
@@ -449,7 +451,7 @@ pub fn goal(
         (true, _) if !append && newer(None) => Goal::Yield,
         (true, State::Registered) if mine.ask_first || mine.is_due(now) => Goal::Check,
         (true, State::Registered) | (false, State::Removed) => Goal::Nothing,
-        // More attempts than were recorded: a worker died in one, perhaps after the homeserver did it.
+        // The job had more attempts than were recorded, so a worker died in one, perhaps after the homeserver acted.
         (true, _) if mine.ask_first || job_attempts > mine.attempts => Goal::Check,
         (true, _) => Goal::Set,
         (false, _) => Goal::Delete,
@@ -459,9 +461,9 @@ pub fn goal(
 /// A pusher as its job finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PusherTask {
-    /// Its id.
+    /// The pusher's id.
     pub id: i64,
-    /// The user whose notifications it carries.
+    /// The user whose notifications the pusher carries.
     pub user_id: UserId,
     /// The app.
     pub app_id: AppId,
@@ -469,40 +471,40 @@ pub struct PusherTask {
     pub pushkey: Pushkey,
     /// The account on the phone.
     pub selector: Selector,
-    /// What should be, and how sure we are of what is.
+    /// What the job has to do.
     pub goal: Goal,
-    /// What is wanted has changed this often; compared when the job finishes.
+    /// The pusher's generation, compared when the job finishes.
     pub generation: i64,
     /// Failed attempts that were recorded.
     pub attempts: i64,
 }
 
-/// What a job asks about its pusher.
+/// A job's question about its pusher.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// The pusher's id.
     pub id: i64,
-    /// Attempts that ended in failure or with the worker.
+    /// The job's attempts that failed or ended with a worker's death.
     pub job_attempts: i64,
     /// The worker that holds the job.
     pub worker: Arc<str>,
 }
 
-/// What a job finds when it asks for its pusher.
+/// What a job finds when it reads its pusher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Loaded {
     /// The pusher and what to do.
     Task(PusherTask),
-    /// There is none.
+    /// The pusher does not exist.
     Gone,
-    /// Its job is no longer in this worker's hands.
+    /// The job is no longer in this worker's hands.
     Taken,
-    /// Its row cannot be read.
+    /// The pusher's row cannot be read.
     Unreadable,
 }
 
 impl Loaded {
-    /// From all pushers of the pair.
+    /// Finds the pusher among all pushers of the pair.
     pub fn read(pushers: &[Pusher], asked: &Asked, append: bool, now: i64) -> Self {
         let id = asked.id;
         let Some(goal) = goal(pushers, id, asked.job_attempts, append, now) else {
@@ -536,44 +538,44 @@ impl Loaded {
 pub enum Outcome {
     /// The homeserver holds the pusher.
     Registered,
-    /// The homeserver does not hold it.
+    /// The homeserver does not hold the pusher.
     Removed,
     /// There was nothing to do.
     Nothing,
     /// Another user's later report stands.
     Outdone,
-    /// Try again.
+    /// Retry.
     Retry {
-        /// When, in seconds since 1970.
+        /// When to retry, in seconds since 1970.
         run_at: i64,
         /// Why, for people.
         error: String,
-        /// The homeserver may have done it nevertheless.
+        /// The homeserver may have done it all the same.
         maybe_done: bool,
-        /// Nothing brings the time forward: the homeserver asked for it.
+        /// Nothing brings the time forward, because the homeserver asked to wait.
         strict: bool,
     },
-    /// The homeserver refuses, and will again.
+    /// The homeserver refuses, and would refuse again.
     Dead {
         /// Why, for people.
         error: String,
     },
 }
 
-/// What the worker's settings have to do with a finished job.
+/// The worker's settings that matter when a job finishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinishSettings {
-    /// What the pusher was set with, the key of its mark included: see `PusherSettings::fingerprint`.
+    /// The settings that the pusher was set with, including the key of its mark: see `PusherSettings::fingerprint`.
     pub fingerprint: String,
     /// The same without the key: see `PusherSettings::name`.
     pub settings: String,
-    /// Whether users share an app id and pushkey.
+    /// Whether users may share an app id and pushkey.
     pub append: bool,
-    /// After this many seconds a report has the pusher checked.
+    /// After this many seconds, a report makes the worker check the pusher.
     pub refresh_after: i64,
 }
 
-/// What an outcome does to the pusher itself; nothing where there was nothing to do.
+/// What an outcome changes in the pusher itself. None if there was nothing to do.
 pub fn record(outcome: &Outcome, settings: &FinishSettings, now: i64) -> Option<Change> {
     match outcome {
         Outcome::Registered => Some(Change::Registered {
@@ -605,19 +607,19 @@ pub fn rivals(pushers: &[Pusher], at: usize, outcome: &Outcome) -> Vec<(usize, C
     };
     let mut changes: Vec<(usize, Change)> = Vec::new();
     if *outcome == Outcome::Registered && mine.is_present() {
-        // Whoever reported before is not wanted any more. A set has displaced them at most homeservers; a
-        // check that found ours has not, and some keep both. So each is deleted by name.
+        // Users who reported earlier are no longer wanted. Most homeservers displace their pushers when ours is set.
+        // Some keep both, and a check that found ours displaced nothing. So each is deleted by name.
         let older = others().filter(|(_, p)| p.claim < mine.claim);
         changes.extend(older.map(|(at, _)| (at, Change::Absent)));
     }
     if matches!(outcome, Outcome::Dead { .. } | Outcome::Removed) {
-        // The homeserver does not hold ours, so whoever yielded to it may have theirs. Their job may be about
-        // to yield at this moment; this has it run again.
+        // The homeserver does not hold ours, so users who yielded to it may have their pusher. Their job may be about
+        // to yield at this moment, and this makes it run again.
         let yielded = others().filter(|(_, p)| p.state == State::Pending);
         changes.extend(yielded.map(|(at, _)| (at, Change::Check)));
     }
-    // Whatever the job did last, an earlier attempt of it may have set ours, even after the death of the worker
-    // that made it, and displaced theirs.
+    // Whatever the job did last, an earlier attempt may have set ours and displaced other users' pushers, even after
+    // the worker of that attempt died.
     let touched_homeserver = match outcome {
         Outcome::Retry { maybe_done, .. } => *maybe_done,
         _ => true,
@@ -636,10 +638,10 @@ pub fn rivals(pushers: &[Pusher], at: usize, outcome: &Outcome) -> Vec<(usize, C
     changes
 }
 
-/// Which pushers a replay is about.
+/// Which pushers to replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Replay {
-    /// Dead letters.
+    /// Pushers with a dead letter.
     Dead,
     /// All.
     All,
@@ -736,19 +738,19 @@ mod tests {
             claim: 2,
         };
         assert_eq!(plan(&rows, &pushers, Some(2), 0), [insert]);
-        // b has displaced a; what is not a's own report leaves it so.
+        // b has displaced a. Only a's own report changes that.
         let after = [
             pusher(7, "a", "sa", Absent, Removed, 1),
             pusher(8, "b", "sb", Present, Registered, 2),
         ];
         assert_eq!(plan(&rows, &after, None, 0), []);
         assert_eq!(plan(&rows, &after, Some(1), 0), [present(0, "sa", 3)]);
-        // b leaves the phone: a gets it back.
+        // b leaves the phone, so a gets the pusher back.
         assert_eq!(
             plan(&rows[..1], &after, None, 0),
             [Planned::Change(1, Change::Absent), present(0, "sa", 3)]
         );
-        // a reports while b's pusher waits to be set: a's report is the newer one.
+        // a reports while b's pusher waits to be set. a's report is newer.
         let race = [
             pusher(7, "a", "sa", Present, Registered, 1),
             pusher(8, "b", "sb", Present, Pending, 2),
@@ -765,13 +767,13 @@ mod tests {
             pusher(7, "a", "sa", Present, Registered, 1),
             pusher(8, "b", "sb", Present, Registered, 2),
         ];
-        let theirs = [holder(2, "b", "sb")];
-        let rejected = reject(&theirs, &pushers, Some("a"), Some("sa"));
+        let left = [holder(2, "b", "sb")];
+        let rejected = reject(&left, &pushers, Some("a"), Some("sa"));
         assert_eq!(rejected, [(0, Change::Dropped)]);
-        // The pusher carries another selector than the row that was pushed to: deleted by name.
-        let rejected = reject(&theirs, &pushers, Some("a"), Some("old"));
+        // The pusher carries another selector than the row that was pushed to, so it is deleted by name.
+        let rejected = reject(&left, &pushers, Some("a"), Some("old"));
         assert_eq!(rejected, [(0, Change::Absent)]);
-        // Two carry the same selector.
+        // Two pushers carry the same selector.
         let same = [
             pusher(7, "a", "s", Present, Registered, 1),
             pusher(8, "b", "s", Present, Registered, 2),

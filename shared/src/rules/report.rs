@@ -1,27 +1,26 @@
-//! What a report makes of a phone's row.
+//! Decides what a report does to a phone's row.
 
 use serde::Deserialize;
 
 use crate::ids::{AppId, Device, Pushkey, Selector, UserId};
 
-/// An unchanged report only renews `updated_at` when that is older than this, in seconds: a phone that
-/// reports at every start costs no write.
+/// An unchanged report renews `updated_at` only if that is older than this, in seconds. So a phone that reports at
+/// every start causes no write.
 const TOUCH_AFTER: i64 = 3600;
 
-/// A row that nobody stands for (no mapping, no login, not imported) goes when it was last reported so long ago, in
-/// seconds.
+/// How long a row that nobody stands for (no mapping, no login, not imported) stays after its last report, in seconds.
 pub const STRANGERS_STAY: i64 = 30 * 86_400;
 
-/// Most of these rows, some 40 MB; beyond that those go that were reported longest ago.
+/// The most such rows, some 40 MB. Beyond that, the rows that were reported longest ago go.
 pub const MOST_STRANGERS: i64 = 100_000;
 
 /// A field of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Field<T> {
-    /// The report does not have it: what is stored stays.
+    /// The report does not have the field, so the stored value stays.
     #[default]
     Absent,
-    /// It is empty: what is stored goes.
+    /// The field is empty, so the stored value goes.
     Clear,
     /// The new value.
     Set(T),
@@ -47,11 +46,11 @@ impl<T> Field<T> {
 pub struct Reporter {
     /// The account on the phone.
     pub selector: Selector,
-    /// The phone, where it says so.
+    /// The phone, if it names itself.
     pub device: Option<Device>,
-    /// The user that a login proved; none where nobody logs in.
+    /// The user that a login proved. None without a login.
     pub owner: Option<UserId>,
-    /// Whether a row may be made that neither a login nor a mapping stands for.
+    /// Whether a row may be created that neither a login nor a mapping stands for.
     pub strangers: bool,
 }
 
@@ -65,40 +64,40 @@ impl Reporter {
 /// What a phone reports.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Who and which phone.
+    /// The phone, and who sent the report.
     pub from: Reporter,
     /// Token for messages: the Matrix pushkey.
     pub token_msgs: Field<Pushkey>,
     /// App id for messages: the Matrix app id.
     pub app_id_msgs: Field<AppId>,
-    /// Token for calls; stored only.
+    /// Token for calls. We only store it.
     pub token_calls: Field<Pushkey>,
-    /// App id for calls; stored only.
+    /// App id for calls. We only store it.
     pub app_id_calls: Field<AppId>,
 }
 
 /// What became of a report or a removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Saved {
-    /// It is in the database.
+    /// The report or removal is in the database.
     Done {
-        /// Whether that changed anything.
+        /// Whether it changed anything.
         changed: bool,
-        /// The user whose pusher this is; none until the operator maps the selector.
+        /// The user whose pusher this is. None until the operator maps the selector.
         user: Option<UserId>,
-        /// A row was made that neither a login nor a mapping stands for.
+        /// A row was created that neither a login nor a mapping stands for.
         stranger: bool,
     },
-    /// It needs such a row, and [`Reporter::strangers`] says no.
+    /// The report needs such a row, and [`Reporter::strangers`] says no.
     Strange,
-    /// The token has no app id, neither in the report nor stored.
+    /// Neither the report nor the stored row has an app id for the token.
     NeedsAppId,
     /// The selector belongs to another user.
     NotYours,
 }
 
 impl Saved {
-    /// For what there was nothing to do.
+    /// There was nothing to do.
     pub const NOTHING: Self = Self::Done {
         changed: false,
         user: None,
@@ -106,7 +105,7 @@ impl Saved {
     };
 }
 
-/// What a report sets in a row.
+/// The columns of a row that a report sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Contents {
     /// The user that a login proved.
@@ -122,7 +121,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// What the row holds after `report`, and now holds `stored`.
+    /// The contents of a row after `report`, if it holds `stored` before.
     fn after(report: &Report, stored: Option<&Self>) -> Self {
         let none = Self::default();
         let stored = stored.unwrap_or(&none);
@@ -144,7 +143,7 @@ impl Contents {
         }
     }
 
-    /// The app id and pushkey for messages, where the row has both.
+    /// The app id and pushkey for messages, if the row has both.
     pub fn pair(&self) -> Option<(&str, &str)> {
         self.app_id_msgs.as_deref().zip(self.token_msgs.as_deref())
     }
@@ -153,30 +152,30 @@ impl Contents {
 /// A phone's row.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Phone {
-    /// Its id; not above 0 before it is stored.
+    /// The row's id. Not above 0 until it is stored.
     pub id: i64,
     /// The account on the phone.
     pub selector: String,
-    /// The phone's name; empty where it has none.
+    /// The phone's name, empty if it reports none.
     pub device: String,
-    /// What was reported.
+    /// What the phone reported.
     pub contents: Contents,
-    /// Whether the operator brought it in.
+    /// Whether the operator imported the row.
     pub imported: bool,
-    /// Counts the reports that changed it or revived it.
+    /// Counts the reports that changed or revived the row.
     pub report: i64,
-    /// When PNM called the token gone, in seconds since 1970; until the next report.
+    /// When PNM called the token gone, in seconds since 1970. The next report clears this.
     pub dead_at: Option<i64>,
-    /// When it was last reported, as far as that was noted, in seconds since 1970.
+    /// When the phone last reported, as far as that was noted, in seconds since 1970.
     pub updated_at: i64,
 }
 
-/// What the database holds about the account that a report names.
+/// What the database knows about the account that a report names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Account {
-    /// Whose the selector is by the operator's word.
+    /// The user who owns the selector by the operator's mapping.
     pub mapped: Option<String>,
-    /// Whose it is by a login.
+    /// The user who owns the selector by a login.
     pub owner: Option<String>,
     /// The rows of the phone that reports, and the one without a phone's name.
     pub phones: Vec<Phone>,
@@ -185,32 +184,32 @@ pub struct Account {
 /// What a report does to the rows of its account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// The row as it is from now on; with id 0 it is a new one.
+    /// The row from now on. Id 0 means a new row.
     pub phone: Phone,
     /// What has to be written.
     pub write: Write,
-    /// The row without a phone's name that this one takes over and that goes.
+    /// The row without a phone's name that this row replaces.
     pub absorbed: Option<i64>,
-    /// The app id and pushkey that the row held and holds no more.
+    /// The app id and pushkey that the row held before and no longer holds.
     pub left: Option<(String, String)>,
     /// The user whose pusher this is.
     pub user: Option<UserId>,
-    /// A row was made that neither a login nor a mapping stands for.
+    /// A row was created that neither a login nor a mapping stands for.
     pub stranger: bool,
 }
 
-/// How much of a row has to be written.
+/// How much of the row has to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {
-    /// All of it.
+    /// The whole row.
     Row,
     /// Only the time.
     Time,
-    /// Nothing: it is as it was.
+    /// Nothing, because the row is unchanged.
     Nothing,
 }
 
-/// Decides what `report` does, or what it is answered where it does nothing.
+/// Decides what `report` changes, or why it changes nothing.
 pub fn decide(
     report: &Report,
     account: &Account,
@@ -224,18 +223,18 @@ pub fn decide(
         return Err(Saved::NotYours);
     }
     let device = report.from.device();
-    let named = account.phones.iter().find(|it| it.device == device);
-    // A phone that has learnt to say its name is still the phone that it was.
-    let nameless = account.phones.iter().find(|it| {
+    let named = account.phones.iter().find(|phone| phone.device == device);
+    // A phone that has begun to report its name is still the same phone.
+    let nameless = account.phones.iter().find(|phone| {
         let Field::Set(token) = &report.token_msgs else {
             return false;
         };
         !device.is_empty()
-            && it.device.is_empty()
-            && it.contents.token_msgs.as_deref() == Some(token.as_str())
+            && phone.device.is_empty()
+            && phone.contents.token_msgs.as_deref() == Some(token.as_str())
     });
     let stored = named.or(nameless);
-    let contents = Contents::after(report, stored.map(|it| &it.contents));
+    let contents = Contents::after(report, stored.map(|phone| &phone.contents));
     if report.token_msgs.is_set() && contents.app_id_msgs.is_none() {
         return Err(Saved::NeedsAppId);
     }
@@ -245,7 +244,7 @@ pub fn decide(
     let user = user.and_then(|user| UserId::parse(user).ok());
     let Some(stored) = stored else {
         if contents.token_msgs.is_none() && contents.token_calls.is_none() {
-            // Nothing to remember, and a row without a token would hide a lost volume.
+            // There is nothing to remember, and a row without a token would hide a lost volume.
             return Err(Saved::NOTHING);
         }
         if stranger && !report.from.strangers {
@@ -269,7 +268,7 @@ pub fn decide(
             stranger,
         });
     };
-    let absorbed = nameless.map(|it| it.id).filter(|id| *id != stored.id);
+    let absorbed = nameless.map(|phone| phone.id).filter(|id| *id != stored.id);
     let changed = stored.contents != contents
         || stored.dead_at.is_some()
         || stored.device != device

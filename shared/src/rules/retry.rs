@@ -1,11 +1,11 @@
-//! How long a failed attempt waits for the next one. The only module that knows the `backoff` crate,
-//! which is unmaintained: to replace it, replace the body of [`RetryPolicy::delay`].
+//! How long to wait after a failed attempt. Only this module uses the `backoff` crate, which is unmaintained. To
+//! replace the crate, replace the body of [`RetryPolicy::delay`].
 
 use std::time::Duration;
 
 use backoff::{ExponentialBackoffBuilder, backoff::Backoff};
 
-/// Jitter goes on top: a delay lies between its step and this much of it more.
+/// Largest jitter, as a fraction of the step: a delay is the step plus up to this much.
 const JITTER: f64 = 0.25;
 
 /// Exponential delays with a cap and jitter.
@@ -13,9 +13,9 @@ const JITTER: f64 = 0.25;
 pub struct RetryPolicy {
     /// Delay after the first failure.
     pub initial: Duration,
-    /// No step is longer than this (jitter comes on top).
+    /// The longest step, to which jitter is added.
     pub max: Duration,
-    /// Each step is this many times the one before; at least 1.
+    /// Each step is this many times the previous one. At least 1.
     pub multiplier: f64,
 }
 
@@ -23,8 +23,8 @@ impl RetryPolicy {
     /// The delay after the `failures`-th failure in a row, counted from 1.
     pub fn delay(&self, failures: u32) -> Duration {
         let step = self.step(failures);
-        // The crate spreads around its interval; so that jitter only adds, the interval is the middle of
-        // [step, step * (1 + JITTER)].
+        // The crate spreads delays around its interval. For jitter to only add, the interval is the middle of [step,
+        // step * (1 + JITTER)].
         let middle = step.mul_f64(1.0 + JITTER / 2.0);
         ExponentialBackoffBuilder::new()
             .with_initial_interval(middle)
@@ -37,14 +37,14 @@ impl RetryPolicy {
             .unwrap_or(step)
     }
 
-    /// No delay is longer.
+    /// The longest possible delay.
     pub fn longest(&self) -> Duration {
         self.max.mul_f64(1.0 + JITTER)
     }
 
     /// The delay without its jitter.
     fn step(&self, failures: u32) -> Duration {
-        // Past this the cap has long been reached, and larger powers only risk infinity.
+        // At this exponent the cap has long been reached, and larger powers only risk infinity.
         let exponent = i32::try_from(failures.saturating_sub(1))
             .unwrap_or(i32::MAX)
             .min(64);

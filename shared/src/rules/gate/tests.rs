@@ -10,7 +10,7 @@ use super::*;
 const LONG: Duration = Duration::from_mins(5);
 const START: i64 = 1_000_000;
 
-/// A worker and the row, without anybody else.
+/// One worker and the row.
 struct Alone {
     gate: Gate,
     row: SharedGate,
@@ -32,7 +32,7 @@ impl Alone {
         self.gate.follow(row, 1, self.now)
     }
 
-    /// A job that ends like this at once.
+    /// A job that ends at once with this sign.
     fn job(&mut self, sign: &Sign) -> Option<News> {
         let ticket = self.enter();
         self.end(ticket, sign)
@@ -58,7 +58,7 @@ impl Alone {
         news
     }
 
-    /// Gets the turn and, if it has to, finds that the probe is answered.
+    /// Gets the turn and, if it must probe, finds that the probe succeeds.
     fn turn(&mut self) {
         self.now = self.now.max(self.row.next_try_ms);
         self.apply(&Event::Claim("w".into()));
@@ -84,196 +84,203 @@ fn refused() -> Sign {
 
 #[test]
 fn nothing_known_means_slots_and_a_success_vouches_for_a_moment() {
-    let mut it = Alone::new();
-    let slots = (0..100).take_while(|_| matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    let mut alone = Alone::new();
+    let slots = (0..100).take_while(|_| matches!(alone.gate.admit(alone.now), Admission::Enter(_)));
     assert_eq!(slots.count(), 5);
-    let mut it = Alone::new();
-    it.job(&Sign::Well);
-    let free = (0..100).take_while(|_| matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    let mut alone = Alone::new();
+    alone.job(&Sign::Well);
+    let free = (0..100).take_while(|_| matches!(alone.gate.admit(alone.now), Admission::Enter(_)));
     assert_eq!(free.count(), 16, "as many as are configured");
-    let mut it = Alone::new();
-    it.job(&Sign::Well);
-    it.now += LATELY_MS;
-    let slots = (0..100).take_while(|_| matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    let mut alone = Alone::new();
+    alone.job(&Sign::Well);
+    alone.now += LATELY_MS;
+    let slots = (0..100).take_while(|_| matches!(alone.gate.admit(alone.now), Admission::Enter(_)));
     assert!(slots.count() <= 5);
 }
 
 #[test]
 fn who_succeeds_one_by_one_does_not_wait_and_few_follow_the_last_success() {
     const PAUSE: i64 = 2 * LATELY_MS;
-    let mut it = Alone::new();
+    let mut alone = Alone::new();
     for _ in 0..100 {
-        it.job(&Sign::Well);
-        it.now += PAUSE;
+        alone.job(&Sign::Well);
+        alone.now += PAUSE;
     }
-    assert_eq!(it.now, START + 100 * PAUSE, "no job waited");
-    let credit = (0..100).take_while(|_| matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    assert_eq!(alone.now, START + 100 * PAUSE, "no job waited");
+    let credit =
+        (0..100).take_while(|_| matches!(alone.gate.admit(alone.now), Admission::Enter(_)));
     assert_eq!(credit.count(), CREDIT);
-    it.now += SLOT_MS;
-    assert!(matches!(it.gate.admit(it.now), Admission::Enter(_)));
-    assert!(matches!(it.gate.admit(it.now), Admission::Until(_)));
+    alone.now += SLOT_MS;
+    assert!(matches!(alone.gate.admit(alone.now), Admission::Enter(_)));
+    assert!(matches!(alone.gate.admit(alone.now), Admission::Until(_)));
 }
 
 #[test]
 fn failures_in_a_row_shut_it_and_one_success_between_does_not() {
-    let mut it = Alone::new();
+    let mut alone = Alone::new();
     for _ in 0..20 {
         for _ in 1..FAILURES_TO_SHUT {
-            assert_eq!(it.job(&unwell()), None);
+            assert_eq!(alone.job(&unwell()), None);
         }
-        assert_eq!(it.job(&Sign::Well), None);
-        assert!(it.gate.is_open());
+        assert_eq!(alone.job(&Sign::Well), None);
+        assert!(alone.gate.is_open());
     }
     for _ in 0..FAILURES_TO_SHUT {
-        assert_eq!(it.job(&unwell()), None, "it has worked just now");
+        assert_eq!(alone.job(&unwell()), None, "it has worked just now");
     }
-    it.now += FLAKY_MS;
-    assert_eq!(it.job(&unwell()), Some(News::Down("HTTP 502".into())));
-    assert!(it.gate.is_shut());
-    assert_eq!(it.gate.admit(it.now), Admission::Wait);
-    assert_eq!(it.gate.reason(), Some("HTTP 502"));
+    alone.now += FLAKY_MS;
+    assert_eq!(alone.job(&unwell()), Some(News::Down("HTTP 502".into())));
+    assert!(alone.gate.is_shut());
+    assert_eq!(alone.gate.admit(alone.now), Admission::Wait);
+    assert_eq!(alone.gate.reason(), Some("HTTP 502"));
 }
 
 #[test]
 fn a_failure_among_many_requests_stops_sending_for_a_second_until_one_works() {
-    let mut it = Alone::new();
-    it.job(&Sign::Well);
-    let (failing, working) = (it.enter(), it.enter());
-    it.end(failing, &unwell());
-    let spare = (0..100).take_while(|_| matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    let mut alone = Alone::new();
+    alone.job(&Sign::Well);
+    let (failing, working) = (alone.enter(), alone.enter());
+    alone.end(failing, &unwell());
+    let spare = (0..100).take_while(|_| matches!(alone.gate.admit(alone.now), Admission::Enter(_)));
     assert_eq!(spare.count(), SPARE);
-    assert_eq!(it.gate.admit(it.now), Admission::Until(it.now + HOLD_MS));
-    it.end(working, &Sign::Well);
-    assert!(matches!(it.gate.admit(it.now), Admission::Enter(_)));
+    assert_eq!(
+        alone.gate.admit(alone.now),
+        Admission::Until(alone.now + HOLD_MS)
+    );
+    alone.end(working, &Sign::Well);
+    assert!(matches!(alone.gate.admit(alone.now), Admission::Enter(_)));
 }
 
 #[test]
 fn a_failed_trial_is_no_news_and_the_outage_is_measured_from_its_beginning() {
-    let mut it = Alone::new();
-    it.shut_down();
-    let start = it.now;
-    it.turn();
+    let mut alone = Alone::new();
+    alone.shut_down();
+    let start = alone.now;
+    alone.turn();
     for _ in 0..TRIES {
-        assert!(!it.gate.is_shut(), "one failure says little");
-        assert_eq!(it.job(&unwell()), None);
+        assert!(!alone.gate.is_shut(), "one failure says little");
+        assert_eq!(alone.job(&unwell()), None);
     }
-    assert!(it.gate.is_shut());
-    it.now = start + 60_000;
-    it.turn();
+    assert!(alone.gate.is_shut());
+    alone.now = start + 60_000;
+    alone.turn();
     let up = News::Up(Duration::from_mins(1));
-    assert_eq!(it.job(&Sign::Well), Some(up));
-    assert!(it.gate.is_open());
+    assert_eq!(alone.job(&Sign::Well), Some(up));
+    assert!(alone.gate.is_open());
 }
 
 #[test]
 fn a_wrong_token_waits_long_says_so_once_and_is_named_after_an_outage_or_a_limit() {
-    let mut it = Alone::new();
+    let mut alone = Alone::new();
     let said = Some(News::Misconfigured("no".into()));
-    assert_eq!(it.job(&refused()), said);
-    let at = it.now + millis(LONG);
-    assert_eq!(it.gate.next_step(it.now), Some((at, Step::Claim)));
-    it.turn();
-    assert_eq!(it.job(&refused()), None);
-    it.turn();
-    it.job(&Sign::Well);
-    it.job(&Sign::Limited(Duration::from_secs(2)));
-    it.turn();
-    assert_eq!(it.job(&refused()), said);
-    let mut it = Alone::new();
-    it.shut_down();
-    it.turn();
-    assert_eq!(it.job(&refused()), said);
+    assert_eq!(alone.job(&refused()), said);
+    let at = alone.now + millis(LONG);
+    assert_eq!(alone.gate.next_step(alone.now), Some((at, Step::Claim)));
+    alone.turn();
+    assert_eq!(alone.job(&refused()), None);
+    alone.turn();
+    alone.job(&Sign::Well);
+    alone.job(&Sign::Limited(Duration::from_secs(2)));
+    alone.turn();
+    assert_eq!(alone.job(&refused()), said);
+    let mut alone = Alone::new();
+    alone.shut_down();
+    alone.turn();
+    assert_eq!(alone.job(&refused()), said);
 }
 
 #[test]
 fn who_starts_tries_at_once_what_somebody_may_have_mended() {
-    let mut it = Alone::new();
-    it.job(&refused());
-    it.apply(&Event::Started);
-    assert_eq!(it.gate.next_step(it.now), Some((it.now, Step::Claim)));
-    let mut it = Alone::new();
-    it.job(&Sign::Limited(LONG));
-    assert_eq!(it.row.after(&Event::Started, it.now), None);
+    let mut alone = Alone::new();
+    alone.job(&refused());
+    alone.apply(&Event::Started);
+    assert_eq!(
+        alone.gate.next_step(alone.now),
+        Some((alone.now, Step::Claim))
+    );
+    let mut alone = Alone::new();
+    alone.job(&Sign::Limited(LONG));
+    assert_eq!(alone.row.after(&Event::Started, alone.now), None);
 }
 
 #[test]
 fn a_limit_holds_whatever_older_answers_say() {
-    let mut it = Alone::new();
-    it.job(&Sign::Well);
-    let [limited, well, down, limited_more] = [(); 4].map(|()| it.enter());
-    it.end(limited, &Sign::Limited(Duration::from_secs(2)));
-    it.end(well, &Sign::Well);
-    it.end(down, &unwell());
-    assert!(it.gate.is_shut());
-    assert_eq!(it.row.next_try_ms, it.now + 2000);
-    it.end(limited_more, &Sign::Limited(Duration::from_secs(8)));
-    assert_eq!(it.row.next_try_ms, it.now + 8000);
-    it.turn();
-    assert_eq!(it.job(&Sign::Well), None, "a limit is no outage");
-    assert!(it.gate.is_open());
+    let mut alone = Alone::new();
+    alone.job(&Sign::Well);
+    let [limited, well, down, limited_more] = [(); 4].map(|()| alone.enter());
+    alone.end(limited, &Sign::Limited(Duration::from_secs(2)));
+    alone.end(well, &Sign::Well);
+    alone.end(down, &unwell());
+    assert!(alone.gate.is_shut());
+    assert_eq!(alone.row.next_try_ms, alone.now + 2000);
+    alone.end(limited_more, &Sign::Limited(Duration::from_secs(8)));
+    assert_eq!(alone.row.next_try_ms, alone.now + 8000);
+    alone.turn();
+    assert_eq!(alone.job(&Sign::Well), None, "a limit is no outage");
+    assert!(alone.gate.is_open());
 }
 
 #[test]
 fn a_limit_without_a_time_is_a_second_and_none_is_longer_than_an_hour() {
     for (asked, waits) in [(0, 1000), (1500, 1500), (i64::MAX as u64 / 8, LONGEST_MS)] {
-        let mut it = Alone::new();
-        it.job(&Sign::Limited(Duration::from_millis(asked)));
-        assert_eq!(it.row.next_try_ms, it.now + waits);
+        let mut alone = Alone::new();
+        alone.job(&Sign::Limited(Duration::from_millis(asked)));
+        assert_eq!(alone.row.next_try_ms, alone.now + waits);
     }
 }
 
 #[test]
 fn an_old_answer_neither_opens_nor_shuts() {
-    let mut it = Alone::new();
-    it.job(&Sign::Well);
-    let [well, unwell_too, wrong] = [(); 3].map(|()| it.enter());
-    it.shut_down();
-    it.end(well, &Sign::Well);
-    assert!(it.gate.is_shut());
-    it.turn();
-    it.job(&Sign::Well);
-    it.end(unwell_too, &unwell());
-    it.end(wrong, &refused());
-    assert!(it.gate.is_open());
-    assert_eq!(it.gate.failures, 0);
+    let mut alone = Alone::new();
+    alone.job(&Sign::Well);
+    let [well, unwell_too, wrong] = [(); 3].map(|()| alone.enter());
+    alone.shut_down();
+    alone.end(well, &Sign::Well);
+    assert!(alone.gate.is_shut());
+    alone.turn();
+    alone.job(&Sign::Well);
+    alone.end(unwell_too, &unwell());
+    alone.end(wrong, &refused());
+    assert!(alone.gate.is_open());
+    assert_eq!(alone.gate.failures, 0);
 }
 
 #[test]
 fn a_job_that_is_inside_sends_nothing_more_after_a_shut() {
-    let mut it = Alone::new();
-    it.job(&Sign::Well);
-    let ticket = it.enter();
+    let mut alone = Alone::new();
+    alone.job(&Sign::Well);
+    let ticket = alone.enter();
     assert!(matches!(
-        it.gate.again(ticket, it.now),
+        alone.gate.again(ticket, alone.now),
         Some(Admission::Enter(_))
     ));
-    it.job(&Sign::Limited(LONG));
-    assert_eq!(it.gate.again(ticket, it.now), None);
+    alone.job(&Sign::Limited(LONG));
+    assert_eq!(alone.gate.again(ticket, alone.now), None);
 }
 
 #[test]
 fn a_homeserver_that_only_answers_probes_leaves_jobs_in_backoff() {
-    let mut it = Alone::new();
-    it.shut_down();
-    it.turn();
-    let pass_on = Some((it.now + TRIAL_MS, Step::PassOn));
-    assert_eq!(it.gate.next_step(it.now), pass_on);
-    // It has been gone: whatever waits may try.
-    it.apply(&Event::NotAnswered("w".into()));
-    it.turn();
+    let mut alone = Alone::new();
+    alone.shut_down();
+    alone.turn();
+    let pass_on = Some((alone.now + TRIAL_MS, Step::PassOn));
+    assert_eq!(alone.gate.next_step(alone.now), pass_on);
+    // The homeserver has been gone, so a job in backoff may try.
+    alone.apply(&Event::NotAnswered("w".into()));
+    alone.turn();
     assert_eq!(
-        it.gate.next_step(it.now),
-        Some((it.now, Step::BringForward))
+        alone.gate.next_step(alone.now),
+        Some((alone.now, Step::BringForward))
     );
-    it.gate.brought_forward(it.now);
+    alone.gate.brought_forward(alone.now);
     assert_eq!(
-        it.gate.next_step(it.now).map(|step| step.1),
+        alone.gate.next_step(alone.now).map(|step| step.1),
         Some(Step::PassOn)
     );
-    it.now += QUIET_MS;
-    it.apply(&Event::PassOn("w".into()));
-    it.turn();
-    let step = it.gate.next_step(it.now).map(|step| step.1);
+    alone.now += QUIET_MS;
+    alone.apply(&Event::PassOn("w".into()));
+    alone.turn();
+    let step = alone.gate.next_step(alone.now).map(|step| step.1);
     assert_eq!(step, Some(Step::BringForward));
 }
 
@@ -301,21 +308,21 @@ fn one_worker_has_the_turn_and_who_dies_with_it_is_followed_by_another() {
 
 #[test]
 fn a_clock_that_was_set_back_holds_nobody_up() {
-    let mut it = Alone::new();
-    it.now += 86_400_000;
-    it.shut_down();
-    it.now -= 86_400_000;
+    let mut alone = Alone::new();
+    alone.now += 86_400_000;
+    alone.shut_down();
+    alone.now -= 86_400_000;
     let row = SharedGate {
-        version: it.row.version + 1,
-        ..it.row.clone()
+        version: alone.row.version + 1,
+        ..alone.row.clone()
     };
-    it.gate.follow(row, 1, it.now);
-    let (at, _) = it.gate.next_step(it.now).unwrap();
-    assert!(at <= it.now + TRY_MS);
-    assert!(it.row.slot(it.now).is_ok());
+    alone.gate.follow(row, 1, alone.now);
+    let (at, _) = alone.gate.next_step(alone.now).unwrap();
+    assert!(at <= alone.now + TRY_MS);
+    assert!(alone.row.slot(alone.now).is_ok());
 }
 
-/// What the homeserver does in a part of the time.
+/// What the homeserver does during a part of the time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Weather {
     Fine,
@@ -336,16 +343,16 @@ struct Flight {
 struct Simulated {
     gate: Gate,
     flights: Vec<Flight>,
-    /// When a probe is answered, and how.
+    /// When the probe ends, and whether it succeeds.
     probe: Option<(i64, bool)>,
     /// How late this worker sees the row, and when it looks next.
     lag: i64,
     look: i64,
-    /// No job of its own is due before.
+    /// This worker has no due job before this time.
     idle_until: i64,
 }
 
-/// Workers, the row, and a homeserver whose weather changes; the time goes on by steps.
+/// Workers, the row, and a homeserver whose weather changes. Time passes in steps.
 struct World {
     row: SharedGate,
     workers: Vec<Simulated>,
@@ -359,7 +366,7 @@ struct World {
 }
 
 const STEP: i64 = 5;
-/// Requests on their way when the weather turns do not count: nobody can know.
+/// Requests under way when the weather changes do not count, because no worker can know of the change yet.
 const NOTICE: i64 = 150;
 const HANG: i64 = 3000;
 
@@ -405,7 +412,7 @@ impl World {
             .map_or(Weather::Fine, |part| part.1)
     }
 
-    /// As a worker does it: against the row as it is, and the worker follows.
+    /// Applies an event to the row as it is now, as a worker does, and lets the worker follow.
     fn apply(&mut self, number: usize, event: &Event) -> bool {
         let Some(row) = self.row.after(event, self.now) else {
             let row = self.row.clone();
@@ -558,7 +565,7 @@ impl World {
                 "too early"
             );
         }
-        // Whoever has not yet seen the limit sees it within a second.
+        // A worker that has not yet seen the limit sees it within a second.
         if self.row.condition == Condition::Limited && self.row.holder.is_none() {
             assert!(now <= self.shut + 1000 + STEP, "a limit was not kept");
         }
@@ -577,7 +584,7 @@ impl World {
         true
     }
 
-    /// The most requests in any second of which all fell into bad weather that everybody could know of.
+    /// The most requests in any second, among requests into bad weather that all workers could know of.
     fn busiest_bad_second(&self) -> usize {
         let known_since = |at: i64| {
             let since = self.weather.iter().rev().find(|(from, _)| *from <= at);
@@ -637,7 +644,7 @@ proptest! {
         }
         let busiest = world.busiest_bad_second();
         prop_assert!(busiest <= 10, "{busiest} requests in a second");
-        // It is well now: all gates open, and a backlog of 2,000 is done within 30 s.
+        // The homeserver works now: all gates open, and a backlog of 2,000 is done within 30 s.
         let before = world.sent.len();
         while world.now < at + 30_000 {
             world.step();
