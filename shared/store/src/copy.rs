@@ -1,4 +1,4 @@
-//! Copies a database into an empty one, of whatever kind each is.
+//! Copies a database into an empty one, whatever kind each is.
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -10,10 +10,10 @@ pub use matrix2acrobits_shared::flow::copy::{CopyError, Rows, Sum, Table};
 
 use crate::{Database, DatabaseUrl, LookError, OpenError, Store, StoreError};
 
-/// Why there is no copy. Nothing was written then.
+/// Why a copy failed. A failed copy writes nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// What is to be copied cannot be used.
+    /// The source cannot be used.
     #[error("--from: {0}")]
     From(#[source] LookError),
     /// The target cannot be opened.
@@ -22,13 +22,13 @@ pub enum Problem {
     /// The target cannot be used.
     #[error("--to: {0}")]
     To(#[source] LookError),
-    /// The target holds something.
+    /// The target is not empty.
     #[error("--to: {0} is not empty: it holds {1}")]
     NotEmpty(String, String),
-    /// The database does not answer.
+    /// The database cannot be read.
     #[error("{0} cannot be read: {1}")]
     Unreadable(String, #[source] StoreError),
-    /// While it was copied.
+    /// The copy failed midway.
     #[error("nothing was copied: {0}")]
     Copy(#[from] CopyError),
 }
@@ -46,11 +46,11 @@ impl From<Problem> for Failure {
     }
 }
 
-/// A copy that is about to begin: nobody else has either database.
+/// A copy that is ready to begin. Nobody else uses either database.
 pub struct Copy {
     from: Box<dyn Side>,
     to: Box<dyn Side>,
-    /// What there is to copy.
+    /// The rows to copy.
     pub rows: Rows,
 }
 
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Copy {
 }
 
 impl Copy {
-    /// Opens both, makes the target where it is not there, and keeps everybody else out.
+    /// Opens both databases, creates the target if it does not exist, and keeps everybody else out.
     pub async fn open(from: &Database, to: &Database) -> Result<Self, Problem> {
         Store::look(from).await.map_err(Problem::From)?;
         let mut source = alone(from).await.map_err(Problem::From)?;
@@ -76,7 +76,7 @@ impl Copy {
         })
     }
 
-    /// Copies and compares. `progress` hears how many rows of a table are there.
+    /// Copies and compares. `progress` receives a table and the number of rows copied so far.
     pub async fn run(
         mut self,
         progress: &mut (dyn FnMut(Table, u64) + Send),
@@ -86,7 +86,7 @@ impl Copy {
     }
 }
 
-/// Only says what there is to copy and whether it could be; running processes may go on.
+/// Only says how many rows there are to copy, and whether a copy is possible. Processes may keep running.
 pub async fn dry_run(from: &Database, to: &Database) -> Result<Rows, Problem> {
     Store::look(from).await.map_err(Problem::From)?;
     let mut source = beside_others(from).await.map_err(Problem::From)?;
@@ -109,7 +109,7 @@ async fn must_be_empty(database: &Database, side: &mut dyn Side) -> Result<(), P
     Err(Problem::NotEmpty(name, in_words(&there)))
 }
 
-/// How much there is, for people.
+/// The number of rows, for people.
 pub fn in_words(rows: &Rows) -> String {
     let words = Table::ALL.map(|table| (rows.of(table), table.name()));
     let words = words.into_iter().filter(|(count, _)| *count > 0);

@@ -1,4 +1,4 @@
-//! Takes rows from a file or another program's database in, or only tells what would become of them.
+//! Imports rows from a file or another program's database, or only says what would become of them.
 
 use std::sync::Arc;
 
@@ -10,22 +10,22 @@ use matrix2acrobits_sqlite::Existing;
 
 use crate::{Database, DatabaseUrl, LookError, Store};
 
-/// Where rows go.
+/// Where imported rows go.
 #[derive(Debug)]
 pub enum Import {
     /// Into the store.
     Into(Store),
-    /// Nowhere: it only tells what would become of them in this database.
+    /// Nowhere. Only says what would become of the rows in this SQLite file.
     Look(Existing),
-    /// The same in a PostgreSQL database.
+    /// The same for a PostgreSQL database.
     #[cfg(feature = "postgres")]
     LookAtPostgres(matrix2acrobits_postgres::Existing),
-    /// The same, where there is no database yet.
+    /// The same if there is no database yet.
     LookAtNothing,
 }
 
 impl Import {
-    /// Only tells; neither makes nor changes the database.
+    /// Only says what would become of rows. Neither creates nor changes the database.
     pub async fn dry_run(database: &Database) -> std::result::Result<Self, LookError> {
         let opened = match &database.url {
             DatabaseUrl::Sqlite(file) => Existing::open(file).await.map(Self::Look),
@@ -42,7 +42,7 @@ impl Import {
         }
     }
 
-    /// Takes a chunk of mappings; one answer for each, in order.
+    /// Imports a chunk of mappings. Returns one result for each, in order.
     pub async fn mappings(&mut self, rows: Vec<MappingRow>) -> Result<Vec<Imported>> {
         match self {
             Self::LookAtNothing => Ok(vec![Imported::Added; rows.len()]),
@@ -62,7 +62,7 @@ impl Import {
         }
     }
 
-    /// Takes a chunk of tokens; one answer for each, in order.
+    /// Imports a chunk of tokens. Returns one result for each, in order.
     pub async fn tokens(&mut self, rows: Vec<TokenRow>) -> Result<Vec<Imported>> {
         match self {
             Self::LookAtNothing => {
@@ -85,7 +85,7 @@ impl Import {
         }
     }
 
-    /// How many tokens for messages belong to nobody yet, and so have no pusher; none when nothing is written.
+    /// How many tokens for messages belong to no user yet, and so have no pusher. None in a dry run.
     pub async fn unmapped(&self) -> Result<Option<i64>> {
         match self {
             Self::Into(store) => store.count_unmapped().await.map(Some),

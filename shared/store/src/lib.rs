@@ -1,5 +1,5 @@
-//! The store: the functions that the api and the worker call, whatever database is behind them. What a transaction
-//! does is written once, in `shared::flow`; here stands which of them a function runs, and in how large pieces.
+//! The store: the functions that the api and the worker call, for whatever database. The transactions themselves are in
+//! `shared::flow`. This module chooses which transactions a function runs, and in what chunks.
 
 pub mod copy;
 mod import;
@@ -41,20 +41,20 @@ pub use open::OpenError;
 pub use url::{Database, DatabaseUrl};
 pub use watcher::Watcher;
 
-/// A removed pusher's row is kept this long, in seconds, for the operator to see.
+/// A removed pusher's row stays this long for the operator to see, in seconds.
 const TOMBSTONE_AGE: i64 = 7 * 86_400;
-/// A dead worker's row is kept this long, in seconds.
+/// A dead worker's row stays this long, in seconds.
 const WORKER_AGE: i64 = 3600;
 
-/// How long the marks of a key count after it was changed: the worker needs time to renew all pushers.
+/// How long the marks of a key count after a new key replaced it. The worker needs time to renew all pushers.
 pub const OLD_MARKS_COUNT: Duration = Duration::from_hours(24);
 
-/// How a process gets along with the others at the same database.
+/// Which processes go first at a shared database.
 #[derive(Debug, Clone, Copy)]
 pub enum Role {
-    /// Somebody waits for its writes: an api.
+    /// An api, because somebody waits for its writes.
     Ahead,
-    /// It can wait: a worker, or a command.
+    /// A worker or a command, which can wait.
     Behind,
 }
 
@@ -68,12 +68,12 @@ pub enum Store {
     Postgres(Postgres),
 }
 
-/// How many rows of nobody went.
+/// How many rows that nobody stands for were deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
-    /// Because nobody reported them for long.
+    /// Rows that were last reported long ago.
     pub old: usize,
-    /// Because there were too many.
+    /// Rows beyond the maximum number.
     pub surplus: usize,
 }
 
@@ -111,7 +111,7 @@ impl Store {
         }
     }
 
-    /// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
+    /// Checks that a database exists and has the schema that this program knows. Neither creates nor changes it.
     pub async fn look(database: &Database) -> std::result::Result<(), LookError> {
         match &database.url {
             DatabaseUrl::Sqlite(file) => matrix2acrobits_sqlite::look(file).await,
@@ -120,7 +120,7 @@ impl Store {
         }
     }
 
-    /// What there is to know of the server that others run; none where the database is a file.
+    /// Facts about the database server. None if the database is a file.
     pub async fn examine(
         database: &Database,
     ) -> Option<std::result::Result<ServerFacts, OpenError>> {
@@ -142,7 +142,7 @@ impl Store {
         }
     }
 
-    /// The time that rows are stamped with.
+    /// The clock that gives rows their times.
     pub fn clock(&self) -> &Clock {
         match self {
             Self::Sqlite(database) => &database.clock,
@@ -159,18 +159,18 @@ impl Store {
         }
     }
 
-    /// Returns when a task of the store has died by a panic: then the process has to end with an error.
+    /// Returns when a task of the store has panicked. Then the process has to end with an error.
     pub async fn died(&self) {
         self.vital().died().await;
     }
 
-    /// Whether one has.
+    /// Whether a task of the store has panicked.
     pub fn has_died(&self) -> bool {
         self.vital().has_died()
     }
 
-    /// Has `listener` told what commits of this process or another make untrue of what is remembered: after the
-    /// commit, and before anybody is answered. It must be quick and must not wait.
+    /// Tells `listener` which cached data a commit of this process or another makes out of date: after the commit, and
+    /// before any caller of this process gets its result. `listener` must be fast and must not wait.
     pub fn listen(&self, listener: impl Fn(Changed<'_>) + Send + Sync + 'static) {
         match self {
             Self::Sqlite(database) => {
@@ -185,18 +185,18 @@ impl Store {
         }
     }
 
-    /// Whether what is remembered is known to be true, for those who listen.
+    /// Whether cached data can be trusted, for listeners.
     pub fn freshness(&self) -> Freshness {
         match self {
-            // The file is at hand: its changes are noticed, or nothing works.
+            // The file is local. Either changes are noticed, or nothing works.
             Self::Sqlite(_) => Freshness::Fresh,
             #[cfg(feature = "postgres")]
             Self::Postgres(database) => database.freshness(),
         }
     }
 
-    /// The key by which all apis at this database name the events that they have pushed; none where they tell each other
-    /// nothing.
+    /// The key of the hashes by which all apis at this database name the events that they have pushed. None if the apis
+    /// tell each other nothing.
     pub fn sent_key(&self) -> Option<[u8; 16]> {
         match self {
             Self::Sqlite(_) => None,
@@ -205,7 +205,7 @@ impl Store {
         }
     }
 
-    /// Has the other apis told soon that an event was pushed, unless that fails. Neither waits nor fails itself.
+    /// Tells the other apis soon that an event was pushed. This may get lost, and the call neither waits nor fails.
     pub fn tell_sent(&self, event: SentKey) {
         match self {
             Self::Sqlite(_) => {}
@@ -214,7 +214,7 @@ impl Store {
         }
     }
 
-    /// Has `listener` told what other apis have pushed. It must be quick and must not wait.
+    /// Tells `listener` what other apis have pushed. `listener` must be fast and must not wait.
     pub fn listen_sent(&self, listener: impl Fn(&[SentKey]) + Send + Sync + 'static) {
         match self {
             Self::Sqlite(_) => drop(listener),
@@ -223,7 +223,7 @@ impl Store {
         }
     }
 
-    /// Watches for writes of any process, this one included.
+    /// Watches for writes of any process, including this one.
     pub async fn watcher(&self) -> Result<Watcher> {
         match self {
             Self::Sqlite(database) => database.watcher().await.map(Watcher::Sqlite),
@@ -232,7 +232,7 @@ impl Store {
         }
     }
 
-    /// Bytes that the database and its log take, where that can be told.
+    /// The size of the database and its log in bytes. PostgreSQL's log counts as 0.
     pub async fn file_sizes(&self) -> Result<(u64, u64)> {
         match self {
             Self::Sqlite(database) => Ok(database.file_sizes().await),
@@ -241,7 +241,7 @@ impl Store {
         }
     }
 
-    /// Whether the database answers and all of the store's tasks live, for `/health/ready`.
+    /// Whether the database responds and all tasks of the store are alive, for `/health/ready`.
     pub async fn ping(&self) -> Result<()> {
         if self.has_died() {
             return Err(StoreError::Stopped);
@@ -252,13 +252,13 @@ impl Store {
 
 /// Reports, removals and pushes.
 impl Store {
-    /// Saves a report and, in the same transaction, enqueues what it changes at the homeserver.
+    /// Saves a report and, in the same transaction, enqueues the jobs for the homeserver.
     pub async fn save_report(&self, report: Report) -> Result<Saved> {
         self.writer().save_report(report).await
     }
 
-    /// Forgets the tokens of a phone (of all phones with this selector when none is named) and enqueues
-    /// the removal of their pushers. `token`: only where it is the one that is stored.
+    /// Forgets the tokens of a phone (of all phones with this selector if no phone is named) and enqueues the removal
+    /// of their pushers. If `token` is given, phones that have another token stay.
     pub async fn remove_account(&self, from: Reporter, token: Option<Pushkey>) -> Result<Saved> {
         let removal = Arc::new((from, token));
         self.writer()
@@ -272,7 +272,7 @@ impl Store {
             .await
     }
 
-    /// Forgets the tokens of one selector, or all there are, for the operator. Returns how many rows went.
+    /// Forgets the tokens of one selector, or all tokens, for the operator. Returns how many rows it deleted.
     pub async fn remove_tokens(&self, selector: Option<Selector>) -> Result<usize> {
         let (mut removed, mut after) = (0, 0);
         loop {
@@ -295,8 +295,8 @@ impl Store {
         ask!(self, targets(pushkey))
     }
 
-    /// Up to `limit` rows that a push can go to, with ids below `before`, the latest phones first, and the last
-    /// id among them. None when there are no more.
+    /// Up to `limit` rows that can receive a push, with ids below `before`, the latest phones first, and the last id
+    /// among them. None when there are no more.
     pub async fn live_targets(
         &self,
         before: i64,
@@ -305,9 +305,9 @@ impl Store {
         ask!(self, live_targets(before, limit))
     }
 
-    /// Remembers that PNM called this row's token gone until the phone reports again. False when the phone has
-    /// reported since `target` was read: the word is about the past then. `pushed_to` is the selector that the
-    /// pusher carries.
+    /// Remembers that PNM called this row's token gone, until the phone reports again. False when the phone has
+    /// reported since `target` was read, because PNM's verdict is out of date then. `pushed_to` is the selector that
+    /// the pusher carries.
     pub async fn mark_dead(&self, target: &PushTarget, pushed_to: Option<&str>) -> Result<bool> {
         let (row, report, pushed_to) = (target.row_id, target.report, pushed_to.map(str::to_owned));
         self.writer()
@@ -320,7 +320,7 @@ impl Store {
             .await
     }
 
-    /// Whether this database has ever held a token: an empty one may be a lost volume.
+    /// Whether this database has ever held a token. One that has not may be a lost volume.
     pub async fn has_held_a_token(&self) -> Result<bool> {
         ask!(self, has_held_a_token())
     }
@@ -328,7 +328,7 @@ impl Store {
 
 /// Pushes and receipts, and the phones behind them.
 impl Store {
-    /// Adds to what is known of the pushes to phones, by the ids of their rows.
+    /// Adds to what we know about the pushes to phones, by the ids of their rows.
     pub async fn note_arrivals(&self, arrivals: Arc<[(i64, Arrivals)]>) -> Result<()> {
         self.writer()
             .write(move |tx| {
@@ -338,7 +338,7 @@ impl Store {
             .await
     }
 
-    /// The rows that receipts may be about, for each of these.
+    /// The rows that receipts may be about, for each named phone.
     pub async fn candidates(&self, named: &[NamedPhone]) -> Result<Vec<Vec<Candidate>>> {
         ask!(self, candidates(named))
     }
@@ -348,7 +348,7 @@ impl Store {
         ask!(self, list_phones(after, limit))
     }
 
-    /// The same of one user.
+    /// The same for one user.
     pub async fn phones_of_user(
         &self,
         user: &UserId,
@@ -358,7 +358,7 @@ impl Store {
         ask!(self, phones_of_user(user, after, limit))
     }
 
-    /// These phones, by the ids of their rows, in their order, as far as they exist.
+    /// Those of these phones that exist, by the ids of their rows and in the same order.
     pub async fn phones(&self, ids: &[i64]) -> Result<Vec<PhoneListing>> {
         ask!(self, phones(ids))
     }
@@ -372,8 +372,7 @@ impl Store {
         ask!(self, phones_of_selector(selector, limit))
     }
 
-    /// Up to `limit` silent phones, those first that have been silent for longest, and where the next page begins;
-    /// none at the end.
+    /// Up to `limit` silent phones, the longest silent first, and where the next page begins. None at the end.
     pub async fn silent_phones(
         &self,
         after: SilentCursor,
@@ -390,7 +389,7 @@ impl Store {
 
 /// The operator's mappings.
 impl Store {
-    /// Says whose a selector is; the pushers of its phones follow in the same transaction.
+    /// Maps a selector to a user. The pushers of its phones follow in the same transaction.
     pub async fn put_mapping(&self, selector: Selector, user: UserId) -> Result<()> {
         self.writer()
             .write(move |tx| {
@@ -400,7 +399,7 @@ impl Store {
             .await
     }
 
-    /// Takes a mapping back. False when there was none.
+    /// Deletes a mapping. False when there was none.
     pub async fn delete_mapping(&self, selector: Selector) -> Result<bool> {
         self.writer()
             .write(move |tx| {
@@ -423,7 +422,7 @@ impl Store {
 
 /// The worker's jobs.
 impl Store {
-    /// Registers a worker under a name that no other has. Returns its place in the order in which workers started.
+    /// Registers a worker under a unique name. Returns its place in the order in which workers started.
     pub async fn register_worker(&self, worker: Arc<str>, settings: String) -> Result<i64> {
         self.writer()
             .write(move |tx| {
@@ -433,8 +432,8 @@ impl Store {
             .await
     }
 
-    /// Says that a worker lives, and gives the jobs of dead workers back. Returns how many came back, and how many
-    /// of them were given up as the likely cause.
+    /// Notes that a worker is alive, and recovers the jobs of dead workers. Returns how many jobs it recovered, and how
+    /// many of them were given up as the likely cause.
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(usize, usize)> {
         let beating = self.writer().write(move |tx| {
             let heartbeat = heartbeat.clone();
@@ -455,7 +454,7 @@ impl Store {
         Ok((recovered + killed, killed))
     }
 
-    /// Gives everything back that `worker` holds, when it stops.
+    /// Gives back all jobs of a worker that stops. Returns how many.
     pub async fn release_worker(&self, worker: Arc<str>) -> Result<usize> {
         self.writer()
             .write(move |tx| {
@@ -465,9 +464,9 @@ impl Store {
             .await
     }
 
-    /// Takes jobs that are due.
+    /// Takes due jobs.
     pub async fn claim(&self, claim: Claim) -> Result<Claimed> {
-        // Looking costs no write lock; taking does.
+        // Looking needs no write lock, but taking does.
         if claim.knows.is_none() {
             let due = self.next_due().await?;
             if claim.limit == 0 || due.is_none_or(|due| due > self.clock().unix()) {
@@ -482,7 +481,7 @@ impl Store {
             .await
     }
 
-    /// Notes that a worker begins with a job that another one died with.
+    /// Notes that a worker begins a job that another worker died with.
     pub async fn begin(&self, held: Held) -> Result<()> {
         self.writer()
             .write(move |tx| {
@@ -492,7 +491,7 @@ impl Store {
             .await
     }
 
-    /// Reads a pusher for its job. `append`: whether users share a pushkey.
+    /// Reads a pusher for its job. `append` says whether users may share a pushkey.
     pub async fn task(&self, held: &Held, append: bool) -> Result<Loaded> {
         let asked = Asked {
             id: held.pusher_id,
@@ -502,8 +501,8 @@ impl Store {
         ask!(self, task(asked, append))
     }
 
-    /// Records what became of a job, in one transaction with the job itself. False when the lock was lost
-    /// meanwhile: then the pusher is checked once more.
+    /// Records the outcome of a job and updates the job, in one transaction. False when the lock was lost meanwhile.
+    /// Then a job checks the pusher once more.
     pub async fn finish(&self, finished: Finished) -> Result<bool> {
         self.writer().finish(finished).await
     }
@@ -528,13 +527,12 @@ impl Store {
             .await
     }
 
-    /// What all workers know together of the homeserver.
+    /// What all workers together know about the homeserver.
     pub async fn read_gate(&self) -> Result<GateView> {
         ask!(self, read_gate())
     }
 
-    /// Writes what they know if it still has the version `expected`, and returns it; none if another worker was
-    /// first.
+    /// Writes the gate's row if it still has the version `expected`, and returns it. None if another worker was first.
     pub async fn swap_gate(&self, expected: i64, new: SharedGate) -> Result<Option<SharedGate>> {
         let row = new.clone();
         let swapping = self.writer().write(move |tx| {
@@ -544,12 +542,12 @@ impl Store {
         Ok(swapping.await?.then_some(new))
     }
 
-    /// The keys of the marks that count.
+    /// The keys whose marks count.
     pub async fn mark_keys(&self) -> Result<MarkKeys> {
         ask!(self, mark_keys())
     }
 
-    /// Makes a new key of the marks. Marks by the one before count for [`OLD_MARKS_COUNT`].
+    /// Makes a new key for marks. Marks of the previous key count for [`OLD_MARKS_COUNT`].
     pub async fn renew_mark_key(&self) -> Result<MarkKeys> {
         let fresh: [u8; KEY_BYTES] = rand::random();
         let counts = i64::try_from(OLD_MARKS_COUNT.as_secs()).unwrap_or(i64::MAX);
@@ -569,13 +567,13 @@ impl Store {
         ask!(self, count_without_mark(key))
     }
 
-    /// When the next job that waits is due, in seconds since 1970; none when nothing waits.
+    /// When the next waiting job is due, in seconds since 1970. None if no job waits.
     pub async fn next_due(&self) -> Result<Option<i64>> {
         ask!(self, next_due())
     }
 
-    /// Makes jobs in backoff due now, at most `most` of them, but none for which the homeserver asked to wait. Returns how
-    /// many. They are looked for without a lock, and changed in small transactions.
+    /// Makes up to `most` jobs in backoff due now, except those for which the homeserver asked to wait. Returns how
+    /// many. The store finds the jobs without a lock, and changes them in small transactions.
     pub async fn make_due(&self, most: i64) -> Result<u64> {
         let waiting = ask!(self, in_backoff(most))?;
         let mut due = 0;
@@ -590,12 +588,12 @@ impl Store {
         Ok(due)
     }
 
-    /// Puts right what a jump of the machine's clock did to waiting times. A job in backoff waits for at most
-    /// `longest` seconds, or an hour where the homeserver asked for it; any other is due almost at once. What
-    /// lies further ahead was reckoned by a clock that was wrong, and is due now. Returns how many.
+    /// Corrects waiting times after a jump of the machine's clock. A job in backoff waits at most `longest` seconds, or
+    /// an hour if the homeserver asked to wait. Any other job is due almost at once. A time further ahead comes from a
+    /// clock that was wrong, so such a job becomes due now. Returns how many.
     ///
-    /// It does not need to know when and by how much the clock jumped, so it may run at any time, in any
-    /// number of workers. After a jump ahead everything is due a little early, which the gate copes with.
+    /// This does not depend on when and by how much the clock jumped, so it may run at any time, in any number of
+    /// workers. After a jump ahead, all jobs are due a little early, and the gate limits the rate.
     pub async fn correct_waits(&self, longest: i64) -> Result<u64> {
         let mut corrected = 0;
         loop {
@@ -614,7 +612,7 @@ impl Store {
 
 /// Upkeep and replays.
 impl Store {
-    /// Gives a job to every pusher that is not as wanted and has none. Returns how many.
+    /// Gives a job to every pusher that is not as wanted and has no job. Returns how many.
     pub async fn reconcile(&self) -> Result<usize> {
         let (mut enqueued, mut after) = (0, 0);
         loop {
@@ -634,8 +632,8 @@ impl Store {
         }
     }
 
-    /// Has registered pushers set anew whose settings (URL, format, mark) are not these, a chunk of them at a
-    /// time. Returns how many this chunk had, and after which id to go on; none at the end.
+    /// Makes the worker set registered pushers again whose settings (URL, format, mark) differ from `settings`, one
+    /// chunk per call. Returns after which id to continue, and how many pushers this chunk had. None at the end.
     pub async fn renew_outdated(&self, settings: &str, after: i64) -> Result<Option<(i64, usize)>> {
         let page = ask!(self, outdated(settings, after, CHUNK))?;
         let Some((last, _)) = page.last() else {
@@ -652,7 +650,7 @@ impl Store {
         Ok(Some((*last, renewing.await?)))
     }
 
-    /// Deletes what nobody needs any more: tombstones of pushers, rows of workers that are gone. Returns how many.
+    /// Deletes rows that nobody needs any more: removed pushers and workers that are gone. Returns how many.
     pub async fn housekeep(&self) -> Result<u64> {
         let mut deleted = 0;
         loop {
@@ -668,8 +666,8 @@ impl Store {
         }
     }
 
-    /// Forgets rows that nobody stands for: those that were last reported `stay` seconds ago, and what there is beyond
-    /// `most`, those first that were reported longest ago. In small transactions, and counted by an index.
+    /// Forgets rows that nobody stands for: those whose last report is more than `stay` seconds old, and the oldest
+    /// ones beyond `most`. It works in small transactions, and an index counts the rows.
     pub async fn forget_strangers(&self, stay: i64, most: i64) -> Result<Forgotten> {
         let before = self.clock().unix() - stay;
         let mut forgotten = Forgotten::default();
@@ -699,13 +697,13 @@ impl Store {
             .await
     }
 
-    /// How many pushers a replay is about.
+    /// How many pushers a replay covers.
     pub async fn count_replay(&self, replay: &Replay) -> Result<i64> {
         ask!(self, count_replay(replay))
     }
 
-    /// Enqueues the next chunk of a replay, those with ids above `after`. Each is checked against the
-    /// homeserver first. Returns the last id and how many; none when the replay is through.
+    /// Enqueues the next chunk of a replay, pushers with ids above `after`. The worker compares each with the
+    /// homeserver's first. Returns the last id and how many. None when the replay is complete.
     pub async fn replay_chunk(&self, replay: &Replay, after: i64) -> Result<Option<(i64, usize)>> {
         let ids: Arc<[i64]> = ask!(self, replay_page(replay, after, CHUNK))?.into();
         let Some(last) = ids.last().copied() else {
@@ -721,17 +719,17 @@ impl Store {
 
 /// Pages and counts for the operator.
 impl Store {
-    /// Jobs by state, and the age of the oldest that could run.
+    /// The number of jobs by state, and how long the oldest due job has waited.
     pub async fn queue_state(&self) -> Result<QueueState> {
         ask!(self, queue_state())
     }
 
-    /// Pushers by state.
+    /// The number of pushers by state.
     pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
         ask!(self, count_pushers())
     }
 
-    /// How many tokens for messages belong to nobody yet, and so have no pusher.
+    /// How many tokens for messages belong to no user yet, and so have no pusher.
     pub async fn count_unmapped(&self) -> Result<i64> {
         ask!(self, count_unmapped())
     }
@@ -766,13 +764,13 @@ impl Store {
         ask!(self, dead_letters(limit))
     }
 
-    /// Up to `limit` workers, those that live first.
+    /// Up to `limit` workers, those that are alive first.
     pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
         ask!(self, workers(limit))
     }
 }
 
-/// The ids of a page that are meant.
+/// The ids of a page whose flag is set.
 fn marked(page: &[(i64, bool)]) -> Arc<[i64]> {
     page.iter()
         .filter(|(_, meant)| *meant)

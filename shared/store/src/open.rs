@@ -2,7 +2,7 @@
 
 use matrix2acrobits_shared::process::failure::Failure;
 
-/// Each says what to do.
+/// Each error says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// An SQLite file.

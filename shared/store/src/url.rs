@@ -1,4 +1,4 @@
-//! `DATABASE_URL` and what goes with it: which database, where, and how many connections it may get.
+//! The settings of the database: its kind, where it is, and how many connections this process may use.
 
 use std::{fmt, str::FromStr};
 
@@ -6,7 +6,7 @@ use matrix2acrobits_shared::process::settings::{SettingError, SharedArgs, number
 
 /// The most connections that a process may have.
 const MOST_CONNECTIONS: u32 = 1000;
-/// The fewest; SQLite does not ask.
+/// The fewest connections. SQLite ignores the setting.
 #[cfg(feature = "postgres")]
 const FEWEST_CONNECTIONS: u32 = matrix2acrobits_postgres::FEWEST_CONNECTIONS;
 #[cfg(not(feature = "postgres"))]
@@ -40,7 +40,7 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// Without a password.
+/// Shown without a password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -56,23 +56,23 @@ impl fmt::Display for DatabaseUrl {
 pub struct Database {
     /// Where it is.
     pub url: DatabaseUrl,
-    /// How many connections this process may have, where it is PostgreSQL.
+    /// How many connections this process may have to PostgreSQL.
     pub max_connections: u32,
 }
 
 impl Database {
-    /// What the settings say.
+    /// Reads all settings.
     pub fn of(settings: &SharedArgs) -> Result<Self, SettingError> {
         Self::at(settings.database_url()?.expose(), settings)
     }
 
-    /// The one with this URL; the rest is what the settings say.
+    /// The database at this URL, with the rest from the settings.
     pub fn at(url: &str, settings: &SharedArgs) -> Result<Self, SettingError> {
         let url: DatabaseUrl = url.parse()?;
         #[cfg(feature = "postgres")]
         let url = match url {
             DatabaseUrl::Postgres(url) => {
-                // It has to be readable, whoever reads it.
+                // EXTRA_CA_FILE is checked even if this database does not use TLS.
                 settings.outgoing()?;
                 DatabaseUrl::Postgres(url.trusting(settings.extra_ca_file()))
             }

@@ -1,8 +1,8 @@
-//! Noticing that somebody has written to the database.
+//! Notices that a process has written to the database.
 
 use matrix2acrobits_shared::flow::Result;
 
-/// Sees writes that a worker has to know of.
+/// Sees the writes that a worker has to know about.
 #[derive(Debug)]
 pub enum Watcher {
     /// In an SQLite file.
@@ -13,7 +13,7 @@ pub enum Watcher {
 }
 
 impl Watcher {
-    /// Whether somebody has written since the last call; true the first time.
+    /// Whether a process has written since the last call. True the first time.
     pub async fn changed(&mut self) -> Result<bool> {
         match self {
             Self::Sqlite(watcher) => watcher.changed().await,

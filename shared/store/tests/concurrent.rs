@@ -1,5 +1,5 @@
-//! Several processes at one PostgreSQL database, each a store of its own: they neither wait in a circle nor undo what
-//! another one has done.
+//! Several processes at one PostgreSQL database, each with its own store: they do not deadlock, and they do not undo
+//! each other's changes.
 
 #![expect(
     clippy::unwrap_used,
@@ -38,14 +38,14 @@ struct Processes {
 }
 
 impl Processes {
-    /// None where no server can be had.
+    /// None if no server is available.
     async fn start(count: usize) -> Option<Self> {
         let database = postgres::Server::shared()?.database();
         let settings = Database {
             url: database.url().parse().unwrap(),
             max_connections: 5,
         };
-        // They start at once, on an empty database.
+        // All start at the same time, on an empty database.
         let opening = (0..count).map(|_| Store::open(&settings, Role::Ahead, Clock::system()));
         let stores = join_all(opening).await;
         Some(Self {
@@ -65,10 +65,10 @@ impl Processes {
             .unwrap()
     }
 
-    /// Ends all, and tells how often the server had to break a circle of waiting.
+    /// Ends all processes, and returns how many deadlocks the server had to break.
     async fn deadlocks(mut self) -> i64 {
         self.stores.clear();
-        // The server counts what a connection has seen when that ends.
+        // The server counts a connection's deadlocks when the connection ends.
         let others = "SELECT count(*) FROM pg_stat_activity
                       WHERE datname = current_database() AND pid <> pg_backend_pid()";
         eventually("all connections are closed", async || {
@@ -127,7 +127,7 @@ async fn check(processes: &Processes) {
         holders.entry(token).or_default().insert(user);
     }
     let mut held: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for pusher in pushers.iter().filter(|it| it.wanted == "present") {
+    for pusher in pushers.iter().filter(|pusher| pusher.wanted == "present") {
         let users = held.entry(pusher.pushkey.clone()).or_default();
         users.insert(pusher.user_id.clone());
     }
@@ -155,7 +155,7 @@ async fn reports_of_the_same_phones_in_opposite_order() {
     for round in 0..30 {
         let reporting = processes.stores.iter().enumerate().flat_map(|(at, store)| {
             (0..PHONES).map(move |number| {
-                // Each process has another order, and hands the tokens round in another way.
+                // Each process reports in a different order and gives phones different tokens.
                 let phone = if at % 2 == 0 {
                     number
                 } else {
@@ -204,13 +204,13 @@ async fn the_newest_report_counts_whichever_process_took_it() {
         }
     }
     check(&processes).await;
-    // Both accounts want the token; who reported it last has it, unless the worker lets them share.
+    // Both accounts want the token. The user who reported last gets it, unless the worker lets users share.
     let claims = "SELECT array_agg(user_id ORDER BY claim) FROM pushers WHERE pushkey = 'key-59'";
     let claims: Vec<String> = processes.ask(claims).await;
     assert_eq!(claims.last().unwrap(), "@user-2:example.org", "{claims:?}");
 }
 
-/// A caller hears at once that it is too much, instead of waiting for what it will not wait for.
+/// A caller gets an error at once when too many writes wait, instead of waiting longer than it is prepared to.
 #[tokio::test]
 async fn no_more_than_4096_writes_wait() {
     const REPORTS: usize = 5000;
@@ -222,10 +222,10 @@ async fn no_more_than_4096_writes_wait() {
     let saved = join_all(reporting).await;
     let refused = saved
         .iter()
-        .filter(|it| matches!(it, Err(StoreError::Overloaded)))
+        .filter(|result| matches!(result, Err(StoreError::Overloaded)))
         .count();
-    let accepted = saved.iter().filter(|it| it.is_ok()).count();
-    // The writer may have taken up some batches meanwhile.
+    let accepted = saved.iter().filter(|result| result.is_ok()).count();
+    // The writer may have taken some batches meanwhile.
     assert!((4096..REPORTS).contains(&accepted), "{accepted}");
     assert_eq!(accepted + refused, REPORTS);
     let last = store.save_report(report(REPORTS, REPORTS)).await;
@@ -281,7 +281,7 @@ async fn a_job_is_taken_by_one_worker() {
     assert_eq!((taken.len(), different.len()), (JOBS, JOBS));
 }
 
-/// Takes and ends jobs until there are none and nobody reports any more.
+/// Takes and finishes jobs until there are none and no phone reports any more.
 async fn work(store: &Store, name: &str, reporting: &AtomicUsize) {
     let worker = register(store, name).await;
     let mut attempts = 0;

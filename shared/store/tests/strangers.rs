@@ -1,4 +1,4 @@
-//! Rows that nobody stands for: which they are, how long they stay, and how many.
+//! Rows that nobody stands for: which rows these are, how long they stay, and how many may stay.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -37,7 +37,7 @@ impl World {
         }
     }
 
-    /// None where no server can be had.
+    /// None if no server is available.
     async fn on_postgres() -> Option<Self> {
         let database = postgres::Server::shared()?.database();
         Some(Self {
@@ -104,12 +104,12 @@ fn report(name: &str, owner: Option<&str>) -> Report {
 }
 
 #[tokio::test]
-async fn they_go_thirty_days_after_their_last_report_and_others_stay() {
+async fn strangers_go_thirty_days_after_their_last_report_and_others_stay() {
     thirty_days(World::on_sqlite().await).await;
 }
 
 #[tokio::test]
-async fn they_go_thirty_days_after_their_last_report_and_others_stay_on_postgres() {
+async fn strangers_go_thirty_days_after_their_last_report_and_others_stay_on_postgres() {
     if let Some(world) = World::on_postgres().await {
         thirty_days(world).await;
     }

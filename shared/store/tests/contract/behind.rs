@@ -1,11 +1,11 @@
-//! The database behind the store under test, as somebody else sees it: all SQL of this suite.
+//! The database behind the store under test, reached without the store: all SQL of this suite.
 
 use matrix2acrobits_shared::flow::Held;
 use matrix2acrobits_test_postgres as postgres;
 use sqlx::{Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
-/// What somebody spoils of a phone that nobody else shares anything with.
+/// What a step spoils in the rows of a phone that shares nothing with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spoilt {
     /// The job's payload.
@@ -14,32 +14,32 @@ pub(crate) enum Spoilt {
     PusherOfJob,
     /// The user in the pusher's row.
     User,
-    /// What is read in spite of it.
+    /// Columns that can be spoilt without harm.
     Harmless,
 }
 
 impl Spoilt {
-    /// Whether a dead letter stays of it.
+    /// Whether it leaves a dead letter behind.
     pub(crate) fn is_fatal(self) -> bool {
         self != Self::Harmless
     }
 }
 
 pub(crate) enum Behind {
-    /// A file in a folder of its own.
+    /// A file in its own folder.
     Sqlite(TempDir),
-    /// A database that the cases of a test use one after the other.
+    /// A database that the cases of one test use in turn.
     Postgres(postgres::Database),
 }
 
 impl Behind {
-    /// Memory where there is some, for thousands of small files with `synchronous=FULL`.
+    /// Uses memory if available, because the tests make thousands of small files with `synchronous=FULL`.
     pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm");
         Self::Sqlite(folder.unwrap_or_else(|_| tempfile::tempdir().unwrap()))
     }
 
-    /// None where no server can be had.
+    /// None if no server is available.
     pub(crate) fn postgres() -> Option<Self> {
         let server = postgres::Server::shared()?;
         Some(Self::Postgres(server.database()))
@@ -58,7 +58,7 @@ impl Behind {
         PgConnection::connect(&self.url()).await.unwrap()
     }
 
-    /// Forgets what the case before has left.
+    /// Deletes the rows of the previous case.
     pub(crate) async fn empty(&self) {
         if let Self::Postgres(_) = self {
             let sql =
@@ -94,7 +94,7 @@ impl Behind {
     /// How many pushers have two jobs.
     pub(crate) async fn doubled(&self) -> i64 {
         if let Self::Postgres(_) = self {
-            // They are the table's primary key.
+            // The pusher is the table's primary key.
             return 0;
         }
         let twice =
@@ -105,8 +105,8 @@ impl Behind {
         count.unwrap()
     }
 
-    /// Writes what our programs never write to the rows of one pusher; returns what it was. A job in PostgreSQL has
-    /// neither a payload nor anything but a number for its pusher.
+    /// Writes values into the rows of one pusher that our programs never write. Returns what was spoilt. A job in
+    /// PostgreSQL has no payload, and its pusher is always a number, so fewer things can be spoilt there.
     pub(crate) async fn spoil(&self, what: Spoilt, pusher: i64) -> Spoilt {
         if let Self::Postgres(_) = self {
             if !what.is_fatal() {

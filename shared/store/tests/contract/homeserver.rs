@@ -2,7 +2,7 @@
 
 use matrix2acrobits_shared::rules::pushers::PusherTask;
 
-/// A pusher that it holds.
+/// A pusher that the homeserver holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Held {
     pub(crate) user: String,
@@ -50,7 +50,7 @@ impl Homeserver {
             .retain(|old| !old.same_pair(&gone) || old.user != gone.user);
     }
 
-    /// `GET /pushers`: whether it is there as it should be.
+    /// `GET /pushers`: whether the pusher is there as it should be.
     pub(crate) fn has(&mut self, row: &PusherTask) -> bool {
         self.requests += 1;
         self.pushers.contains(&Held::of(row))

@@ -1,9 +1,8 @@
-//! The state machine of pushers and jobs: whatever reports, removals, mappings, answers and deaths of
-//! workers come in whatever order, through two stores that write to one database, the homeserver ends up with what is
-//! wanted.
+//! The state machine of pushers and jobs: two stores write to one database, and reports, removals, mappings, responses
+//! and deaths of workers come in any order. In the end, the homeserver holds what is wanted.
 //!
-//! The same cases in every run; PROPTEST_CASES=5000 tries that many others. The failing case is printed in its
-//! shortest form.
+//! Every run has the same cases. PROPTEST_CASES=5000 tries that many others. A failing case is printed in its shortest
+//! form.
 
 #![expect(
     clippy::unwrap_used,
@@ -33,7 +32,7 @@ async fn check_always(world: &World) {
     assert_eq!(world.behind.doubled().await, 0, "a pusher has two jobs");
 }
 
-/// What holds when nothing is left to do but dead letters.
+/// What holds when only dead letters are left.
 async fn check_settled(world: &World) {
     check_always(world).await;
     let pushers = world.store.list_pushers(None, 0, 1000).await.unwrap();
@@ -56,9 +55,9 @@ async fn check_settled(world: &World) {
     assert_eq!(killed, failed + world.orphans, "dead letters");
 }
 
-/// What the phones want is what the homeserver holds.
+/// The homeserver holds what the phones want.
 async fn check_wanted(world: &mut World) {
-    // A pusher whose token is dead goes when the homeserver next pushes to it.
+    // The homeserver drops a pusher whose token is dead when it next pushes to it.
     let mut kept = Vec::new();
     for held in std::mem::take(&mut world.homeserver.pushers) {
         let target = world.target(&held).await;
@@ -117,12 +116,12 @@ async fn run(behind: Behind, append: bool, steps: &[Step]) -> Behind {
         check_always(&world).await;
     }
     world.settle().await;
-    // A pusher whose job no longer says whose it is gets another one.
+    // A pusher gets another job if its job no longer says for which pusher it is.
     let forgotten = world.store.reconcile().await.unwrap();
     assert!(forgotten <= world.orphans, "somebody was forgotten");
     world.settle().await;
     check_settled(&world).await;
-    // Dead letters come back to life, and a homeserver that forgot is told again.
+    // Dead letters are revived, and a homeserver that forgot its pushers gets them again.
     world.replay(Replay::Dead).await;
     if std::mem::take(&mut world.forgotten) {
         world.replay(Replay::All).await;
@@ -132,7 +131,7 @@ async fn run(behind: Behind, append: bool, steps: &[Step]) -> Behind {
     check_wanted(&mut world).await;
     let leftovers = world.jobs().await.len();
     assert_eq!(leftovers, world.unreadable, "finished jobs pile up");
-    // A repeated replay finds everything as it should be.
+    // A second replay finds everything as it should be.
     let before = world.homeserver.pushers.clone();
     world.replay(Replay::All).await;
     world.settle().await;
@@ -202,7 +201,7 @@ proptest! {
     }
 }
 
-/// The same on PostgreSQL, with fewer cases: each has to connect.
+/// The same on PostgreSQL, with fewer cases, because each has to connect.
 mod on_postgres {
     use std::cell::RefCell;
 
@@ -215,7 +214,7 @@ mod on_postgres {
         let behind = RefCell::new(Some(behind));
         let mut runner = proptest::test_runner::TestRunner::new(config(40));
         let ran = runner.run(&steps, |steps| {
-            // A case that fails has dropped its database; the next one, a shorter one, gets another.
+            // A case that fails drops its database. The next case, which is shorter, gets another one.
             let taken = behind.borrow_mut().take().or_else(Behind::postgres);
             *behind.borrow_mut() = Some(run_blocking(taken.unwrap(), append, &steps));
             Ok(())

@@ -4,23 +4,23 @@ use proptest::prelude::*;
 
 use crate::behind::Spoilt;
 
-/// How the homeserver answers one request.
+/// How the homeserver responds to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Ok,
-    /// It did it, but the answer got lost.
+    /// The homeserver did it, but the response got lost.
     LostAfter,
-    /// It did not do it, and we cannot know.
+    /// The homeserver did not do it, and we cannot know.
     LostBefore,
-    /// It surely did not do it; try again.
+    /// The homeserver certainly did not do it. Retry.
     Failed,
     /// 429.
     Limited,
-    /// 4xx: never again.
+    /// 4xx: do not retry.
     Refused,
 }
 
-/// What a report says of the token for messages.
+/// What a report says about the token for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Token {
     Absent,
@@ -40,9 +40,9 @@ pub(crate) struct Sent {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Reports that come at once and share a transaction.
+    /// Reports that come at the same time and share a transaction.
     Reports(Vec<Sent>),
-    /// A phone that hangs up after its request was looked at so many times.
+    /// A phone hangs up after its request was polled this many times.
     HangUp {
         sent: Sent,
         polls: u8,
@@ -51,16 +51,16 @@ pub(crate) enum Step {
         selector: u8,
         polls: u8,
     },
-    /// Two processes write at once: phones report while a worker records what it did.
+    /// Two processes write at the same time: phones report while a worker records outcomes.
     AtOnce {
         sent: Vec<Sent>,
         worker: u8,
     },
-    /// Somebody spoils the rows of a phone beside these.
+    /// Spoils the rows of another phone.
     Spoil(Spoilt),
     Remove {
         selector: u8,
-        /// None: all devices.
+        /// None means all devices.
         device: Option<u8>,
     },
     Map {
@@ -81,7 +81,7 @@ pub(crate) enum Step {
         worker: u8,
         limit: u8,
         suspect: bool,
-        /// Else the worker never hears what it got.
+        /// If false, the worker never learns which jobs it got.
         answered: bool,
     },
     /// A running job takes its next step.
@@ -89,7 +89,7 @@ pub(crate) enum Step {
         job: u8,
         answer: Answer,
     },
-    /// SIGKILL; `land` says which of its requests reach the homeserver all the same.
+    /// SIGKILL. `land` says which of the worker's requests still reach the homeserver.
     Kill {
         worker: u8,
         land: u8,
@@ -98,7 +98,7 @@ pub(crate) enum Step {
     Stop {
         worker: u8,
     },
-    /// All jobs whose request was answered are recorded in one transaction.
+    /// Records all jobs with a response, in one transaction.
     FinishAll,
     Heartbeat {
         worker: u8,
@@ -137,7 +137,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => report.clone().prop_map(|sent| Step::Reports(vec![sent])),
         3 => prop::collection::vec(report.clone(), 2..6).prop_map(Step::Reports),
-        // What a login says of the account may be refused, of which one who hangs up hears nothing.
+        // A report with a login may be refused. The model could not tell, because a phone that hangs up gets no result.
         2 => (report.clone(), 0..4_u8).prop_map(|(sent, polls)| Step::HangUp {
             sent: Sent { owner: None, ..sent },
             polls,
@@ -169,7 +169,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Two users who want the same pushkey: few kinds of events, so that every order of them comes up.
+/// Two users who want the same pushkey. There are few kinds of events, so that every order of them comes up.
 pub(crate) fn race() -> impl Strategy<Value = Step> {
     let phone = 0..2_u8;
     let token = Token::Set { key: 0, app: 0 };

@@ -1,4 +1,4 @@
-//! What workers do with the queue, step by step, through a store of their own.
+//! The workers' steps with the queue, through their own store.
 
 use futures::future::join_all;
 use matrix2acrobits_shared::{
@@ -27,7 +27,7 @@ pub(crate) struct Run {
 enum Stage {
     Taken,
     Loaded(PusherTask),
-    /// The homeserver was asked and does not hold it.
+    /// The homeserver responded that it does not hold the pusher.
     Missing(PusherTask),
     Acted(PusherTask, Outcome),
 }
@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    /// What the worker does next with a job (`worker::job`). None when it is through with it.
+    /// Takes the worker's next step with a job (`worker::job`). None when the job is done.
     pub(crate) async fn advance(&mut self, run: Run, answer: Answer) -> Option<Run> {
         if matches!(run.stage, Stage::Acted(..)) {
             self.finish(&run).await;
@@ -147,7 +147,7 @@ impl World {
         }
     }
 
-    /// The jobs whose requests were answered.
+    /// Takes the jobs with a response.
     pub(crate) fn take_answered(&mut self) -> Vec<Run> {
         let (answered, rest) = std::mem::take(&mut self.runs)
             .into_iter()
@@ -161,7 +161,7 @@ impl World {
         join_all(answered.iter().map(|run| self.finish(run))).await;
     }
 
-    /// Records what became of a job.
+    /// Records the outcome of a job.
     pub(crate) async fn finish(&self, run: &Run) {
         let Stage::Acted(row, outcome) = &run.stage else {
             return;
@@ -183,12 +183,12 @@ impl World {
 
     pub(crate) async fn kill(&mut self, worker: u8, land: u8) {
         let (name, _) = self.workers[usize::from(worker)].clone();
-        let (theirs, others) = std::mem::take(&mut self.runs)
+        let (of_worker, others) = std::mem::take(&mut self.runs)
             .into_iter()
             .partition(|run| run.held.worker == name);
         self.runs = others;
-        for (index, run) in Vec::<Run>::into_iter(theirs).enumerate() {
-            // What was on its way may arrive, unless others have long taken the worker for dead.
+        for (index, run) in Vec::<Run>::into_iter(of_worker).enumerate() {
+            // A request under way may still arrive, unless other workers already assume that this one is dead.
             let lands = land >> (index % 8) & 1 == 1 && self.holds(&run.held).await;
             match &run.stage {
                 Stage::Missing(row) if lands => self.land(row),
@@ -197,7 +197,7 @@ impl World {
             }
         }
         if land % 4 == 3 {
-            // Its process is gone, and nobody has closed anything.
+            // The process is gone without closing its connections.
             let clock = self.other.clock().clone();
             self.other = open(&self.behind, Role::Behind, clock).await;
         }
@@ -210,11 +210,11 @@ impl World {
 
     pub(crate) async fn stop(&mut self, worker: u8) {
         let (name, _) = self.workers[usize::from(worker)].clone();
-        let (theirs, others) = std::mem::take(&mut self.runs)
+        let (of_worker, others) = std::mem::take(&mut self.runs)
             .into_iter()
             .partition(|run| run.held.worker == name);
         self.runs = others;
-        for run in Vec::<Run>::into_iter(theirs) {
+        for run in Vec::<Run>::into_iter(of_worker) {
             if !matches!(run.stage, Stage::Taken) {
                 self.run_to_its_end(run).await;
             }
@@ -247,7 +247,7 @@ impl World {
         for run in std::mem::take(&mut self.runs) {
             self.run_to_its_end(run).await;
         }
-        // Longer in all than the homeserver may ask for.
+        // This is longer in total than a homeserver may ask us to wait.
         for round in 0..80 {
             for worker in 0..WORKERS {
                 self.beat(worker).await;

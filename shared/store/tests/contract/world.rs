@@ -1,5 +1,5 @@
-//! The store under test between phones, workers and a homeserver, all in one thread so that every order of
-//! events can be tried. Here are the phones and the operator; what workers do is in [`crate::workers`].
+//! The store under test between phones, workers and a homeserver, all in one thread so that every order of events can
+//! be tried. This module has the phones and the operator, and [`crate::workers`] has the workers.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -40,9 +40,9 @@ pub(crate) struct Phone {
 }
 
 pub(crate) struct World {
-    /// As the api has it.
+    /// The api's store.
     pub(crate) store: Store,
-    /// As the worker has it: another writer.
+    /// The worker's store: another writer.
     pub(crate) other: Store,
     pub(crate) homeserver: Homeserver,
     pub(crate) append: bool,
@@ -53,15 +53,16 @@ pub(crate) struct World {
     pub(crate) forgotten: bool,
     pub(crate) now: i64,
     pub(crate) workers: Vec<(Arc<str>, i64)>,
-    /// Those that have not heard what their last claim got them.
+    /// Workers that did not get the result of their last claim.
     pub(crate) doubtful: HashSet<Arc<str>>,
-    /// For looking behind the store.
+    /// The database, reached without the store.
     pub(crate) behind: Behind,
     started: usize,
     pub(crate) runs: Vec<Run>,
     spoilt: usize,
-    /// Dead letters that stay: of rows that cannot be read, and of jobs of no pusher among them.
+    /// Dead letters that stay, because a row cannot be read.
     pub(crate) unreadable: usize,
+    /// Those of them whose job has lost its pusher.
     pub(crate) orphans: usize,
 }
 
@@ -102,7 +103,7 @@ pub(crate) async fn open(behind: &Behind, role: Role, clock: Clock) -> Store {
     Store::open(&database, role, clock).await.unwrap()
 }
 
-/// Begins something, and does not wait for its end.
+/// Begins something without waiting for its end.
 async fn begin<T>(work: impl Future<Output = T>, polls: u8) {
     let mut work = pin!(work);
     for _ in 0..polls {
@@ -236,11 +237,14 @@ impl World {
         }
     }
 
-    /// What comes at once may be taken in any order, but the model needs one: as it was sent.
+    /// The store may save reports that come at the same time in any order, but the model needs one: the order of
+    /// sending.
     async fn reports(&mut self, sent: &[Sent]) {
-        let saving = sent.iter().map(|it| self.store.save_report(it.report()));
-        for (it, saved) in sent.iter().zip(join_all(saving).await) {
-            self.reported(*it, &saved.unwrap());
+        let saving = sent
+            .iter()
+            .map(|report| self.store.save_report(report.report()));
+        for (report, saved) in sent.iter().zip(join_all(saving).await) {
+            self.reported(*report, &saved.unwrap());
         }
     }
 
@@ -269,7 +273,7 @@ impl World {
         self.claim(selector, device);
     }
 
-    /// Phones hang up: what had reached the writer is done, and the rest is not.
+    /// The phone hangs up. A report that has reached the writer is saved, and any other is not.
     async fn hang_up(&mut self, sent: Sent, polls: u8) {
         begin(self.store.save_report(sent.report()), polls).await;
         self.written().await;
@@ -295,26 +299,29 @@ impl World {
         }
     }
 
-    /// All that the api's writer was given is in the database: it takes what waits in its order.
+    /// Returns when all earlier writes of the api are in the database, because the writer keeps the order.
     async fn written(&self) {
         let nobody = Selector::parse("nobody").unwrap();
         assert!(!self.store.delete_mapping(nobody).await.unwrap());
     }
 
-    /// Phones report while a worker records what became of its jobs, beats and looks for pushers without one.
+    /// Phones report while a worker records outcomes, sends a heartbeat and looks for pushers without a job.
     async fn at_once(&mut self, sent: &[Sent], worker: u8) {
         let answered = self.take_answered();
-        let saving = join_all(sent.iter().map(|it| self.store.save_report(it.report())));
+        let saving = join_all(
+            sent.iter()
+                .map(|report| self.store.save_report(report.report())),
+        );
         let finishing = join_all(answered.iter().map(|run| self.finish(run)));
         let (saved, (), _, reconciled) =
             tokio::join!(saving, self.beat(worker), finishing, self.other.reconcile());
         reconciled.unwrap();
-        for (it, saved) in sent.iter().zip(saved) {
-            self.reported(*it, &saved.unwrap());
+        for (report, saved) in sent.iter().zip(saved) {
+            self.reported(*report, &saved.unwrap());
         }
     }
 
-    /// Somebody spoils the rows of a phone that nobody else shares anything with.
+    /// Spoils the rows of a phone that shares nothing with others.
     async fn spoil(&mut self, what: Spoilt) {
         self.spoilt += 1;
         let name = format!("spoilt-{}", self.spoilt);
@@ -335,7 +342,10 @@ impl World {
         report.token_msgs = Field::Set(Pushkey::parse(&name).unwrap());
         self.store.save_report(report).await.unwrap();
         let pushers = self.store.list_pushers(None, 0, 1000).await.unwrap();
-        let pusher = pushers.iter().find(|it| it.pushkey == name).unwrap();
+        let pusher = pushers
+            .iter()
+            .find(|pusher| pusher.pushkey == name)
+            .unwrap();
         let what = self.behind.spoil(what, pusher.id).await;
         self.unreadable += usize::from(what.is_fatal());
         self.orphans += usize::from(what == Spoilt::PusherOfJob);
@@ -378,7 +388,7 @@ impl World {
         }
     }
 
-    /// Which row the api takes for this pusher (`api::notify`).
+    /// The row that the api chooses for this pusher (`api::notify`).
     pub(crate) async fn target(&self, pusher: &crate::homeserver::Held) -> Option<PushTarget> {
         let rows = self.store.targets(&pusher.key).await.unwrap();
         let mut rows: Vec<_> = rows.into_iter().map(|row| row.target).collect();
@@ -387,7 +397,7 @@ impl World {
         rows.into_iter().next()
     }
 
-    /// PNM calls it gone, we reject it, and the homeserver drops that pusher.
+    /// PNM calls a token gone, we reject it, and the homeserver drops that pusher.
     async fn push_to_gone_token(&mut self, number: u8) {
         if self.homeserver.pushers.is_empty() {
             return;
