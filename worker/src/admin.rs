@@ -20,7 +20,7 @@ use crate::{
     metrics::{self, Source},
 };
 
-/// What the endpoints look at.
+/// What the endpoints need.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     store: Store,
@@ -45,7 +45,7 @@ impl Admin {
     }
 }
 
-/// Answers until the worker stops.
+/// Serves requests until the worker stops.
 pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
     let stop = admin.stop.clone();
     let source = Source {
@@ -70,7 +70,7 @@ pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
     }
 }
 
-/// Beats until the worker stops, where there is nothing else to do.
+/// Gives signs of life until the worker stops, if there is nothing else to do.
 pub(crate) async fn idle(beat: &Beat, stop: &CancellationToken) {
     loop {
         beat.now();

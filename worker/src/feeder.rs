@@ -1,4 +1,4 @@
-//! Takes due jobs from the queue, and watches the database so that it knows when there are some.
+//! Takes due jobs from the queue, and watches the database to notice new ones.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,17 +17,17 @@ use crate::{
     run::{PAUSE, Shared, WATCH},
 };
 
-/// How often the queue is looked at while something waits for its time.
+/// How often to look at the queue while a job waits for its time.
 const POLL_WAITING: Duration = Duration::from_millis(500);
-/// How often it is looked at whatever the watcher says.
+/// How often to look at the queue at least, whatever the watcher says.
 const POLL_IDLE: Duration = Duration::from_secs(15);
-/// How often the gate is read even if nothing seems to have changed: workers die without a word.
+/// How often to read the gate at least, because a worker may die without writing anything.
 const FOLLOW: Duration = Duration::from_secs(1);
 
-/// Takes due jobs from the queue as long as the gate lets some through and there is room.
+/// Takes due jobs from the queue while the gate lets jobs through and there is room.
 pub(crate) async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
     let mut gate = shared.gate.watch();
-    // Whether a claim was not answered: there may be jobs in our name of which we don't know.
+    // Set when the result of a claim got lost. Then we may hold jobs that we do not know of.
     let mut doubtful = false;
     while !shared.stop.is_cancelled() {
         gate.mark_unchanged();
@@ -35,7 +35,7 @@ pub(crate) async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
         let wanted = if shared.gate.is_open() {
             room
         } else {
-            // One to try with, if none is at hand.
+            // Take one job to try with, if this worker holds none.
             usize::from(shared.gate.is_trying() && room == shared.most)
         };
         let pause = match take(&shared, wanted, doubtful).await {
@@ -43,7 +43,7 @@ pub(crate) async fn feed(shared: Arc<Shared>, jobs: mpsc::Sender<Held>) {
                 doubtful = false;
                 let enough = !taken.is_empty() && taken.len() >= wanted;
                 for held in taken {
-                    // The channel has room for all that may be held, and apalis listens until we stop.
+                    // The channel has room for all jobs that this worker may hold, and apalis listens until we stop.
                     if jobs.send(held).await.is_err() {
                         break;
                     }
@@ -96,7 +96,7 @@ async fn take(shared: &Shared, wanted: usize, doubtful: bool) -> Result<Vec<Held
     }
     if outdated != shared.outdated.swap(outdated, Ordering::SeqCst) && outdated {
         tracing::warn!(
-            "a worker that started later has another PROXY_URL, PUSH_FORMAT or key: this one takes no jobs while that one lives"
+            "a worker that started later has another PROXY_URL, PUSH_FORMAT or PUSHER_DISABLE_BADGE_COUNT: this one takes no jobs while that one lives"
         );
     }
     shared.held().extend(jobs.iter().map(|held| held.pusher_id));
@@ -107,7 +107,7 @@ async fn take(shared: &Shared, wanted: usize, doubtful: bool) -> Result<Vec<Held
 
 async fn waiting_pause(shared: &Shared) -> Duration {
     match shared.store.next_due().await {
-        // Whether that other worker still lives has to be looked up.
+        // Check again soon whether the other worker is still alive.
         _ if shared.outdated.load(Ordering::SeqCst) => jobs::HEARTBEAT,
         Ok(None) => POLL_IDLE,
         Ok(Some(_)) => POLL_WAITING,
@@ -115,7 +115,7 @@ async fn waiting_pause(shared: &Shared) -> Duration {
     }
 }
 
-/// Wakes the feeder and has the gate follow when any process has written to the database.
+/// Wakes the feeder and makes the gate follow when a process has written to the database.
 pub(crate) async fn watch(shared: Arc<Shared>) {
     loop {
         let result = async {

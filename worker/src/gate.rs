@@ -1,5 +1,5 @@
-//! Has jobs wait at the outage gate, and brings what they learn into the row that all workers share. What is
-//! decided stands in `rules::gate`.
+//! Makes jobs wait at the outage gate, and writes what they learn into the row that all workers share. The decisions
+//! are in `rules::gate`.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -20,12 +20,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Gate {
     store: Store,
-    /// For the log: how long everything waits when the configuration is wrong.
+    /// How long jobs wait when the configuration is wrong, for the log.
     long: Duration,
     rules: Mutex<Rules>,
     changed: watch::Sender<u64>,
-    /// Held from reading the row until what it says is known: what this worker writes it must not take for
-    /// another's, and its own jobs must not get in each other's way.
+    /// Held from reading the row until the rules have followed it. Otherwise this worker could mistake its own writes
+    /// for another worker's, and its jobs could get in each other's way.
     row: tokio::sync::Mutex<()>,
 }
 
@@ -44,7 +44,7 @@ impl Drop for Pass<'_> {
     }
 }
 
-/// Takes back that the gate is shutting, whether or not the row says so in the end.
+/// Ends the shutting state when dropped, whether or not the event reached the row.
 struct Shutting<'a>(&'a Gate, &'a Event);
 
 impl Drop for Shutting<'_> {
@@ -65,13 +65,14 @@ impl Gate {
         }
     }
 
-    /// Reads the row for the first time; what was wrong may have been mended.
+    /// Reads the row for the first time. The operator may have corrected the configuration, so the next try comes at
+    /// once.
     pub(crate) async fn start(&self) -> Result<(), StoreError> {
         self.apply(&Event::Started).await?;
         self.follow().await
     }
 
-    /// Follows what other workers found.
+    /// Follows changes of other workers.
     pub(crate) async fn follow(&self) -> Result<(), StoreError> {
         let _alone = self.row.lock().await;
         let view = self.store.read_gate().await?;
@@ -81,7 +82,7 @@ impl Gate {
             self.log(&news, false);
             self.tell();
         }
-        // What is no news can open or shut the gate, too; waking for nothing costs little.
+        // Changes without news can open or shut the gate as well, and waking jobs for nothing costs little.
         if !self.is_open() {
             self.tell();
         }
@@ -112,7 +113,7 @@ impl Gate {
         }
     }
 
-    /// Waits until a job that is inside may send one more request; false when the gate has shut meanwhile.
+    /// Waits until a job that is inside may send one more request. False when the gate has shut meanwhile.
     pub(crate) async fn again(&self, pass: &Pass<'_>) -> bool {
         let mut changes = self.changed.subscribe();
         loop {
@@ -133,7 +134,7 @@ impl Gate {
         }
     }
 
-    /// Takes note of what a job's requests said, and tells the other workers.
+    /// Takes note of a finished job's requests, and tells the other workers.
     pub(crate) async fn record(&self, pass: &Pass<'_>, sign: &Sign) {
         let now = self.now();
         let event = self.rules().record(pass.ticket, sign, now);
@@ -148,7 +149,7 @@ impl Gate {
         }
     }
 
-    /// Asks to be the one who finds out whether the homeserver is back.
+    /// Asks for the turn to find out whether the homeserver is back.
     pub(crate) async fn claim(&self) -> Result<bool, StoreError> {
         let me = self.rules().me().to_owned();
         self.apply(&Event::Claim(me)).await
@@ -159,7 +160,7 @@ impl Gate {
         self.rules().must_probe()
     }
 
-    /// What the probe found.
+    /// Takes note of a probe.
     pub(crate) async fn probed(&self, answered: bool) -> Result<(), StoreError> {
         let me = self.rules().me().to_owned();
         if !answered {
@@ -179,7 +180,7 @@ impl Gate {
         self.tell();
     }
 
-    /// Tells the others that this worker is still about it.
+    /// Tells the other workers that this one still has the turn.
     pub(crate) async fn renew(&self) -> Result<(), StoreError> {
         let me = self.rules().me().to_owned();
         self.apply(&Event::Renew(me)).await.map(drop)
@@ -193,7 +194,7 @@ impl Gate {
         self.apply(&Event::PassOn(me)).await.map(drop)
     }
 
-    /// See [`Rules::next_step`]; how long until then.
+    /// See [`Rules::next_step`]. Returns how long to wait until then.
     pub(crate) fn next_step(&self) -> Option<(Duration, Step)> {
         let now = self.now();
         let (at, step) = self.rules().next_step(now)?;
@@ -221,7 +222,7 @@ impl Gate {
         self.rules().is_shut()
     }
 
-    /// What the operator is told. Trying in the midst of an outage is still the outage.
+    /// The gate's state for the operator. A try during an outage still counts as an outage.
     pub(crate) fn report(&self) -> GateReport {
         let rules = self.rules();
         let reason = rules.reason().map(str::to_owned);
@@ -238,7 +239,7 @@ impl Gate {
         self.changed.subscribe()
     }
 
-    /// Brings an event into the row; false if it changes nothing there.
+    /// Writes an event into the row. False if it changes nothing there.
     async fn apply(&self, event: &Event) -> Result<bool, StoreError> {
         let _alone = self.row.lock().await;
         loop {
@@ -246,7 +247,7 @@ impl Gate {
             let now = self.now();
             let version = view.row.version;
             let new = view.row.after(event, now);
-            // What another worker did in between is its news.
+            // The other worker logs the news of its own changes.
             let news = self.rules().follow(view.row, view.workers, now);
             news.inspect(|news| self.log(news, false));
             let Some(new) = new else {
@@ -266,7 +267,7 @@ impl Gate {
         self.apply(&Event::Slot).await.unwrap_or(false)
     }
 
-    /// One loud error for all: the worker that wrote it into the row says it.
+    /// Only the worker that wrote the change into the row logs an error.
     fn log(&self, news: &News, ours: bool) {
         let wait = humantime::format_duration(self.long);
         match news {
@@ -300,22 +301,22 @@ impl Gate {
         i64::try_from(self.store.clock().unix_millis()).unwrap_or(i64::MAX)
     }
 
-    /// A panic elsewhere does not make a counter wrong.
+    /// A poisoned lock is fine, because a panic elsewhere does not make the rules wrong.
     fn rules(&self) -> MutexGuard<'_, Rules> {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How long who finds no slot in the row waits before asking again.
+/// How long a job waits before it asks the row for a slot again.
 const SLOT_PAUSE: Duration = Duration::from_millis(100);
 
 fn span(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
-/// Until something changes, or that long.
+/// Waits until something changes, but at most this long.
 async fn wait(changes: &mut watch::Receiver<u64>, longest: Option<Duration>) {
-    // The sender outlives whoever waits.
+    // The sender outlives all waiting jobs.
     match longest {
         Some(longest) => drop(tokio::time::timeout(longest, changes.changed()).await),
         None => drop(changes.changed().await),

@@ -1,4 +1,4 @@
-//! Says that this worker lives, takes over the jobs of those that died, and notices jumps of the clock.
+//! Reports that this worker is alive, recovers the jobs of workers that died, and notices jumps of the clock.
 
 use std::{
     sync::Arc,
@@ -10,13 +10,13 @@ use matrix2acrobits_store::StoreError;
 
 use crate::{run::Shared, upkeep::correct_waits};
 
-/// A difference between the two clocks of this machine that counts as a jump, in seconds.
+/// The difference between the machine's two clocks that counts as a jump, in seconds.
 const JUMP: i64 = 30;
-/// For so long the beats must have come through before other workers' silence means anything.
+/// How long our own heartbeats must have succeeded before another worker's silence means that it died.
 const UNBROKEN: Duration = Duration::from_secs(jobs::DEAD_AFTER.unsigned_abs());
 
-/// How long the own beats have come through, each in time. While the database is away nobody's do: the first worker
-/// to reach it again would take all others for dead.
+/// How long our own heartbeats have succeeded in time. While the database is down, no worker's do, and the first worker
+/// to reach it again would assume that all others are dead.
 #[derive(Debug, Default)]
 struct Unbroken {
     since: Option<Instant>,
@@ -24,9 +24,9 @@ struct Unbroken {
 }
 
 impl Unbroken {
-    /// A beat has come through.
+    /// A heartbeat has succeeded.
     fn beaten(&mut self, now: Instant) {
-        // This machine may have slept, and the others with it.
+        // This machine may have been suspended, and the others with it.
         let late = self.last.is_none_or(|last| now - last > UNBROKEN / 2);
         if late {
             self.since = Some(now);
@@ -34,19 +34,19 @@ impl Unbroken {
         self.last = Some(now);
     }
 
-    /// One has not.
+    /// A heartbeat has failed.
     fn broken(&mut self) {
         *self = Self::default();
     }
 
-    /// Whether a worker that is silent has died.
+    /// Whether a silent worker counts as dead.
     fn tells(&self, now: Instant) -> bool {
         let in_time = self.last.is_some_and(|last| now - last <= UNBROKEN / 2);
         in_time && self.since.is_some_and(|since| now - since >= UNBROKEN)
     }
 }
 
-/// Says that this worker lives, recovers the jobs of those that don't, and notices jumps of the clock.
+/// Reports that this worker is alive, recovers the jobs of workers that died, and notices jumps of the clock.
 pub(crate) async fn heartbeat(shared: Arc<Shared>) {
     let (mut wall, mut steady) = (shared.store.clock().unix(), Instant::now());
     let mut unbroken = Unbroken::default();
@@ -87,7 +87,7 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
                     );
                 }
             }
-            // The writer is gone for good.
+            // The writer has ended and will not come back.
             Err(StoreError::Stopped) => return,
             Err(error) => {
                 unbroken.broken();

@@ -1,5 +1,5 @@
-//! Renews pushers that do not carry today's settings: PROXY_URL, PUSH_FORMAT, or the key of the marks. Slowly, so
-//! that new phones do not wait behind all the others.
+//! Renews pushers that carry other settings than the current ones: PROXY_URL, PUSH_FORMAT, or the key of the marks. It
+//! works slowly, so that new phones do not wait behind all the others.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use matrix2acrobits_shared::matrix::{mark::MarkKey, pushers::PusherSettings};
 use matrix2acrobits_store::{Store, StoreError};
 use tokio::sync::watch;
 
-/// How long the next pusher waits after one was enqueued to be renewed. Synapse sets 70 to 130 a second.
+/// The pause for each pusher that was enqueued. Synapse sets 70 to 130 pushers a second.
 const EACH: Duration = Duration::from_millis(20);
 const SECOND: Duration = Duration::from_secs(1);
-/// How soon a key that the operator has changed is noticed.
+/// How often to look for a new key.
 const WATCH: Duration = Duration::from_secs(5);
 
-/// Watches the key, and renews what is outdated. Runs until it is dropped.
+/// Watches the key, and renews outdated pushers. Runs until the future is dropped.
 pub(crate) async fn renew(store: Store, pusher: PusherSettings, key: watch::Sender<MarkKey>) {
     // The settings may have changed while no worker ran.
     let mut outdated = true;
@@ -59,7 +59,7 @@ async fn step(
     Ok(renewed > 0)
 }
 
-/// Goes once through all pushers. Returns how many are to be set anew.
+/// Goes once through all pushers. Returns how many will be set again.
 async fn pass(store: &Store, fingerprint: &str) -> Result<usize, StoreError> {
     let (mut after, mut renewed) = (0, 0);
     while let Some((last, chunk)) = store.renew_outdated(fingerprint, after).await? {

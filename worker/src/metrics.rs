@@ -1,5 +1,5 @@
-//! Every metric of the worker: names, help texts, label values, and the handles that count. All series are
-//! there from the start, at zero. Those of the database are `shared::process::metrics`'.
+//! All metrics of the worker: names, help texts, label values, and the functions that count. All series exist from the
+//! start, at zero. The metrics of the database are in `shared::process::metrics`.
 
 use std::time::Duration;
 
@@ -32,12 +32,12 @@ const QUEUE_JOBS: &str = "matrix2acrobits_queue_jobs";
 const OLDEST_READY: &str = "matrix2acrobits_queue_oldest_ready_seconds";
 const PUSHERS: &str = "matrix2acrobits_pushers";
 
-/// Upper bounds of how long a pusher took to be set: an outage of the homeserver counts.
+/// Upper bounds of the time until a pusher was set, including outages of the homeserver.
 const LAG_BOUNDS: &[f64] = &[
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
     14_400.0, 86_400.0,
 ];
-/// Upper bounds of how many attempts a job took.
+/// Upper bounds of the number of attempts of a job.
 const ATTEMPT_BOUNDS: &[f64] = &[1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 
 const RESULTS: [&str; 6] = [
@@ -49,14 +49,14 @@ const RESULTS: [&str; 6] = [
     "dead",
 ];
 const REQUEST_KINDS: [&str; 5] = ["set", "delete", "list", "probe", "device"];
-/// What a homeserver and what stands before it answer; all else is `other`.
+/// The usual statuses of homeservers and reverse proxies. Any other status counts as `other`.
 const STATUSES: [&str; 14] = [
     "200", "400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504", "none",
     "other",
 ];
 const PUSHER_STATES: [&str; 4] = ["pending", "registered", "failed", "removed"];
 
-/// Starts collecting, and makes every series.
+/// Starts collecting, and creates every series.
 pub(crate) fn start() -> PrometheusHandle {
     let handle = process::metrics::init(&[(LAG, LAG_BOUNDS), (JOB_ATTEMPTS, ATTEMPT_BOUNDS)]);
     describe_counter!(
@@ -120,7 +120,7 @@ pub(crate) fn start() -> PrometheusHandle {
     handle
 }
 
-/// What `/metrics` looks at.
+/// What `/metrics` needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) store: Store,
@@ -128,7 +128,7 @@ pub(crate) struct Source {
     pub(crate) handle: PrometheusHandle,
 }
 
-/// `GET /metrics`. What the database does not tell stays as it was.
+/// `GET /metrics`. Values that the database does not provide stay as they were.
 pub(crate) async fn render(State(source): State<Source>) -> Response {
     let store = &source.store;
     process::metrics::ask(Box::pin(async {
@@ -173,12 +173,12 @@ fn publish_pushers(counts: &[(String, i64)]) {
     }
 }
 
-/// Says whether the gate lets no job through.
+/// Sets whether the gate lets no job through.
 pub(crate) fn gate_shut(shut: bool) {
     gauge!(GATE).set(f64::from(u8::from(shut)));
 }
 
-/// Counts a request to the homeserver; `kind` is one of [`REQUEST_KINDS`].
+/// Counts a request to the homeserver. `kind` is one of [`REQUEST_KINDS`].
 pub(crate) fn request(kind: &'static str, reply: &Reply, took: Duration) {
     let status = match reply {
         Reply::Response(response) => known_status(response.status),
@@ -201,7 +201,7 @@ pub(crate) fn unreadable_jobs(count: u64) {
     counter!(JOBS, "result" => "dead").increment(count);
 }
 
-/// Counts an attempt of a job: its end, how many attempts were made so far, and how long ago the job was made.
+/// Counts an attempt of a job: its outcome, the number of attempts so far, and the age of the job.
 pub(crate) fn job(outcome: &Outcome, attempts: i64, age: Option<Duration>) {
     let result = match outcome {
         Outcome::Registered => "registered",

@@ -1,4 +1,4 @@
-//! Finds out when the homeserver works again, and has all that waits run then.
+//! Finds out when the homeserver works again, and then makes all waiting jobs due.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     run::{PAUSE, Shared, WATCH},
 };
 
-/// Finds out when the homeserver works again, and takes up the backlog when it does.
+/// Finds out when the homeserver works again, and then takes up the backlog.
 pub(crate) async fn probe(shared: Arc<Shared>, homeserver: Homeserver) {
     let mut changes = shared.gate.watch();
     let mut open = false;
@@ -41,13 +41,13 @@ async fn take_step(shared: &Shared, homeserver: &Homeserver, step: Step) -> Resu
     let gate = &shared.gate;
     match step {
         Step::Claim if !gate.claim().await? => {
-            // Another was first, or no slot is free.
+            // Another worker was first, or no slot is free.
             tokio::time::sleep(WATCH).await;
         }
         Step::Claim if gate.must_probe() => gate.probed(homeserver.probe().await).await?,
         Step::Claim => gate.try_one(true),
         Step::BringForward => {
-            // All may be in backoff; one must be there to try.
+            // All jobs may be in backoff, but one must be due to try with.
             shared.store.make_due(1).await?;
             gate.brought_forward();
             shared.wake.notify_one();
@@ -58,7 +58,7 @@ async fn take_step(shared: &Shared, homeserver: &Homeserver, step: Step) -> Resu
     Ok(())
 }
 
-/// Has everything that waits run now.
+/// Makes all waiting jobs due now.
 async fn take_up(shared: &Shared) {
     loop {
         match shared.store.make_due(i64::MAX).await {

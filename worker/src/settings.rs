@@ -150,7 +150,7 @@ impl AdminArgs {
     }
 }
 
-/// What `run` needs, checked.
+/// The parsed settings of `run`.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) homeserver_url: Url,
@@ -231,8 +231,8 @@ impl RunArgs {
     }
 }
 
-/// The URL that pushers carry, from PROXY_URL. Synapse accepts the exact path alone, and whoever can read
-/// the connection can read messages and ring phones, hence https.
+/// The URL that pushers carry, from PROXY_URL. Synapse accepts only the exact path. https is required because anybody
+/// who can read the connection can read messages and ring phones.
 fn notify_url(text: &str, insecure: bool) -> Result<Url, String> {
     let mut url = settings::base_url(text)?;
     if !matches!(url.path(), "" | "/") {

@@ -45,7 +45,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let stop = stopping.stop.clone();
     let name = format!("worker-{}", ulid::Ulid::generate());
     let beat = Beat::default();
-    // Starting is a sign of life; the loop has to give the next.
+    // Starting is a sign of life. The loop has to give the next one.
     beat.now();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -1,14 +1,14 @@
-//! Mends what should not happen: pushers without a job, and jobs that wait for a time far ahead. Throws away
-//! what nobody needs.
+//! Repairs what should not happen: pushers without a job, and jobs that wait for a time far ahead. Deletes rows that
+//! nobody needs.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::run::Shared;
 
-/// How often pushers without a job are looked for.
+/// How often to look for pushers without a job.
 const UPKEEP: Duration = Duration::from_mins(2);
 
-/// Makes sure that every pusher which is not as wanted has a job, and throws away what nobody needs.
+/// Makes sure that every pusher that is not as wanted has a job, and deletes rows that nobody needs.
 pub(crate) async fn upkeep(shared: Arc<Shared>) {
     loop {
         correct_waits(&shared).await;
@@ -26,7 +26,7 @@ pub(crate) async fn upkeep(shared: Arc<Shared>) {
     }
 }
 
-/// Has jobs run now that wait longer than any backoff: a wrong clock has set their time.
+/// Makes jobs due that wait longer than any backoff, because a wrong clock has set their time.
 pub(crate) async fn correct_waits(shared: &Shared) {
     match shared.store.correct_waits(shared.longest_wait).await {
         Ok(0) => {}

@@ -1,4 +1,4 @@
-//! `jobs`: what waits, runs or is a dead letter.
+//! `jobs`: lists jobs that wait, run or are dead letters.
 
 use std::time::{Duration, UNIX_EPOCH};
 

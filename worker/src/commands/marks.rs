@@ -1,4 +1,4 @@
-//! `marks renew`: changes the key of the marks, and shows how far the worker has come with the new ones.
+//! `marks renew`: changes the key of the marks, and shows how many pushers still need a new mark.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use matrix2acrobits_store::OLD_MARKS_COUNT;
 
 use super::{Cli, Failure, open_existing, print, replay::progress_bar};
 
-/// How often the pushers are counted.
+/// How often to count the pushers.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often a line says how far it is, where there is no terminal.
+/// How often to print a line of progress without a terminal.
 const SAY: Duration = Duration::from_secs(10);
-/// Without any progress for so long, no worker seems to run.
+/// After this long without progress, the command assumes that no worker runs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to do with the marks.

@@ -60,15 +60,15 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
         .map_err(Failure::other)
 }
 
-/// Opens a database that must be there and of this release: a listing of a new, empty one would mislead, and a
-/// command must not change what the running processes work on.
+/// Opens a database that must exist and have this release's schema. A listing of a new, empty database would mislead,
+/// and a command must not change the schema under running processes.
 pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database = Database::of(&cli.shared)?;
     Store::look(&database).await?;
     Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
 }
 
-/// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.
+/// Writes a line to standard output. False when the reader has gone away (`| head`), which is not an error.
 pub(crate) fn print(line: impl fmt::Display) -> bool {
     use std::io::Write;
     writeln!(std::io::stdout(), "{line}").is_ok()

@@ -1,5 +1,5 @@
-//! `replay`: has pushers compared with the homeserver. Enqueues in small transactions beside a running
-//! worker; repeating it is harmless.
+//! `replay`: makes the worker compare pushers with the homeserver's. It enqueues them in small transactions alongside a
+//! running worker, and repeating it is harmless.
 
 use std::io::IsTerminal;
 
@@ -80,7 +80,7 @@ async fn enqueue(store: &Store, replay: Replay, bar: &ProgressBar) -> Result<u64
     Ok(count)
 }
 
-/// A bar on a terminal; elsewhere hidden, and `enqueue` prints lines.
+/// A bar on a terminal. Otherwise the bar is hidden, and `enqueue` prints lines.
 pub(super) fn progress_bar(total: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();

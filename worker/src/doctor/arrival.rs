@@ -1,4 +1,4 @@
-//! Whether pushes arrive at one user's phones, as far as the phones say.
+//! Checks whether pushes arrive at one user's phones, as far as the phones confirm them.
 
 use matrix2acrobits_shared::{
     flow::PhoneListing,
@@ -10,7 +10,7 @@ use matrix2acrobits_store::Store;
 use super::Report;
 use crate::commands::Failure;
 
-/// More hold a user that is no person's.
+/// No person has more phones.
 const MOST_PHONES: u32 = 100;
 
 pub(super) async fn check(
@@ -37,7 +37,7 @@ fn sentence(phone: &PhoneListing, now: i64) -> String {
         None => "never".to_owned(),
         Some(at) => {
             let seconds = u64::try_from(now - at).unwrap_or(0);
-            // Nobody reads the seconds of days.
+            // After two minutes, seconds do not matter.
             let seconds = if seconds < 120 {
                 seconds
             } else {

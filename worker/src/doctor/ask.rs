@@ -1,4 +1,4 @@
-//! The doctor's requests: each gets an answer or a reason in words.
+//! The doctor's requests. Each returns a response, or a reason for people.
 
 use std::{error::Error, time::Duration};
 
@@ -13,15 +13,15 @@ use url::Url;
 
 use crate::settings::Settings;
 
-/// Somebody waits at a terminal.
+/// The longest wait, because somebody waits at a terminal.
 const LONGEST: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// An answer, body read.
+/// A response with its body.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reply {
     pub(super) status: u16,
-    /// Null if the body is no JSON.
+    /// Null if the body is not JSON.
     pub(super) body: Value,
     /// The other side's clock, in seconds since 1970.
     pub(super) date: Option<i64>,
@@ -47,7 +47,7 @@ impl Reply {
         self.body.get(key)?.as_str()
     }
 
-    /// Status and, where it says them, errcode and error.
+    /// The status and, if present, errcode and error.
     pub(super) fn describe(&self) -> String {
         let status = self.status;
         match (self.text("errcode"), self.text("error"), &self.location) {
@@ -60,7 +60,7 @@ impl Reply {
     }
 }
 
-/// Asks the homeserver and the api.
+/// Sends requests to the homeserver and the api.
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
     client: reqwest::Client,
@@ -129,7 +129,7 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Reply, String> {
     })
 }
 
-/// The innermost cause, such as "Connection refused": what wraps it repeats the URL.
+/// The innermost cause, such as "Connection refused". The outer errors would repeat the URL.
 fn root(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();

@@ -1,4 +1,4 @@
-//! What the doctor asks at PROXY_URL: whether this product answers there, and whether Synapse may go there.
+//! The doctor's checks of PROXY_URL: whether the api responds there, and whether Synapse may connect to the address.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -26,7 +26,7 @@ pub(super) async fn check(pusher: &PusherSettings, ask: &Asker, report: &mut Rep
     }
 }
 
-/// The api answers an empty notification in a way of its own.
+/// Sends an empty notification, because the api responds to it with an unusual error.
 async fn answers(url: &Url, ask: &Asker, report: &mut Report) {
     let advice = "the reverse proxy must pass this path to the api's LISTEN_ADDR as it is";
     match ask.post_nothing(url.clone()).await {
@@ -67,7 +67,7 @@ async fn resolve(url: &Url) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-/// Whether Synapse's own ip_range_blacklist has this address.
+/// Whether Synapse's default ip_range_blacklist contains this address.
 fn blocked(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => {

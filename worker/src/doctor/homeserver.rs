@@ -1,4 +1,5 @@
-//! What the doctor asks the homeserver: whether it answers, who we are to it, and for whom we may act.
+//! The doctor's checks of the homeserver: whether it responds, which user our token belongs to, and for whom we may
+//! act.
 
 use matrix2acrobits_shared::{clock::Clock, ids::UserId};
 
@@ -9,14 +10,14 @@ use super::{
 };
 use crate::{commands::Cli, settings::Settings};
 
-/// Seconds that two clocks may differ: a proxy's Date can be a little old.
+/// How far two clocks may differ, in seconds. A proxy's Date can be a little old.
 const SKEW: i64 = 30;
 
-/// Synapse's silence about an exclusive namespace, which nothing but its configuration shows.
+/// Synapse says nothing about an exclusive namespace. Only its configuration shows it.
 pub(super) const EXCLUSIVE: &str = "cannot be seen from here: the registration must say `exclusive: false`; with \
      true Synapse takes pushers, never pushes a message, and logs nothing";
 
-/// The homeserver, its clock, and our token. True when it takes the token.
+/// Checks the homeserver, its clock, and our token. True if the homeserver accepts the token.
 pub(super) async fn check(
     cli: &Cli,
     settings: &Settings,
@@ -51,10 +52,10 @@ pub(super) async fn check(
 }
 
 fn clock(reply: &Reply, report: &mut Report) {
-    let Some(theirs) = reply.date else {
+    let Some(homeserver_time) = reply.date else {
         return report.skipped("clock", "the homeserver does not say what time it has");
     };
-    let ahead = Clock::system().unix() - theirs;
+    let ahead = Clock::system().unix() - homeserver_time;
     if ahead.abs() <= SKEW {
         return report.ok("clock", "as the homeserver's");
     }
@@ -97,17 +98,17 @@ fn as_token(cli: &Cli, reply: &Reply, report: &mut Report) -> bool {
     true
 }
 
-/// User IDs that logins are turned into must be of the homeserver that we talk to.
+/// The user IDs that logins lead to must belong to the homeserver that we talk to.
 fn server_name(cli: &Cli, us: &str, report: &mut Report) {
-    let Some((_, theirs)) = us.split_once(':') else {
+    let Some((_, server)) = us.split_once(':') else {
         return;
     };
     match cli.shared.server_name() {
-        Ok(Some(ours)) if ours.as_str() == theirs => {}
+        Ok(Some(ours)) if ours.as_str() == server => {}
         Ok(Some(ours)) => {
             let text = format!(
-                "MATRIX_SERVER_NAME is {ours} here, and the homeserver's users are @...:{theirs}: set it to \
-                 {theirs} for both processes"
+                "MATRIX_SERVER_NAME is {ours} here, and the homeserver's users are @...:{server}: set it to \
+                 {server} for both processes"
             );
             report.suspect("server name", &text);
         }
@@ -115,7 +116,7 @@ fn server_name(cli: &Cli, us: &str, report: &mut Report) {
     }
 }
 
-/// Whether we may act for this user.
+/// Checks whether we may act for this user.
 pub(super) async fn masquerade(user: &UserId, ask: &Asker, report: &mut Report) -> bool {
     let reply = match ask.homeserver("account/whoami", Some(user)).await {
         Ok(reply) => reply,
@@ -140,7 +141,7 @@ pub(super) async fn masquerade(user: &UserId, ask: &Asker, report: &mut Report) 
     false
 }
 
-/// Whether the homeserver finds anything to notify this user of.
+/// Checks whether the homeserver finds anything to notify this user about.
 pub(super) async fn notifications(user: &UserId, ask: &Asker, report: &mut Report) {
     let muted = "pushrules/global/override/.m.rule.master/enabled";
     if let Ok(reply) = ask.homeserver(muted, Some(user)).await
@@ -158,7 +159,7 @@ pub(super) async fn notifications(user: &UserId, ask: &Asker, report: &mut Repor
         .as_array()
         .into_iter()
         .flatten()
-        // An invitation is notified even in an exclusive namespace.
+        // Synapse notifies of invitations even in an exclusive namespace.
         .filter(|one| one["event"]["type"] != "m.room.member")
         .filter_map(|one| one["ts"].as_i64())
         .max();

@@ -1,5 +1,5 @@
-//! `doctor`: why do pushes not arrive? Looks at every part in turn, says in one line each what is wrong and
-//! what to do about it, and changes nothing.
+//! `doctor`: finds out why pushes do not arrive. It checks every part in turn, prints a line that says what is wrong
+//! and what to do about it, and changes nothing.
 
 mod arrival;
 mod ask;
@@ -26,7 +26,7 @@ use crate::{
 /// A ready job that has waited longer than this many seconds is not being taken.
 const STUCK: i64 = 60;
 
-/// What to look at beside everything else.
+/// What to check in addition.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Also check what concerns one user, such as @bob:example.org
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     user: Option<String>,
 }
 
-/// The lines so far. Each goes out at once: a homeserver that hangs takes its time.
+/// Prints lines and counts them. Each line is printed at once, because checks of a homeserver that hangs take long.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     ok: u32,
@@ -44,25 +44,25 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// As it should be.
+    /// Everything is as it should be.
     fn ok(&mut self, what: &str, text: &str) {
         self.ok += 1;
         Self::line("ok", what, text);
     }
 
-    /// Wrong, and what to do.
+    /// Something is wrong. `text` says what to do.
     fn wrong(&mut self, what: &str, text: &str) {
         self.wrong += 1;
         Self::line("WRONG", what, text);
     }
 
-    /// May be what is wrong, but cannot be seen from here.
+    /// Something may be wrong, but the doctor cannot tell.
     fn suspect(&mut self, what: &str, text: &str) {
         self.suspects += 1;
         Self::line("suspect", what, text);
     }
 
-    /// Not looked at, and why.
+    /// Something was not checked. `text` says why.
     fn skipped(&mut self, what: &str, text: &str) {
         self.skipped += 1;
         Self::line("skipped", what, text);
@@ -110,7 +110,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Everything beyond this machine.
+/// Checks everything beyond this machine.
 async fn outside(
     cli: &Cli,
     settings: &Settings,
@@ -236,7 +236,7 @@ async fn database(cli: &Cli, report: &mut Report) -> Option<Store> {
     Some(store)
 }
 
-/// Whether a worker runs here. It may as well run elsewhere on the same file, so its absence is no proof.
+/// Checks whether a worker runs here. It may run elsewhere on the same database, so its absence proves nothing.
 async fn worker(cli: &Cli, report: &mut Report) {
     let addr = match cli.admin.addr() {
         Err(error) => return report.wrong("worker", &error.to_string()),

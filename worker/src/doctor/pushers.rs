@@ -1,4 +1,4 @@
-//! One user's pushers: what we want beside what the homeserver holds.
+//! Checks one user's pushers: compares what we want with what the homeserver holds.
 
 use matrix2acrobits_shared::{
     flow::{PusherListing, TokenListing},
@@ -120,7 +120,7 @@ fn state(row: &PusherListing) -> String {
     }
 }
 
-/// Pushers that lead to us and that we do not know; those of other gateways are none of our business.
+/// Reports pushers that lead to us but that we do not know. Pushers of other gateways are only counted.
 fn strangers(
     ours: &[PusherListing],
     settings: &PusherSettings,

@@ -1,14 +1,14 @@
-//! What the doctor makes of a PostgreSQL server: whether the database can be used, and what will make it slow.
+//! The doctor's checks of a PostgreSQL server: whether the database can be used, and what will make it slow.
 
 use matrix2acrobits_shared::flow::server::{Connections, OldTransaction, ServerFacts};
 use matrix2acrobits_store::{Database, Store};
 
 use super::Report;
 
-/// Milliseconds that two clocks may differ.
+/// How far two clocks may differ, in milliseconds.
 const SKEW: i64 = 5_000;
 
-/// Looks at the server. False when the database cannot be opened, and this has said why.
+/// Checks the server. False when the database cannot be used, and then the report says why.
 pub(super) async fn check(database: &Database, report: &mut Report) -> bool {
     match Store::examine(database).await {
         None => true,
@@ -118,7 +118,8 @@ fn clock(ahead_ms: i64, report: &mut Report) {
     report.wrong("server clock", &text);
 }
 
-/// Whether all processes can have what they may take, and one more beside them while it takes another's place.
+/// Checks whether there are enough connections for all processes, and for one more that replaces another during an
+/// upgrade.
 fn connections(there: &Connections, each: i64, report: &mut Report) {
     let all = there.processes * each;
     let others = there.taken - there.ours;
@@ -153,7 +154,7 @@ fn encryption(facts: &ServerFacts, report: &mut Report) {
 }
 
 fn old_words(old: &OldTransaction) -> String {
-    let age = old.age.and_then(|it| u64::try_from(it).ok());
+    let age = old.age.and_then(|age| u64::try_from(age).ok());
     let age = age.map_or("for long".to_owned(), |age| {
         let age = std::time::Duration::from_secs(age / 60 * 60);
         format!("for {}", humantime::format_duration(age))
@@ -179,7 +180,7 @@ mod tests {
         }
     }
 
-    /// How many lines are ok, wrong and suspect.
+    /// The numbers of ok, wrong and suspect lines.
     fn counts(say: impl FnOnce(&mut Report)) -> (u32, u32, u32) {
         let mut report = Report::default();
         say(&mut report);
@@ -197,13 +198,13 @@ mod tests {
         };
         assert_eq!(of(&fine()), (3, 0, 0));
         let faults: [fn(&mut ServerFacts); 7] = [
-            |it| it.standby = true,
-            |it| it.read_only = true,
-            |it| it.encoding = "SQL_ASCII".into(),
-            |it| it.autovacuum = false,
-            |it| it.may_create = false,
-            |it| it.closed_tables = vec!["jobs".into()],
-            |it| it.hears = false,
+            |facts| facts.standby = true,
+            |facts| facts.read_only = true,
+            |facts| facts.encoding = "SQL_ASCII".into(),
+            |facts| facts.autovacuum = false,
+            |facts| facts.may_create = false,
+            |facts| facts.closed_tables = vec!["jobs".into()],
+            |facts| facts.hears = false,
         ];
         for fault in faults {
             let mut facts = fine();

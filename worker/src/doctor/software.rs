@@ -1,4 +1,4 @@
-//! What homeserver it is, what follows from that, and whether users can log in there with a password.
+//! Checks which homeserver it is, what follows from that, and whether users can log in with a password.
 
 use url::Url;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::settings::Settings;
 
-/// Homeservers by the name that they give themselves, and what an operator has to know about each.
+/// Known homeservers by the name that they report, and what an operator has to know about each.
 const KNOWN: [(&str, &str); 4] = [
     (
         "synapse",
@@ -32,7 +32,7 @@ const KNOWN: [(&str, &str); 4] = [
     ),
 ];
 
-/// Names the software. Whatever comes of it, nothing is wrong because of it.
+/// Names the homeserver's software. No result of this check counts as wrong.
 pub(super) async fn check(settings: &Settings, ask: &Asker, report: &mut Report) {
     let version = ask
         .get(at(settings, "/_matrix/federation/v1/version"))
@@ -46,7 +46,7 @@ pub(super) async fn check(settings: &Settings, ask: &Asker, report: &mut Report)
     }
 }
 
-/// A generic worker of Synapse answers everything else, but not this.
+/// Checks that /pushers is served. A generic worker of Synapse serves everything else that we need, but not /pushers.
 pub(super) async fn pushers_are_served(ask: &Asker, report: &mut Report) -> bool {
     let Ok(reply) = ask.homeserver("pushers", None).await else {
         return true;
@@ -60,7 +60,7 @@ pub(super) async fn pushers_are_served(ask: &Asker, report: &mut Report) -> bool
     false
 }
 
-/// Whether `REPORT_AUTH=matrix` can work at this URL. The other ways to log in do not need it.
+/// Checks whether `REPORT_AUTH=matrix` can work at this URL. The other ways to log in do not need it.
 pub(super) async fn logins(settings: &Settings, ask: &Asker, report: &mut Report) {
     let Ok(reply) = ask.get(at(settings, "/_matrix/client/v3/login")).await else {
         return report.skipped("logins", "the homeserver does not say how users log in");
@@ -92,7 +92,7 @@ pub(super) async fn logins(settings: &Settings, ask: &Asker, report: &mut Report
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Logins {
     Password,
-    /// Somebody else is in charge of logins.
+    /// Another service handles logins.
     Delegated,
     None,
     Unknown,
@@ -117,7 +117,7 @@ fn password_logins(reply: &Reply) -> Logins {
                 Logins::None
             }
         }
-        // Synapse has no /login where a Matrix Authentication Service is in charge.
+        // Synapse has no /login if a Matrix Authentication Service handles logins.
         (404, _) => Logins::Delegated,
         _ => Logins::Unknown,
     }
@@ -126,13 +126,13 @@ fn password_logins(reply: &Reply) -> Logins {
 fn named(reply: &Reply) -> Option<(String, String)> {
     let server = reply.body.get("server").filter(|_| reply.status == 200)?;
     let name = server.get("name")?.as_str()?;
-    let version = server.get("version").and_then(|it| it.as_str());
+    let version = server.get("version").and_then(|version| version.as_str());
     Some((short(name), short(version.unwrap_or("of unknown version"))))
 }
 
-/// It goes to a terminal.
+/// Shortens a text for a terminal.
 fn short(text: &str) -> String {
-    let visible = text.chars().filter(|it| !it.is_control());
+    let visible = text.chars().filter(|char| !char.is_control());
     visible.take(60).collect()
 }
 

@@ -1,4 +1,4 @@
-//! What a job asks of the homeserver: the requests that make its pusher what the row says.
+//! A job's requests to the homeserver, which make its pusher match the row.
 
 use matrix2acrobits_shared::{
     matrix::{
@@ -16,7 +16,7 @@ use super::Jobs;
 use crate::gate::Pass;
 
 impl Jobs {
-    /// Makes the homeserver's pusher what the row says. None when the gate shut between two requests.
+    /// Makes the homeserver's pusher match the row. None when the gate shut between two requests.
     pub(super) async fn act(
         &self,
         row: &PusherTask,
@@ -39,15 +39,15 @@ impl Jobs {
         Some(self.act_once(row, key, pass).await?.1)
     }
 
-    /// The reply to the request that changes something, if there was one, and what follows.
+    /// Returns the reply to the request that changes something, if there was one, and what follows for the job.
     async fn act_once(
         &self,
         row: &PusherTask,
         key: &MarkKey,
         pass: &Pass<'_>,
     ) -> Option<(Option<Reply>, Meaning)> {
-        // Where a pusher is known by user and pushkey alone, that of a former app and that of the new one are the
-        // same to the homeserver, and their jobs must not overlap.
+        // Some homeservers identify a pusher by user and pushkey alone. To them, the pusher of a former app and that of
+        // the new app are the same, so the two jobs must not overlap.
         let _turn = if self.homeserver.wants_device() {
             Some(self.turns.take(&row.user_id, &row.pushkey).await)
         } else {
@@ -71,7 +71,7 @@ impl Jobs {
 
     async fn delete(&self, row: &PusherTask, pass: &Pass<'_>) -> Option<(Option<Reply>, Meaning)> {
         if self.homeserver.wants_device() {
-            // It deletes by pushkey: the pusher of the app that the phone has now would go.
+            // The homeserver deletes by pushkey, so it would delete the pusher of the phone's current app.
             let held = match self.look(row).await {
                 Ok(held) => held,
                 Err(meaning) => return Some((None, meaning)),
@@ -92,7 +92,7 @@ impl Jobs {
         Some((Some(reply), meaning))
     }
 
-    /// Sets the pusher unless the homeserver holds it as it should be.
+    /// Sets the pusher, unless the homeserver holds it as it should be.
     async fn check(
         &self,
         row: &PusherTask,
@@ -112,7 +112,7 @@ impl Jobs {
         Some(self.set(row, &wanted.keeping(&held)).await)
     }
 
-    /// The pushers that the homeserver holds for the user, or what its reply means instead.
+    /// The user's pushers at the homeserver. If they cannot be read, what that means for the job.
     async fn look(&self, row: &PusherTask) -> Result<Vec<HeldPusher>, Meaning> {
         let (reply, held) = self.homeserver.pushers(&row.user_id).await;
         match (meaning(&reply, Request::Look), held) {

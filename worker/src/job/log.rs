@@ -5,10 +5,10 @@ use matrix2acrobits_shared::{
     rules::pushers::{Outcome, PusherTask},
 };
 
-/// What a dead letter says whose job panicked.
+/// The error of a dead letter whose job panicked.
 pub(super) const PANICKED: &str = "the job panicked; see the log";
 
-/// One line for each end that matters. `reason` is a word to search and count by, `error` is for people.
+/// Logs one line for each outcome that matters. `reason` is a word to search and count by, and `error` is for people.
 pub(super) fn log(held: &Held, row: &PusherTask, outcome: &Outcome) {
     let (user, app_id, pushkey, job, attempt) = (
         &row.user_id,
@@ -38,7 +38,7 @@ pub(super) fn log(held: &Held, row: &PusherTask, outcome: &Outcome) {
     }
 }
 
-/// The homeserver's errcode, or what happened here.
+/// The homeserver's errcode, or a word for what happened here.
 fn dead_reason(error: &str) -> &str {
     if error == PANICKED {
         return "panic";

@@ -1,5 +1,5 @@
-//! The job: makes the homeserver's pusher what its row says, and records what became of it. Nothing of
-//! apalis decides about a job's end; see docs/architecture.md for why.
+//! The job: makes the homeserver's pusher match its row, and records the outcome. apalis does not decide on a job's
+//! outcome (docs/architecture.md says why).
 
 mod act;
 mod log;
@@ -48,7 +48,7 @@ pub(crate) struct Jobs {
     pub(crate) homeserver: Homeserver,
     pub(crate) settings: Settings,
     pub(crate) pusher: PusherSettings,
-    /// The key of the marks that pushers carry; it changes when the operator renews it.
+    /// The key of the marks that pushers carry. It changes when the operator renews it.
     pub(crate) key: watch::Sender<MarkKey>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) turns: Turns,
@@ -56,12 +56,12 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
-    /// Runs one job to its recorded end. Only stopping leaves it as it is, for the next worker.
+    /// Runs one job until its outcome is recorded. Only a stop leaves the job unfinished, for the next worker.
     pub(crate) async fn run(&self, held: Held) {
         let Some(row) = self.load(&held).await else {
             return;
         };
-        // One key from the first look to the record of what was set.
+        // Use the same key from the first look until the outcome is recorded.
         let key = self.key.borrow().clone();
         if let Some(outcome) = idle_outcome(row.goal) {
             self.finish(&held, &row, &key, outcome).await;
@@ -73,10 +73,10 @@ impl Jobs {
         };
         let started = Instant::now();
         if held.suspect {
-            // Should it kill this worker, too, it is known which job it was.
+            // If the job kills this worker as well, the database knows which job it was.
             self.insist(|| self.store.begin(held.clone())).await;
         }
-        // It may have changed while we waited.
+        // The pusher may have changed while we waited.
         let Some(row) = self.load(&held).await else {
             return;
         };
@@ -95,7 +95,7 @@ impl Jobs {
             .await?;
         match loaded {
             Loaded::Task(task) => return Some(task),
-            // This worker stood still for so long that another one took the job.
+            // This worker was stalled for so long that another one took the job.
             Loaded::Taken => {}
             Loaded::Gone => {
                 self.insist(|| self.store.drop_job(held.clone())).await;
@@ -115,7 +115,7 @@ impl Jobs {
         None
     }
 
-    /// [`Jobs::act`], but a panic is a dead letter, and nothing runs for ever.
+    /// Runs [`Jobs::act`] with a time limit. A panic makes the job a dead letter.
     async fn act_guarded(
         &self,
         held: &Held,
@@ -173,8 +173,8 @@ impl Jobs {
         }
     }
 
-    /// Repeats a database operation until it works: a job whose end is not written would be held for ever.
-    /// None when the worker stops first.
+    /// Repeats a database operation until it succeeds, because a job whose outcome is not recorded would be held
+    /// forever. None when the worker stops first.
     async fn insist<T, F>(&self, operation: impl Fn() -> F) -> Option<T>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -192,7 +192,7 @@ impl Jobs {
     }
 }
 
-/// How long ago a job was made: its id says it (a ULID).
+/// How long ago a job was made, from its id (a ULID).
 fn age(clock: &Clock, held: &Held) -> Option<Duration> {
     let made = Ulid::from_string(&held.job_id).ok()?.timestamp_ms();
     Some(Duration::from_millis(

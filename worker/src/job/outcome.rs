@@ -1,4 +1,4 @@
-//! What a response means for the job and for the gate.
+//! Decides what a response means for the job and for the gate.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use matrix2acrobits_shared::{
 
 use super::Jobs;
 
-/// What becomes of a job that needs nothing from the homeserver.
+/// The outcome of a job that needs nothing from the homeserver.
 pub(super) fn idle_outcome(goal: Goal) -> Option<Outcome> {
     match goal {
         Goal::Nothing | Goal::Yield => Some(Outcome::Nothing),
@@ -23,7 +23,7 @@ pub(super) fn idle_outcome(goal: Goal) -> Option<Outcome> {
 }
 
 impl Jobs {
-    /// The worker has to end before the homeserver answers.
+    /// The outcome if the worker has to end before the homeserver responds.
     pub(super) fn abandoned(&self) -> Outcome {
         Outcome::Retry {
             run_at: self.store.clock().unix(),
@@ -33,7 +33,7 @@ impl Jobs {
         }
     }
 
-    /// The gate shut while the job ran, and nothing is known of its own work.
+    /// The outcome if the gate shut while the job ran, before the job learnt anything about its own pusher.
     pub(super) fn put_off(&self, held: &Held) -> Outcome {
         let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
         Outcome::Retry {
@@ -47,7 +47,7 @@ impl Jobs {
         }
     }
 
-    /// What the meaning says of the homeserver, and what of the job.
+    /// What a meaning says about the homeserver, and the outcome of the job.
     pub(super) fn outcome(
         &self,
         held: &Held,
@@ -55,7 +55,8 @@ impl Jobs {
         meaning: Meaning,
     ) -> (Sign, Outcome) {
         let failures = u32::try_from(held.attempts + 1).unwrap_or(u32::MAX);
-        // Never sooner than our own backoff, and if the homeserver asks for a time nothing brings it forward.
+        // A retry comes no sooner than our own backoff. If the homeserver asks to wait, nothing brings the retry
+        // forward.
         let retry = |own: Duration, error: String, maybe_done, asked: Option<Duration>| {
             let wait = asked.map_or(own, |asked| asked.max(own));
             Outcome::Retry {

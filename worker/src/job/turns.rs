@@ -1,14 +1,14 @@
-//! Has jobs that are about the same pusher, as some homeservers see it, run one after the other.
+//! Makes jobs run one after the other if some homeservers would see their pushers as the same one.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use matrix2acrobits_shared::ids::{Pushkey, UserId};
 use tokio::sync::{Mutex, MutexGuard};
 
-/// More than jobs run at once, so that two that share a lock by chance are rare.
+/// More locks than jobs run at once, so that jobs rarely share a lock by chance.
 const LOCKS: usize = 256;
 
-/// A lock for each user and pushkey; some share one.
+/// A lock for each user and pushkey. Some pairs share a lock.
 #[derive(Debug)]
 pub(crate) struct Turns(Box<[Mutex<()>]>);
 
