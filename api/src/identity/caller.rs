@@ -1,4 +1,4 @@
-//! The address that a request comes from, past the proxies that the operator trusts.
+//! The address that a request comes from, behind the proxies that the operator trusts.
 
 use std::{
     convert::Infallible,

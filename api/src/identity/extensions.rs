@@ -1,5 +1,5 @@
-//! The main extensions of the chat's users (`PUSH_IDENTITY=extension`), in memory: from NethCTI's list of them, as every
-//! login reads it, and read again from time to time with the last login's token.
+//! The main extensions of the chat's users (`PUSH_IDENTITY=extension`), in memory. Every login reads NethCTI's list,
+//! and between logins we read it from time to time with the last login's token.
 
 use std::{
     collections::HashMap,
@@ -12,15 +12,15 @@ use serde_json::Value;
 use super::nethcti::{main_extension, user_id};
 use matrix2acrobits_shared::ids::ServerName;
 
-/// How often the list is read while nobody logs in.
+/// How often to read the list while nobody logs in.
 pub(super) const REFRESH: Duration = Duration::from_mins(5);
 
-/// The list. A cheap handle; a push takes what there is and never waits for it.
+/// The list. Cheap to clone. A push uses the current list and never waits for a new one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Extensions(Arc<RwLock<Arc<HashMap<String, String>>>>);
 
 impl Extensions {
-    /// The list by Matrix ID, as it is now.
+    /// The current list, by Matrix ID.
     pub(crate) fn list(&self) -> Arc<HashMap<String, String>> {
         let list = self.0.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&list)

@@ -1,4 +1,5 @@
-//! The way of a login: remembered, or shared with an equal one, or let through by the limits and asked.
+//! The login gate: answers a login from memory, shares the verdict of an equal login, or asks the login service within
+//! the limits.
 
 use std::{
     net::IpAddr,
@@ -26,15 +27,15 @@ use super::{
 };
 use crate::settings::{ReportAuth, Settings};
 
-/// Most logins that a service has to deal with at once; each may cost it a slow password hash.
+/// The most logins that we send to a service at the same time, because each may cost it a slow password hash.
 const MAX_AT_ONCE: usize = 64;
-/// What the service's own timeout is given to be told, so that a login that ran out of time is over for those
-/// who come next.
+/// Extra time for the service's own timeout to come first, so that a login that timed out is over before the next one
+/// comes.
 const GRACE: Duration = Duration::from_millis(50);
-/// How long a stop waits for logouts.
+/// How long a shutdown waits for logouts.
 const MAX_FINISH: Duration = Duration::from_secs(5);
 
-/// Lets only those in whose login is good.
+/// Lets only good logins through.
 #[derive(Debug)]
 pub(super) struct Gate {
     service: Arc<Service>,
@@ -45,7 +46,7 @@ pub(super) struct Gate {
     tasks: TaskTracker,
 }
 
-/// Who knows the passwords.
+/// The service that knows the passwords.
 #[derive(Debug)]
 enum Service {
     NethCti(NethCti),
@@ -53,7 +54,7 @@ enum Service {
 }
 
 impl Service {
-    /// The name that it knows the user by.
+    /// The name by which the service knows the user.
     fn name<'a>(&self, username: &'a str) -> &'a str {
         match self {
             Self::NethCti(_) => nethcti::without_domain(username),
@@ -66,14 +67,14 @@ impl Service {
             Self::NethCti(service) => timeout_at(deadline.into(), service.login(name, password))
                 .await
                 .unwrap_or(Err(AuthError::Down)),
-            // It goes on after we have given up: a login that succeeds late must be logged out.
+            // This goes on after we have given up, because a login that succeeds late must be logged out.
             Self::Matrix(service) => service.login(name, password, deadline).await,
         }
     }
 }
 
 impl Gate {
-    /// None where nobody logs in.
+    /// None if reports need no login.
     pub(super) fn new(
         settings: &Settings,
         extensions: Option<Extensions>,
@@ -101,14 +102,14 @@ impl Gate {
         }))
     }
 
-    /// Keeps what the service says of its users fresh. Runs forever, or ends at once.
+    /// Keeps the list of extensions fresh. Runs forever, or ends at once if there is no list.
     pub(super) async fn refresh_extensions(&self) {
         if let Service::NethCti(service) = self.service.as_ref() {
             service.refresh_extensions().await;
         }
     }
 
-    /// The user whose name and password these are.
+    /// The user with this name and password.
     pub(super) async fn login(
         &self,
         username: Option<&str>,
@@ -139,7 +140,7 @@ impl Gate {
     ) -> Verdict {
         let key = self.logins.key(name, password);
         let attempt = loop {
-            // First of all, so that nobody's failures can stop a login that is remembered.
+            // Memory comes first, so that failures of others cannot block a remembered login.
             if let Some(user) = self.logins.good(key) {
                 return Ok(user);
             }
@@ -169,7 +170,7 @@ impl Gate {
         self.begin(key, login, attempt, permit).verdict().await
     }
 
-    /// Asks in a task of its own, which a phone that hangs up does not end.
+    /// Asks in a separate task, which continues if the phone hangs up.
     fn begin(
         &self,
         key: LoginKey,
@@ -195,7 +196,7 @@ impl Gate {
             match &verdict {
                 Ok(_) => attempt.succeeded(),
                 Err(AuthError::Refused) => attempt.failed(Instant::now()),
-                // The others are nobody's guesses.
+                // Other errors do not come from a guessed password.
                 Err(_) => drop(attempt),
             }
             lead.finish(verdict);
@@ -212,7 +213,7 @@ impl Gate {
     }
 }
 
-/// What the task that asks needs to own.
+/// The data of the task that asks the service.
 struct Login {
     name: String,
     password: Secret,

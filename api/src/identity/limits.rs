@@ -1,9 +1,9 @@
 //! Limits on failed logins: per user name at an address, per user name, per address, and per network around it.
 //!
-//! Logins under way count as if they will fail; whom only these keep out waits for them instead of being
-//! refused, so that an office whose phones all start at nine is not. Who logs in well once from an address is
-//! then held there to the first limit alone: a stranger's failures, under the same name or from the same
-//! address, do not lock him out.
+//! Logins under way count as if they will fail. A login that only these keep out waits for them and is not refused, so
+//! that an office whose phones all start at nine can log in. After a good login, only the first limit applies to that
+//! user at that address. So a stranger's failures, with the same name or from the same address, do not lock the user
+//! out.
 
 use std::{
     net::IpAddr,
@@ -21,8 +21,8 @@ use crate::{
 
 pub(super) use crate::limiter::Admission;
 
-/// The time in which the failures below may happen; a full bucket lets one login through whenever its share
-/// of this has passed.
+/// The time in which the failures below may happen. A full bucket lets one login through whenever its share of this
+/// time has passed.
 const WINDOW: Duration = Duration::from_mins(1);
 /// Failed logins per [`WINDOW`] for one user name from one address.
 const PER_USER_AND_ADDRESS: u32 = 5;
@@ -33,24 +33,24 @@ const PER_ADDRESS: u32 = 20;
 /// Failed logins per [`WINDOW`] from the network around it.
 const PER_NETWORK: u32 = 100;
 
-/// Most pairs of user name and address remembered as having logged in well.
+/// The most pairs of user name and address that are remembered after a good login.
 const MAX_KNOWN: u64 = 10_000;
-/// For how long after the last time.
+/// How long such a pair is remembered after its last login.
 const KNOWN_FOR: Duration = Duration::from_hours(30 * 24);
 
-/// What has failed, and who is known.
+/// The failures, and the known users.
 #[derive(Debug)]
 pub(super) struct Limits {
     limiter: Arc<Limiter>,
     known: moka::sync::Cache<Hashed, ()>,
 }
 
-/// A login under way. Dropped without a word it counts for nothing.
+/// A login under way. It does not count if it is dropped without a result.
 #[derive(Debug)]
 pub(super) struct Attempt {
     limits: Arc<Limits>,
     /// Stands for the user at this address.
-    who: Hashed,
+    user_here: Hashed,
     under_way: limiter::Attempt,
 }
 
@@ -66,7 +66,7 @@ impl Limits {
         }
     }
 
-    /// Whether a login under this name from this address may be tried.
+    /// Whether a login with this name from this address may be tried.
     pub(super) fn admit(
         self: &Arc<Self>,
         name: &str,
@@ -74,14 +74,14 @@ impl Limits {
         now: Instant,
     ) -> Admission<Attempt> {
         let limits = self.of(name, address);
-        let who = limits[0].key;
-        // The first limit alone for those who are known.
-        let known = self.known.contains_key(&who);
+        let user_here = limits[0].key;
+        // For known users, only the first limit applies.
+        let known = self.known.contains_key(&user_here);
         let checked = if known { 1 } else { limits.len() };
         match self.limiter.begin(limits, checked, now) {
             Admission::Go(under_way) => Admission::Go(Attempt {
                 limits: self.clone(),
-                who,
+                user_here,
                 under_way,
             }),
             Admission::Wait => Admission::Wait,
@@ -89,7 +89,7 @@ impl Limits {
         }
     }
 
-    /// Comes true when a login under way ends. Ask for it, enable it, then [`Limits::admit`].
+    /// Completes when a login under way ends. Get and enable it before calling [`Limits::admit`].
     pub(super) fn change(&self) -> Notified<'_> {
         self.limiter.change()
     }
@@ -115,9 +115,9 @@ impl Limits {
 }
 
 impl Attempt {
-    /// The login was good: its user is known at its address from now on.
+    /// The login was good, so the user is known at this address from now on.
     pub(super) fn succeeded(self) {
-        self.limits.known.insert(self.who, ());
+        self.limits.known.insert(self.user_here, ());
     }
 
     /// The login was refused.
@@ -126,8 +126,8 @@ impl Attempt {
     }
 }
 
-/// The name as all its spellings have it: `Bob`, `bob@example.org` and `@bob:example.org` are one user, who
-/// must not have three times the guesses.
+/// A common form for all spellings of a name. `Bob`, `bob@example.org` and `@bob:example.org` are one user, and must
+/// not get three times the guesses.
 fn spelling(name: &str) -> String {
     let bare = name.trim().trim_start_matches('@');
     bare.split(['@', ':'])
@@ -176,7 +176,7 @@ mod tests {
             }
         }
 
-        /// Tries, and counts nothing.
+        /// Tries without counting.
         fn see(&self, name: &str, address: &str, seconds: u64) -> Seen {
             match self.admit(name, address, seconds) {
                 Admission::Go(_) => Seen::Go,
@@ -198,7 +198,7 @@ mod tests {
         }
         assert_eq!(bench.see("bob", "192.0.2.1", 0), Seen::Limited(12));
         assert_eq!(bench.see("bob", "192.0.2.1", 11), Seen::Limited(1));
-        // Others, and he from elsewhere, go on.
+        // Other users, and the same user from elsewhere, can still log in.
         assert_eq!(bench.see("alice", "192.0.2.1", 0), Seen::Go);
         assert_eq!(bench.see("bob", "192.0.2.2", 0), Seen::Go);
         bench.fail("bob", "192.0.2.1", 12);
@@ -231,7 +231,7 @@ mod tests {
             Seen::Limited(3)
         );
         assert_eq!(bench.see("bob", "192.0.2.99", 0), Seen::Go);
-        // But not without end.
+        // The owner's own failures are limited as well.
         for _ in 0..5 {
             bench.fail("bob", "192.0.2.99", 0);
         }

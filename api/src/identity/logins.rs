@@ -1,4 +1,4 @@
-//! Remembers good logins for a while, and lets equal logins at the same time share one question.
+//! Remembers good logins for a while, and lets equal logins at the same time share one request to the login service.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,30 +12,30 @@ use tokio::sync::watch;
 use super::AuthError;
 use crate::keyed_hash::{Hashed, KeyedHash};
 
-/// Most good logins remembered; others are asked again. About 4 MiB when full.
+/// The most good logins that are remembered. About 4 MiB when full.
 const CAPACITY: u64 = 10_000;
 
-/// What a login came to.
+/// The result of a login.
 pub(super) type Verdict = Result<UserId, AuthError>;
 
-/// Stands for one user name with one password: a wrong password never finds the entry of the right one.
+/// Stands for one user name with one password. A wrong password never finds the entry of the right one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct LoginKey(Hashed);
 
-/// The memory, which holds neither names nor passwords.
+/// The memory. It contains neither names nor passwords.
 #[derive(Debug)]
 pub(super) struct Logins {
     hash: KeyedHash,
-    /// None where nothing is to be remembered.
+    /// None if nothing is to be remembered.
     good: Option<moka::sync::Cache<LoginKey, UserId>>,
     under_way: Mutex<HashMap<LoginKey, Pending>>,
 }
 
-/// A login under way, whose verdict whoever asks the same can wait for.
+/// A login under way. Equal logins can wait for its verdict.
 #[derive(Debug, Clone)]
 pub(super) struct Pending(watch::Receiver<Option<Verdict>>);
 
-/// The duty to tell the verdict; given back when dropped.
+/// The duty to report the verdict. Dropping it gives the duty up.
 #[derive(Debug)]
 pub(super) struct Lead {
     logins: Arc<Logins>,
@@ -44,7 +44,7 @@ pub(super) struct Lead {
 }
 
 impl Logins {
-    /// An empty memory that keeps a good login for `ttl`; zero keeps none.
+    /// An empty memory that keeps a good login for `ttl`. Zero keeps none.
     pub(super) fn new(ttl: Duration) -> Self {
         let cache = || {
             moka::sync::Cache::builder()
@@ -59,7 +59,7 @@ impl Logins {
         }
     }
 
-    /// What stands for this login.
+    /// The key of a login.
     pub(super) fn key(&self, name: &str, password: &Secret) -> LoginKey {
         LoginKey(
             self.hash
@@ -67,7 +67,7 @@ impl Logins {
         )
     }
 
-    /// The user, if exactly this login was good a short while ago.
+    /// The user, if exactly this login was good recently.
     pub(super) fn good(&self, key: LoginKey) -> Option<UserId> {
         self.good.as_ref()?.get(&key)
     }
@@ -77,7 +77,7 @@ impl Logins {
         self.lock().get(&key).cloned()
     }
 
-    /// Begins this login; an equal one that is under way comes back instead.
+    /// Begins a login. If an equal one is under way, returns that one instead.
     pub(super) fn begin(self: &Arc<Self>, key: LoginKey) -> Result<(Lead, Pending), Pending> {
         match self.lock().entry(key) {
             Entry::Occupied(entry) => Err(entry.get().clone()),
@@ -98,23 +98,23 @@ impl Logins {
 }
 
 impl Pending {
-    /// The verdict, when it is there.
+    /// Waits for the verdict.
     pub(super) async fn verdict(mut self) -> Verdict {
         let told = self.0.wait_for(Option::is_some).await;
         told.ok()
             .and_then(|verdict| verdict.clone())
-            // It ended without one: a panic, which is not the phone's fault.
+            // The login ended without a verdict, by a panic. That is not the phone's fault.
             .unwrap_or(Err(AuthError::Down))
     }
 }
 
 impl Lead {
-    /// Tells the verdict to all who wait, and remembers it if it is a good one.
+    /// Reports the verdict to all that wait, and remembers it if the login was good.
     pub(super) fn finish(self, verdict: Verdict) {
         if let (Ok(user), Some(good)) = (&verdict, &self.logins.good) {
             good.insert(self.key, user.clone());
         }
-        // Before it is told: who comes after that must not be given a verdict of the past.
+        // Remove the entry before reporting, so that later logins do not get an old verdict.
         self.logins.lock().remove(&self.key);
         self.tell.send_replace(Some(verdict));
     }
@@ -122,7 +122,7 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        // After a verdict an equal login may have begun, which stays.
+        // After a verdict, an equal login may have begun, and its entry must stay.
         if self.tell.borrow().is_none() {
             self.logins.lock().remove(&self.key);
         }

@@ -19,15 +19,15 @@ use super::{
 };
 
 const LOGIN: &str = "/_matrix/client/v3/login";
-/// The way to log in that we know.
+/// The only login type that we use.
 const PASSWORD: &str = "m.login.password";
 const LOGOUT: &str = "/_matrix/client/v3/logout";
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
-/// What the user sees among his devices in the moment between.
+/// The name that users see among their devices between login and logout.
 const DEVICE_NAME: &str = "matrix2acrobits";
-/// For how long after we gave up a login is still listened to: one that succeeds late leaves a device.
+/// How long we keep waiting for a login after we gave up on it, because a login that succeeds late leaves a device.
 const LINGER: Duration = Duration::from_secs(10);
-/// Between two tries to log out.
+/// The pause between two attempts to log out.
 const LOGOUT_PAUSE: Duration = Duration::from_millis(500);
 
 /// The homeserver as a login service.
@@ -35,18 +35,18 @@ const LOGOUT_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Matrix {
     upstream: Arc<Upstream>,
     tasks: TaskTracker,
-    /// What is left of a login's time when we stop waiting for its logout.
+    /// The part of a login's time that must be left when we stop waiting for its logout.
     spare: Duration,
 }
 
-/// The answer to a login, as far as it is one; it has no Debug, for the token's sake.
+/// The response to a login. It has no Debug, to protect the token.
 #[derive(Deserialize)]
 struct LoggedIn {
     user_id: Option<String>,
     access_token: Option<String>,
 }
 
-/// How one may log in.
+/// The ways to log in.
 #[derive(Debug, Deserialize)]
 struct Flows {
     flows: Vec<Flow>,
@@ -79,7 +79,7 @@ impl Matrix {
         })
     }
 
-    /// The user who logs in under this name: `bob`, `@bob:server` or `bob@server`. No device stays.
+    /// Logs in with a name such as `bob`, `@bob:server` or `bob@server`, and returns the user. No device stays.
     pub(super) async fn login(
         &self,
         name: &str,
@@ -115,7 +115,7 @@ impl Matrix {
         if let Some(token) = access_token {
             let logout = log_out(self.upstream.clone(), Secret::new(token));
             let logout = self.tasks.spawn(logout);
-            // In turn; but a homeserver that hangs now must not cost the phone its answer.
+            // Wait for the logout, but a homeserver that hangs now must not cost the phone its response.
             let until = deadline.checked_sub(self.spare).unwrap_or(deadline);
             let _ = timeout_at(until.into(), logout).await;
         }
@@ -124,7 +124,7 @@ impl Matrix {
             .ok_or_else(|| unreadable("it has no user ID"))
     }
 
-    /// Whether the homeserver says that passwords do not work here.
+    /// Whether the homeserver says that it accepts no passwords at this URL.
     async fn takes_no_passwords(&self) -> bool {
         match Answer::to(self.upstream.get(LOGIN), MAX_ANSWER_BYTES).await {
             Ok(answer) if answer.status == 200 => {
@@ -137,7 +137,7 @@ impl Matrix {
     }
 }
 
-/// The name as the homeserver takes it: it knows no `bob@server`.
+/// The name in a form that the homeserver accepts. It does not know `bob@server`.
 fn identifier(name: &str) -> Cow<'_, str> {
     match name.rsplit_once('@') {
         Some((localpart, server)) if !localpart.is_empty() && !server.is_empty() => {
@@ -147,28 +147,28 @@ fn identifier(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether an answer to a login is one of those that homeservers without passwords give.
+/// Whether the response to a login may come from a homeserver without passwords.
 fn may_take_no_passwords(answer: &Answer) -> bool {
     let error: Option<MatrixError> = answer.json();
     let is_no_refusal = |error: MatrixError| error.errcode == "M_UNKNOWN";
     is_unrecognized(answer) || answer.status == 400 && error.is_some_and(is_no_refusal)
 }
 
-/// Whether the homeserver does not know the path, as Synapse behind a Matrix Authentication Service.
+/// Whether the homeserver does not know the path, like Synapse behind a Matrix Authentication Service.
 fn is_unrecognized(answer: &Answer) -> bool {
     let error: Option<MatrixError> = answer.json();
     matches!(answer.status, 404 | 405)
         && error.is_some_and(|error| error.errcode == "M_UNRECOGNIZED")
 }
 
-/// What an answer without success means.
+/// What a response without success means.
 fn refusal(answer: &Answer) -> AuthError {
     let error: Option<MatrixError> = answer.json();
     let errcode = error.as_ref().map_or("", |error| error.errcode.as_str());
     match (answer.status, errcode) {
-        // Without an errcode it is a proxy that speaks, who knows no passwords.
+        // Without an errcode the response comes from a proxy, which knows no passwords.
         (401 | 403, errcode) if errcode.starts_with("M_") => AuthError::Refused,
-        // Synapse of names that cannot be, such as "@bob".
+        // Synapse responds so to impossible names such as "@bob".
         (400, "M_INVALID_PARAM" | "M_INVALID_USERNAME") => AuthError::Refused,
         _ => {
             let wait = error
@@ -184,7 +184,7 @@ async fn log_out(upstream: Arc<Upstream>, token: Secret) {
     for pause in [Some(LOGOUT_PAUSE), None] {
         let request = upstream.post(LOGOUT).bearer_auth(token.expose());
         let answer = Answer::to(request.json(&json!({})), MAX_ANSWER_BYTES).await;
-        // 401: the session is gone already.
+        // 401 means that the session is already gone.
         match answer.map(|answer| answer.status) {
             Ok(200..300 | 401) => return,
             Ok(status) => tracing::warn!(status, "the homeserver did not log us out"),

@@ -1,4 +1,5 @@
-//! Who a report comes from (REPORT_AUTH): nobody logs in, or a login at NethCTI or the homeserver says.
+//! Finds out which user a report comes from (REPORT_AUTH), by a login at NethCTI or at the homeserver, or without a
+//! login.
 
 mod caller;
 mod extensions;
@@ -27,7 +28,7 @@ use crate::{
     settings::Settings,
 };
 
-/// Why we do not know who it is.
+/// Why we do not know the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AuthError {
     /// The report has no user name or no password.
@@ -36,18 +37,18 @@ pub(crate) enum AuthError {
     Refused,
     /// The password is right, but this user has no chat, or no longer.
     NoChat {
-        /// Whom the login stood for, as far as that is known: their pushers have to go.
+        /// The users that this login may have stood for. Their pushers have to go.
         users: Vec<UserId>,
     },
     /// Too many failed logins.
     Limited { retry_after: Duration },
-    /// The login service takes no more logins for a while.
+    /// The login service accepts no more logins for a while.
     Busy { retry_after: Duration },
-    /// The login service does not answer.
+    /// The login service does not respond.
     Down,
-    /// It answers what we cannot understand.
+    /// We cannot understand the login service's response.
     Unreadable,
-    /// The homeserver takes no passwords.
+    /// The homeserver accepts no passwords.
     NoPasswordLogin,
 }
 
@@ -88,18 +89,18 @@ impl From<&AuthError> for Problem {
     }
 }
 
-/// Finds out whose a report is.
+/// Finds out which user a report belongs to.
 #[derive(Debug, Clone)]
 pub(crate) struct Auth {
     proxies: Arc<Proxies>,
-    /// None where nobody logs in.
+    /// None if reports need no login.
     gate: Option<Arc<Gate>>,
     strangers: Arc<Strangers>,
     extensions: Option<Extensions>,
 }
 
 impl Auth {
-    /// As the settings say. The process must have a TLS provider by now.
+    /// Made from the settings. The process must have a TLS provider before this.
     pub(crate) fn new(settings: &Settings) -> Result<Self, reqwest::Error> {
         let extensions = settings.by_extension.then(Extensions::default);
         Ok(Self {
@@ -110,7 +111,8 @@ impl Auth {
         })
     }
 
-    /// The list that names senders by their extensions, where they are to be named so.
+    /// The list that names senders by their extensions, with PUSH_IDENTITY=extension. Starts the task that keeps it
+    /// fresh.
     pub(crate) fn extensions(&self) -> Option<Extensions> {
         let extensions = self.extensions.clone()?;
         if let Some(gate) = self.gate.clone() {
@@ -119,7 +121,7 @@ impl Auth {
         Some(extensions)
     }
 
-    /// The user that the login proves; none where nobody logs in.
+    /// The user that the login proves. None if reports need no login.
     pub(crate) async fn identify(
         &self,
         username: Option<&str>,
@@ -137,17 +139,17 @@ impl Auth {
         self.strangers.wait(address, Instant::now())
     }
 
-    /// A report of this caller was refused for that.
+    /// Notes that a report of this caller was refused because of that limit.
     pub(crate) fn stranger_refused(&self, Caller(address): Caller) {
         self.strangers.refused(address);
     }
 
-    /// This caller has added one.
+    /// Notes that this caller has added such a selector.
     pub(crate) fn stranger_added(&self, Caller(address): Caller) {
         self.strangers.added(address, Instant::now());
     }
 
-    /// Waits for logins under way, so that none leaves a device behind; not for ever.
+    /// Waits for logins under way for a limited time, so that none leaves a device behind.
     pub(crate) async fn finish(&self) {
         if let Some(gate) = &self.gate {
             gate.finish().await;

@@ -1,4 +1,4 @@
-//! A login at NethCTI: the password or token, the right to chat, and whose extension it is.
+//! A login at NethCTI: checks the password or token and the right to chat, and finds the user of an extension.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -21,7 +21,7 @@ use super::{
     upstream::{Answer, Upstream},
 };
 
-/// A login's answer is a JWT and little else.
+/// The response to a login is little more than a JWT.
 const MAX_LOGIN_BYTES: usize = 256 * 1024;
 /// The list names every user of the switchboard.
 const MAX_USERS_BYTES: usize = 1024 * 1024;
@@ -29,8 +29,8 @@ const MAX_USERS_BYTES: usize = 1024 * 1024;
 const CHAT: &str = "nethvoice_cti.chat";
 /// Ends the user name of an app that was set up by QR code, and has a token for a password.
 const QR_CODE: &str = "@qrcode";
-/// Whose login was good is remembered for their last day: an extension that is on no list any more tells nobody
-/// whose it was.
+/// The most good logins whose user is remembered, for the day when the user loses the chat. Then the extension is no
+/// longer on the list, so the list cannot tell whose it was.
 const REMEMBERED: u64 = 10_000;
 
 /// NethCTI's login service (its middleware).
@@ -41,17 +41,17 @@ pub(super) struct NethCti {
     /// The users of good logins by the names that they used, in lower case.
     former: moka::sync::Cache<String, UserId>,
     extensions: Option<Extensions>,
-    /// The token that read the list last, where it is to be read again.
+    /// The token that last read the list, if we are to read it again.
     reader: Mutex<Option<Secret>>,
 }
 
-/// The answer to a login; it has no Debug, for the token's sake.
+/// The response to a login. It has no Debug, to protect the token.
 #[derive(Deserialize)]
 struct LoggedIn {
     token: String,
 }
 
-/// The answer to `GET /user/me`, as far as it says who it is.
+/// The part of the response to `GET /user/me` that names the user.
 #[derive(Deserialize)]
 struct Me {
     #[serde(alias = "user_name")]
@@ -66,7 +66,7 @@ struct Proof {
 
 #[derive(Deserialize)]
 struct Users {
-    /// Absent when NethCTI could not read them, which is not the same as empty.
+    /// Absent if NethCTI could not read the users, which is not the same as empty.
     users: Vec<Value>,
 }
 
@@ -88,15 +88,15 @@ impl NethCti {
         })
     }
 
-    /// The Matrix user of who logs in under this name, which is a user name or an extension. In place of the
-    /// password there may be a token of NethCTI's.
+    /// Logs in with a user name or an extension, and returns the Matrix user. The password may also be one of NethCTI's
+    /// tokens.
     pub(super) async fn login(&self, name: &str, password: &Secret) -> Result<UserId, AuthError> {
         let proof = self.prove(name, password).await?;
         let claims = claims(proof.token.expose());
         let found = if may_chat(&claims) == Some(false) {
             None
         } else {
-            // Newer NethVoice puts no such claim into its tokens: its list says who chats.
+            // Newer NethVoice puts no such claim into its tokens. There, the list says who may chat.
             let users = self.users(&proof.token).await?;
             let found = find(&users, &proof.name)
                 .map_err(|Ambiguous| unreadable("several users have this name or extension"))?;
@@ -123,7 +123,7 @@ impl NethCti {
             if let Err(error) = self.users(&token).await {
                 tracing::debug!(?error, "the list of extensions was not read again");
                 if matches!(error, AuthError::NoChat { .. }) {
-                    // The token has expired; the next login brings another.
+                    // The token has expired. The next login brings another one.
                     self.reader()
                         .take_if(|reader| reader.expose() == token.expose());
                 }
@@ -135,7 +135,8 @@ impl NethCti {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whom this login stood for while it could chat: known from then, or the name itself.
+    /// The users that this login may have stood for while it could chat: the remembered user, and users with the
+    /// login's own names.
     fn former_users(&self, name: &str, claims: &Map<String, Value>) -> Vec<UserId> {
         let id = claims.get("id").and_then(Value::as_str);
         let names = [id, Some(name)].into_iter().flatten();
@@ -148,7 +149,7 @@ impl NethCti {
     async fn prove(&self, name: &str, password: &Secret) -> Result<Proof, AuthError> {
         match (name.ends_with(QR_CODE), kind_of(password.expose())) {
             (true, _) | (false, Kind::Jwt) => self.me(password).await,
-            // A token of another making, or a password with two dots in it.
+            // Either a token in another format, or a password that contains two dots.
             (false, Kind::Dotted) => match self.me(password).await {
                 Ok(proof) => Ok(proof),
                 Err(_) => self.token(name, password).await,
@@ -157,7 +158,7 @@ impl NethCti {
         }
     }
 
-    /// Who has this token.
+    /// The user with this token.
     async fn me(&self, token: &Secret) -> Result<Proof, AuthError> {
         let request = self.upstream.get("/user/me").bearer_auth(token.expose());
         let answer = Answer::to(request, MAX_LOGIN_BYTES).await?;
@@ -212,8 +213,8 @@ impl NethCti {
                 }
                 Ok(users)
             }
-            // Such as to users with a second factor, whose password alone opens nothing. It says nothing about
-            // their right to chat, so nobody's pusher goes.
+            // NethCTI responds so to users with a second factor, among others, whose password alone is not enough. The
+            // response does not concern the right to chat, so no pusher goes.
             401 | 403 => Err(AuthError::NoChat { users: Vec::new() }),
             _ => Err(answer.trouble("NethCTI's /api/chat", None)),
         }
@@ -225,7 +226,7 @@ fn unreadable(reason: &'static str) -> AuthError {
     AuthError::Unreadable
 }
 
-/// The name without its `@domain`, as NethCTI knows it; the end that says "QR code" stays.
+/// The name without its `@domain`, as NethCTI knows it. The ending that marks a QR code stays.
 pub(super) fn without_domain(username: &str) -> &str {
     match username.split_once('@') {
         Some((name, _)) if !name.is_empty() && !username.ends_with(QR_CODE) => name,
@@ -233,7 +234,7 @@ pub(super) fn without_domain(username: &str) -> &str {
     }
 }
 
-/// The Matrix user of this name; none if there can be no such user.
+/// The Matrix user with this name. None if no such user can exist.
 pub(super) fn user_id(user_name: &str, server_name: &ServerName) -> Option<UserId> {
     let user_name = user_name.to_lowercase();
     // A colon would move the border between name and server.
@@ -242,12 +243,12 @@ pub(super) fn user_id(user_name: &str, server_name: &ServerName) -> Option<UserI
     valid.then(user_id).flatten()
 }
 
-/// What stands where the password should be.
+/// What a phone sent as the password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// A JWT.
     Jwt,
-    /// Three parts in base64url, as tokens and few passwords have them.
+    /// Three parts in base64url, like a token. Few passwords look like this.
     Dotted,
     Password,
 }
@@ -269,7 +270,8 @@ fn kind_of(password: &str) -> Kind {
     }
 }
 
-/// The claims of a JWT; none if it is no JWT. Its signature is not looked at: NethCTI gave the token, or takes it.
+/// The claims of a JWT. None if it is not a JWT. We do not check the signature, because the token comes from NethCTI or
+/// NethCTI checks it.
 fn payload(jwt: &str) -> Option<Map<String, Value>> {
     let mut parts = jwt.split('.');
     let (Some(_), Some(payload), Some(_), None) =
@@ -285,7 +287,7 @@ fn claims(token: &str) -> Map<String, Value> {
     payload(token).unwrap_or_default()
 }
 
-/// Whether the claims grant chat; none if they do not say.
+/// Whether the claims grant chat. None if they do not say.
 fn may_chat(claims: &Map<String, Value>) -> Option<bool> {
     let nested = || {
         let (group, name) = CHAT.split_once('.')?;
@@ -299,12 +301,12 @@ fn may_chat(claims: &Map<String, Value>) -> Option<bool> {
     }
 }
 
-/// Two users share what should name one.
+/// Two users share a name that should identify one.
 #[derive(Debug, PartialEq)]
 struct Ambiguous;
 
-/// The `user_name` of the entry that has this name: as its user name, else as its main extension, else among
-/// its other extensions, which newer NethVoice lists under another name.
+/// The `user_name` of the entry with this name. The user name takes precedence over the main extension, and that over
+/// the other extensions, which newer NethVoice lists under another name.
 fn find<'a>(users: &'a [Value], name: &str) -> Result<Option<&'a str>, Ambiguous> {
     let same = |text: &str| text.to_lowercase() == name.to_lowercase();
     let ranks: [&[&str]; 3] = [
@@ -342,7 +344,7 @@ pub(super) fn main_extension(user: &Value) -> Option<String> {
     texts(&user["main_extension"]).into_iter().next()
 }
 
-/// A name or number, or a list of them, in whichever form it is written.
+/// The names or numbers in a value, whether one or a list, in any of the forms that NethCTI uses.
 fn texts(value: &Value) -> Vec<String> {
     match value {
         Value::String(text) => text
@@ -462,7 +464,7 @@ mod tests {
             ("dave", Ok(Some("dave"))),
             ("91400", Ok(Some("heidi"))),
             ("92400", Ok(Some("heidi"))),
-            // A user name outranks an extension, a main extension a sub extension.
+            // A user name takes precedence over an extension, and a main extension over a sub extension.
             ("201", Ok(Some("201"))),
             ("300", Ok(Some("eve"))),
             ("204", Ok(Some("201"))),

@@ -1,6 +1,6 @@
-//! Limits how many selectors that nobody stands for one address may add (REPORT_AUTH=selector): without it
-//! anybody could fill the disk. Phones that are known, mapped or logged in are never counted, nor is who comes
-//! from this machine: that is the reverse proxy, whom nobody has named in TRUSTED_PROXIES, with all phones.
+//! Limits how many selectors that nobody stands for one address may add (REPORT_AUTH=selector). Without the limit
+//! anybody could fill the disk. Phones that are known, mapped or logged in do not count. Requests from localhost are
+//! exempt, because they come from a reverse proxy that TRUSTED_PROXIES does not name, and so from all phones.
 
 use std::{
     net::IpAddr,
@@ -14,20 +14,20 @@ use crate::{
 };
 
 const WINDOW: Duration = Duration::from_hours(1);
-/// The network around an address may add so many times as many.
+/// The network around an address may add this many times as many.
 const WIDER: u32 = 8;
 
-/// What each network has added.
+/// How many selectors each network has added.
 #[derive(Debug)]
 pub(super) struct Strangers {
-    /// None: no limit.
+    /// None means no limit.
     rate: Option<Rate>,
     limiter: Limiter,
     said: AtomicBool,
 }
 
 impl Strangers {
-    /// `most` per hour; 0: no limit.
+    /// `most` is per hour. 0 means no limit.
     pub(super) fn new(most: u32) -> Self {
         Self {
             rate: (most > 0).then(|| Rate::most(most, WINDOW)),
@@ -36,12 +36,13 @@ impl Strangers {
         }
     }
 
-    /// How long this address has to wait before it may add another.
+    /// How long this address has to wait before it may add another selector.
     pub(super) fn wait(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
         self.limiter.wait(&self.limits(address), now)
     }
 
-    /// A report was refused for that: said once, since it may be a proxy that all phones come through.
+    /// Notes that a report was refused because of the limit. The log says so once, because the address may be a proxy
+    /// that all phones come through.
     pub(super) fn refused(&self, address: Option<IpAddr>) {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -52,12 +53,12 @@ impl Strangers {
         }
     }
 
-    /// This address has added one.
+    /// Notes that this address has added a selector.
     pub(super) fn added(&self, address: Option<IpAddr>, now: Instant) {
         self.limiter.fill(&self.limits(address), now);
     }
 
-    /// Callers without an address share one.
+    /// The limits of an address. Callers without an address share one.
     fn limits(&self, address: Option<IpAddr>) -> Vec<Limit> {
         let Some(rate) = self.rate.filter(|_| !is_ourselves(address)) else {
             return Vec::new();

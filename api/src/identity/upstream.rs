@@ -1,4 +1,4 @@
-//! What both login services need: a client with limits, and answers read with care.
+//! The client for both login services, with limits on time and size.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use url::Url;
 
 use super::AuthError;
 
-/// Logins come seldom; a few connections wait for the next one.
+/// Logins are rare, so a few idle connections are enough.
 const MAX_IDLE_CONNECTIONS: usize = 8;
-/// The wait after a 429 that names none.
+/// The wait after a 429 that does not name one.
 const USUAL_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Longest wait that a service can impose.
+/// The longest wait that a service can impose.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// A login service at a base URL.
@@ -23,7 +23,7 @@ pub(super) struct Upstream {
     base: String,
 }
 
-/// Its answer, read. It may carry a token, so it has no Debug.
+/// A response of the service. It may contain a token, so it has no Debug.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
@@ -31,7 +31,7 @@ pub(super) struct Answer {
 }
 
 impl Upstream {
-    /// Waits for an answer at most `timeout`, body included.
+    /// `timeout` limits the wait for a response, including the body.
     pub(super) fn new(
         base: &Url,
         timeout: Duration,
@@ -53,7 +53,7 @@ impl Upstream {
 }
 
 impl Answer {
-    /// Sends a request and reads the answer, of which `limit` bytes at most are taken.
+    /// Sends a request and reads the response, whose body may have at most `limit` bytes.
     pub(super) async fn to(request: RequestBuilder, limit: usize) -> Result<Self, AuthError> {
         let response = request.send().await.map_err(|error| down(&error))?;
         let status = response.status().as_u16();
@@ -79,7 +79,7 @@ impl Answer {
         serde_json::from_slice(&self.body).ok()
     }
 
-    /// What an answer means that is neither a success nor a refusal. `what` names the call in the log, and
+    /// What a response means that is neither a success nor a refusal. `what` names the call in the log, and
     /// `retry_after` comes from the body.
     pub(super) fn trouble(&self, what: &'static str, retry_after: Option<Duration>) -> AuthError {
         let status = self.status;
