@@ -1,5 +1,5 @@
-//! The application service endpoints (Matrix application service API), only served with MATRIX_HS_TOKEN.
-//! Nothing that the homeserver sends here is of use to us: transactions are acknowledged unread.
+//! The application service endpoints (Matrix application service API), only served with MATRIX_HS_TOKEN. We need
+//! nothing that the homeserver sends here, so transactions are acknowledged unread.
 
 use axum::{
     Json, Router,
@@ -16,7 +16,7 @@ use crate::http::{
     errors::{Matter, Problem},
 };
 
-/// The endpoints, behind `token`.
+/// The endpoints, which require `token`.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(token: Secret) -> Router<S> {
     Router::new()
         .route("/_matrix/app/v1/transactions/{txn_id}", put(acknowledge))

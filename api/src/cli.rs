@@ -62,15 +62,15 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
         .map_err(Failure::other)
 }
 
-/// Opens a database that must be there and of this release: what a new, empty one says would mislead, and a
-/// command must not change what the running processes work on.
+/// Opens a database that must exist and have this release's schema. The output for a new, empty database would mislead,
+/// and a command must not change the schema under running processes.
 pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database = Database::of(&cli.shared)?;
     Store::look(&database).await?;
     Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
 }
 
-/// Opens the database to import into, made if it is not there; for a dry run only to look.
+/// Opens the database to import into, and creates it if needed. A dry run only looks.
 pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
     let database = Database::of(&cli.shared)?;
     print(format_args!("into {database}"));
@@ -81,7 +81,7 @@ pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Fail
     Ok(Import::Into(store))
 }
 
-/// Writes a line to standard output. A reader that has seen enough (`| head`) is not an error.
+/// Writes a line to standard output. A reader that has gone away (`| head`) is not an error.
 pub(crate) fn print(line: impl fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");

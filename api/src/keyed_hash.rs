@@ -1,4 +1,4 @@
-//! The one keyed hash of the api: caches, limits and the memory of sent events know texts by it alone.
+//! The api's keyed hash. Caches, limits and the memory of sent events store only the hashes of texts.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,12 +17,13 @@ pub(crate) type HashedMap<K, V> = HashMap<K, V, RandomState>;
 /// The same for a set.
 pub(crate) type HashedSet<K> = HashSet<K, RandomState>;
 
-/// Hashes under a secret key.
+/// Hashes texts with a secret key.
 pub(crate) struct KeyedHash([u8; 16]);
 
-/// Stands for some texts. With 128 bits under a secret key, two different ones never meet, by chance or by design.
+/// Stands for some texts. With 128 bits and a secret key, different texts never get the same hash, by chance or by
+/// design.
 ///
-/// Two halves, since the alignment of a `u128` would make cache entries larger.
+/// It has two halves, because the alignment of a `u128` would make cache entries larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Hashed([u64; 2]);
 
@@ -32,16 +33,16 @@ impl KeyedHash {
         Self(rand::random())
     }
 
-    /// A key that other processes may know, too.
+    /// A key that other processes may know as well.
     pub(crate) fn new(key: [u8; 16]) -> Self {
         Self(key)
     }
 
-    /// The hash of these parts. The length of each goes in, so that no text can move into the next part.
+    /// The hash of these parts. It includes the length of each part, so that no text can move into the next part.
     pub(crate) fn of<const N: usize>(&self, parts: [&[u8]; N]) -> Hashed {
         let mut hasher = SipHasher13::new_with_key(&self.0);
         for part in parts {
-            // The same on all machines that share a key.
+            // The length has the same bytes on all machines that share a key.
             let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
             hasher.write(&length.to_le_bytes());
             hasher.write(part);
@@ -52,12 +53,12 @@ impl KeyedHash {
 }
 
 impl Hashed {
-    /// Half of it, where a collision does little harm.
+    /// Half of the hash, for uses where a collision does little harm.
     pub(crate) fn half(self) -> u64 {
         self.0[0]
     }
 
-    /// A quarter of it, where there are few to tell apart.
+    /// A quarter of the hash, to distinguish a few texts.
     pub(crate) fn quarter(self) -> u32 {
         (self.0[0] >> 32) as u32
     }
@@ -67,7 +68,7 @@ impl Hashed {
         usize::try_from(self.0[1] % GROUPS as u64).unwrap_or_default()
     }
 
-    /// The same as one number.
+    /// The hash as one number.
     pub(crate) fn to_bits(self) -> u128 {
         u128::from(self.0[0]) << 64 | u128::from(self.0[1])
     }
@@ -119,7 +120,7 @@ mod tests {
         let hash = KeyedHash::new([7; 16]).of([b"event", b"token"]);
         assert_eq!(hash, KeyedHash::new([7; 16]).of([b"event", b"token"]));
         assert_eq!(Hashed::from_bits(hash.to_bits()), hash);
-        // Another release beside this one has to know it, too.
+        // Another release that runs alongside this one must get the same hash.
         assert_eq!(
             format!("{:032x}", hash.to_bits()),
             "d2ce1bd865c18eac008150bb4c53df35"

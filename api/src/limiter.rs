@@ -1,5 +1,5 @@
-//! The one limiter of the api, for logins, new selectors and notifications without our mark: a bucket for each key,
-//! which events fill and time empties. Its memory is bounded, and it knows of attempts that are under way.
+//! The api's limiter, for logins, new selectors and notifications without our mark. Each key has a bucket, which events
+//! fill and time empties. The memory is bounded, and attempts under way are taken into account.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,7 +10,7 @@ use tokio::sync::{Notify, futures::Notified};
 
 use crate::keyed_hash::{Hashed, HashedMap, KeyedHash};
 
-/// Most buckets of a limiter, about 4 MiB; beyond that the emptiest go.
+/// The most buckets of a limiter, about 4 MiB. Beyond that, the emptiest are dropped.
 const MOST: usize = 50_000;
 
 /// How many events fit at once, and how soon there is room for another.
@@ -21,13 +21,13 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// So many in this time, all at once if need be.
+    /// At most this many events in this time, even all at once.
     pub(crate) fn most(at_once: u32, window: Duration) -> Self {
         let one_per = window / at_once.max(1);
         Self { at_once, one_per }
     }
 
-    /// So many times as much.
+    /// A rate that is this many times as high.
     pub(crate) fn times(self, number: u32) -> Self {
         Self {
             at_once: self.at_once.saturating_mul(number),
@@ -43,7 +43,7 @@ pub(crate) struct Limit {
     pub(crate) rate: Rate,
 }
 
-/// The buckets. They hold keyed hashes, no names.
+/// The buckets. They store keyed hashes and no names.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     hash: KeyedHash,
@@ -54,7 +54,7 @@ pub(crate) struct Limiter {
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
-    /// When it will be empty; each event adds its share.
+    /// When the bucket will be empty. Each event adds its share.
     empty_at: Instant,
     /// Attempts that may still fill it.
     under_way: u32,
@@ -65,13 +65,13 @@ struct Bucket {
 pub(crate) enum Admission<A> {
     /// Yes.
     Go(A),
-    /// Once attempts under way have ended, which [`Limiter::change`] tells.
+    /// Not until attempts under way have ended: see [`Limiter::change`].
     Wait,
-    /// Not before that time has passed.
+    /// Not before this time has passed.
     Limited(Duration),
 }
 
-/// An attempt under way. Dropped without a word it counts for nothing.
+/// An attempt under way. It does not count if it is dropped without a result.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     limiter: Arc<Limiter>,
@@ -97,12 +97,12 @@ impl Limiter {
         self.hash.of(parts)
     }
 
-    /// How long it takes until there is room for an event in all of these.
+    /// How long to wait until there is room for an event in all of these buckets.
     pub(crate) fn wait(&self, limits: &[Limit], now: Instant) -> Option<Duration> {
         longest(&self.lock(), limits, now)
     }
 
-    /// Puts an event into all of these, or into none if one is full; then `Err` says for how long.
+    /// Puts an event into all of these buckets. If one is full, puts it into none, and `Err` says how long to wait.
     pub(crate) fn take(&self, limits: &[Limit], now: Instant) -> Result<(), Duration> {
         let mut buckets = self.lock();
         if let Some(wait) = longest(&buckets, limits, now) {
@@ -112,13 +112,13 @@ impl Limiter {
         Ok(())
     }
 
-    /// Puts an event that has happened into all of these.
+    /// Puts an event that has happened into all of these buckets.
     pub(crate) fn fill(&self, limits: &[Limit], now: Instant) {
         self.put(&mut self.lock(), limits, now);
     }
 
-    /// Whether something may be tried that will perhaps fill `limits`. The first `checked` of them have to have room.
-    /// Attempts under way count as if they will fill them, so that a thousand at once are no way around.
+    /// Asks to try something that may fill `limits`. The first `checked` of them need room. Attempts under way count as
+    /// if they will fill the buckets, so that a thousand attempts at once cannot get around the limits.
     pub(crate) fn begin(
         self: &Arc<Self>,
         limits: Vec<Limit>,
@@ -148,7 +148,7 @@ impl Limiter {
         Admission::Go(Attempt { limiter, limits })
     }
 
-    /// Comes true when an attempt ends. Ask for it, enable it, then [`Limiter::begin`].
+    /// Completes when an attempt ends. Get and enable it before calling [`Limiter::begin`].
     pub(crate) fn change(&self) -> Notified<'_> {
         self.ended.notified()
     }
@@ -161,7 +161,7 @@ impl Limiter {
         }
     }
 
-    /// Throws out empty buckets once there are too many, and if that is not enough the emptier half.
+    /// Drops empty buckets when there are too many, and the emptier half if that is not enough.
     fn make_room(&self, buckets: &mut HashedMap<Hashed, Bucket>, now: Instant) {
         if buckets.len() < self.most {
             return;
@@ -203,13 +203,13 @@ impl Bucket {
         filled.saturating_sub(rate.one_per * rate.at_once)
     }
 
-    /// How long the next event has to wait for room.
+    /// How long the next event has to wait for room. None if there is room.
     fn wait(self, rate: Rate, now: Instant) -> Option<Duration> {
         let wait = self.over(rate, 1, now);
         (!wait.is_zero()).then_some(wait)
     }
 
-    /// Whether attempts under way may take the room there is.
+    /// Whether attempts under way may take all the room.
     fn is_taken(self, rate: Rate, now: Instant) -> bool {
         !self
             .over(rate, self.under_way.saturating_add(1), now)
@@ -222,7 +222,7 @@ impl Bucket {
 }
 
 impl Attempt {
-    /// It was an event after all.
+    /// Counts the attempt as an event.
     pub(crate) fn count(self, now: Instant) {
         let mut buckets = self.limiter.lock();
         for limit in &self.limits {
@@ -321,7 +321,7 @@ mod tests {
         assert!(buckets.contains_key(&full.key) && buckets.contains_key(&of(1000).key));
         drop(buckets);
         drop(under_way);
-        // Time empties them.
+        // Time empties the buckets.
         limiter.fill(&[of(1)], now + Duration::from_hours(1));
         for n in 0..100 {
             limiter.fill(&[of(n)], now + Duration::from_hours(2));
@@ -354,7 +354,7 @@ mod tests {
         assert!(matches!(begin(), Admission::Go(_)));
         limiter.fill(&[it], now);
         assert!(matches!(begin(), Admission::Limited(wait) if wait == THREE.one_per));
-        // What is not checked counts all the same.
+        // A limit that is not checked still counts the attempt.
         let Admission::Go(attempt) = limiter.begin(vec![it], 0, now) else {
             panic!("nothing is checked")
         };

@@ -1,7 +1,7 @@
-//! Every metric of the api: names, help texts, label values, and the handles that count. All series are there
-//! from the start, at zero. Those of the database are `shared::process::metrics`'.
+//! All metrics of the api: names, help texts, label values, and the handles that count. All series exist from the
+//! start, at zero. The metrics of the database are in `shared::process::metrics`.
 //!
-//! Handles are kept where a notification passes, so that counting neither looks up nor allocates.
+//! On the path of a notification, handles are kept, so that counting needs no lookup and no allocation.
 
 use std::time::Duration;
 
@@ -44,14 +44,14 @@ const CANARY: &str = "matrix2acrobits_canary_pushes_total";
 const CANARY_FAILING: &str = "matrix2acrobits_canary_failing";
 const SILENT: &str = "matrix2acrobits_phones_silent";
 
-/// Upper bounds of the time that pushes take: a phone may be asleep for long.
+/// Upper bounds of the time until a push arrives. A phone may be asleep for long.
 const ARRIVAL_SECONDS: &[f64] = &[
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
-/// Counted by `routes::report`.
+/// Counted in `reports`.
 const REPORT_RESULTS: [&str; 5] = ["changed", "unchanged", "removed", "refused", "unavailable"];
-/// Counted by `auth`.
+/// Counted in `identity::gate`.
 const LOGIN_RESULTS: [&str; 8] = [
     "good",
     "refused",
@@ -63,7 +63,7 @@ const LOGIN_RESULTS: [&str; 8] = [
     "unreadable",
 ];
 
-/// Starts collecting, and makes every series.
+/// Starts collecting, and creates every series.
 pub(crate) fn start() -> PrometheusHandle {
     let handle = process::metrics::init(&[(ARRIVAL, ARRIVAL_SECONDS)]);
     describe_counter!(
@@ -155,7 +155,7 @@ pub(crate) fn start() -> PrometheusHandle {
     handle
 }
 
-/// `GET /metrics`. What the database does not tell stays as it was.
+/// `GET /metrics`. Values that the database does not provide stay as they were.
 pub(crate) async fn render(State((store, handle)): State<(Store, PrometheusHandle)>) -> Response {
     process::metrics::ask(async {
         if let Ok((file, log)) = store.file_sizes().await {
@@ -170,17 +170,17 @@ pub(crate) async fn render(State((store, handle)): State<(Store, PrometheusHandl
         .into_response()
 }
 
-/// Whether rejections are stopped.
+/// The number of apps whose rejections are stopped.
 pub(crate) fn mass_guard() -> Gauge {
     gauge!(GUARD)
 }
 
-/// Whether rejections of unknown pushkeys are stopped.
+/// 1 while rejections of unknown pushkeys are stopped.
 pub(crate) fn mass_unknown_guard() -> Gauge {
     gauge!(UNKNOWN_GUARD)
 }
 
-/// Rows of nobody that went.
+/// Counts deleted rows that nobody stood for.
 #[derive(Debug)]
 pub(crate) struct Forgotten {
     old: Counter,
@@ -201,17 +201,17 @@ impl Forgotten {
     }
 }
 
-/// Other apis have told of so many pushes.
+/// Counts pushes that other apis have told us of.
 pub(crate) fn told_of_pushes(count: usize) {
     counter!(TOLD).increment(u64::try_from(count).unwrap_or(u64::MAX));
 }
 
-/// How many phones are silent.
+/// Sets the number of silent phones.
 pub(crate) fn phones_silent(count: i64) {
     gauge!(SILENT).set(f64::from(i32::try_from(count).unwrap_or(i32::MAX)));
 }
 
-/// What became of a test push of the canary.
+/// The result of a test push of the canary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CanaryResult {
     Received,
@@ -241,7 +241,7 @@ impl CanaryResult {
         }
     }
 
-    /// Whether it went as it should.
+    /// Whether the push went as it should.
     pub(crate) fn is_well(self) -> bool {
         matches!(self, Self::Received | Self::Taken)
     }
@@ -271,7 +271,7 @@ impl Canary {
     }
 }
 
-/// What became of a receipt.
+/// The result of a receipt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReceiptResult {
     Confirmed,
@@ -311,7 +311,7 @@ impl Receipts {
         self.results.add(result, count);
     }
 
-    /// One that confirms a push that was sent so long ago.
+    /// Counts a receipt that confirms a push, and how long ago the push was sent.
     pub(crate) fn confirmed(&self, took: Duration) {
         self.count(ReceiptResult::Confirmed, 1);
         self.arrival.record(took);
@@ -459,7 +459,7 @@ impl Pnm {
         }
     }
 
-    /// A request begins; it ends when the answer is dropped.
+    /// Counts a request that begins. It ends when the returned value is dropped.
     pub(crate) fn begin(&self) -> InFlight<'_> {
         self.in_flight.increment(1.0);
         InFlight(&self.in_flight)
@@ -518,14 +518,14 @@ const ROUTES: [&str; 9] = [
     "admin",
     "other",
 ];
-/// The statuses that we answer; all else, which is nothing, is `other`.
+/// The statuses of our responses. We send no others, which would count as `other`.
 const STATUSES: [&str; 15] = [
     "200", "400", "401", "403", "404", "405", "408", "413", "429", "500", "502", "503", "504",
     "other", "aborted",
 ];
 const CLASSES: [&str; 4] = ["2xx", "4xx", "5xx", "aborted"];
 
-/// Where a path belongs among [`ROUTES`].
+/// The place of a path's route in [`ROUTES`].
 fn route(path: &str) -> usize {
     let name = match path {
         "/_matrix/push/v1/notify" => "notify",
@@ -542,7 +542,7 @@ fn route(path: &str) -> usize {
     index.unwrap_or(ROUTES.len() - 1)
 }
 
-/// Counts and times the requests that we take.
+/// Counts and times incoming requests.
 #[derive(Debug)]
 pub(crate) struct Http(Vec<Route>);
 
@@ -563,7 +563,7 @@ impl Http {
         Self(ROUTES.map(route).into())
     }
 
-    /// Counts a request to `path`; without a status the client has gone before the answer.
+    /// Counts a request to `path`. Without a status, the client went away before the response.
     pub(crate) fn count(&self, path: &str, status: Option<u16>, took: Duration) {
         let Some(route) = self.0.get(route(path)) else {
             return;

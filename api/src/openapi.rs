@@ -1,6 +1,6 @@
-//! The OpenAPI description of the HTTP endpoints: `matrix2acrobits-api openapi`, checked in as docs/openapi.json.
-//! Each endpoint is described at its handler. A test asks the running api whether the description is true, with
-//! requests made from the description itself.
+//! The OpenAPI description of the HTTP endpoints: `matrix2acrobits-api openapi`, checked in as docs/openapi.json. Each
+//! endpoint is described at its handler. A test makes requests from the description and checks it against a running
+//! api.
 
 use std::io::Write;
 
@@ -34,7 +34,8 @@ pub(crate) fn run() -> Result<(), Failure> {
     info(
         title = "matrix2acrobits-api",
         description = "Matrix push gateway for Acrobits softphones. The endpoints tagged phones and homeserver are on \
-                       LISTEN_ADDR, those tagged operator on ADMIN_LISTEN_ADDR, health on both in part.",
+                       LISTEN_ADDR, those tagged operator on ADMIN_LISTEN_ADDR. Each endpoint tagged health says \
+                       where it is.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(ProblemBody<'static>)),

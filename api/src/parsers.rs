@@ -1,5 +1,5 @@
-//! Hostile input for everything that reads what others send: notifications, reports, PNM's answers. The bodies
-//! that a real Synapse sent, and answers of PNM, are mutated: the same way in every run, PROPTEST_CASES=100000
+//! Tests all parsers of outside data with hostile input: notifications, reports, PNM's responses. The tests mutate
+//! bodies that a real Synapse sent, and responses of PNM. Every run has the same mutations, and PROPTEST_CASES=100000
 //! tries that many others.
 
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ const SEEDS: [&[u8]; 16] = [
     br#"["\ud83d",{"a":[[[[1e999,-0]]]]}]"#,
 ];
 
-/// What fuzzers call a dictionary: pieces that mean something to a parser.
+/// Pieces that mean something to a parser. Fuzzers call this a dictionary.
 const PIECES: [&[u8]; 20] = [
     b"{",
     b"}",
@@ -124,7 +124,7 @@ fn text(letters: impl Strategy<Value = char>, most: usize) -> impl Strategy<Valu
     prop::collection::vec(letters, 0..=most).prop_map(String::from_iter)
 }
 
-/// Something like a media type.
+/// A text similar to a media type.
 fn kind() -> impl Strategy<Value = String> {
     let letters = prop_oneof![20 => prop::char::range('a', 'z'), 1 => Just('/'), 1 => Just('-')];
     let end = prop::sample::select(vec!["", "json", "form"]);
@@ -164,9 +164,9 @@ fn config() -> Config {
     }
 }
 
-/// What PNM may mean by this, read in the plainest way.
+/// Whether PNM may mean that the token is gone, by the plainest reading of its response.
 fn may_be_gone(http: u16, body: &[u8]) -> bool {
-    // Its text may be in any encoding. As raw values, which may hold half a surrogate pair.
+    // The text may be in any encoding. Raw values are used because a text may contain half a surrogate pair.
     let body = String::from_utf8_lossy(body);
     let Ok(answer) = serde_json::from_str::<HashMap<String, &RawValue>>(&body) else {
         return false;

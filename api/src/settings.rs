@@ -189,18 +189,18 @@ impl AdminArgs {
     }
 }
 
-/// How we know whose a report is.
+/// How we find out which user a report belongs to.
 #[derive(Debug, Clone)]
 pub(crate) enum ReportAuth {
-    /// The operator's mapping says; nobody logs in.
+    /// By the operator's mapping, without a login.
     Selector,
-    /// A login at NethCTI says.
+    /// By a login at NethCTI.
     NethCti { url: Url, server_name: ServerName },
-    /// A login at the homeserver says.
+    /// By a login at the homeserver.
     Matrix { homeserver: Url },
 }
 
-/// What `serve` needs, checked.
+/// The parsed settings of `serve`.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) listen_addr: SocketAddr,
@@ -212,7 +212,7 @@ pub(crate) struct Settings {
     pub(crate) pnm_timeout: Duration,
     pub(crate) texts: Texts,
     pub(crate) badge_updates: bool,
-    /// Senders are named by their extensions.
+    /// Whether to name senders by their extensions.
     pub(crate) by_extension: bool,
     pub(crate) notify_auth: NotifyAuth,
     pub(crate) hs_token: Option<Secret>,

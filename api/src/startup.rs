@@ -1,4 +1,4 @@
-//! Starts `serve`: settings, logs, database, the two listeners; and stops them in order.
+//! Starts `serve`: settings, logs, database, the two listeners. Stops them in order.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -35,7 +35,7 @@ use crate::{
     settings::Settings,
 };
 
-/// Enough for the connections of both listeners, those to PNM and the database.
+/// Enough open files for the connections of both listeners, for those to PNM, and for the database.
 const FILES: u64 = 10_000;
 
 pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
@@ -122,7 +122,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     deliveries.close();
     deliveries.wait().await;
     auth.finish().await;
-    // This commit also tells the other apis of the last pushes.
+    // This commit also tells the other apis about the last pushes.
     if let Err(error) = journal.flush(&vital).await {
         tracing::warn!(error = %Chain(&error), "the last pushes and receipts could not be saved");
     }
@@ -135,7 +135,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What carries pushes to PNM, and what remembers them.
+/// The parts that send pushes to PNM and remember them.
 struct Pushes {
     deliverer: Deliverer,
     deliveries: TaskTracker,
@@ -144,7 +144,7 @@ struct Pushes {
     tester: Arc<Tester>,
 }
 
-/// Makes it, and starts the tasks behind it.
+/// Makes these parts, and starts their tasks.
 async fn pushes(
     settings: &Settings,
     store: &Store,
@@ -199,14 +199,15 @@ async fn pushes(
     })
 }
 
-/// Without the store this process is of no use; its supervisor starts it anew.
+/// Stops the process when the store has died, because the process cannot work without the store. The supervisor
+/// restarts it.
 async fn end_with(store: Store, stop: CancellationToken) {
     store.died().await;
     stop.cancel();
 }
 
-/// Many shells and service managers start programs with 1,024 file descriptors, which the listener's connections
-/// would use up, and allow more to those that ask.
+/// Raises the limit on open files. Many shells and service managers start programs with 1,024 file descriptors, too few
+/// for the listener's connections, but allow a program to raise the limit.
 fn raise_file_limit() {
     match rlimit::increase_nofile_limit(FILES) {
         Ok(files) if files < FILES => {

@@ -1,5 +1,5 @@
-//! The admin endpoints: what is stored, whose selectors are, replaying. Behind ADMIN_TOKEN, on a listener
-//! of their own; every change leaves a line in the log.
+//! The admin endpoints for tokens, mappings, pushers and replays. They need ADMIN_TOKEN and have their own listener.
+//! Every change leaves a line in the log.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -43,7 +43,7 @@ use crate::http::{
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 
-/// The description of these endpoints.
+/// The OpenAPI description of these endpoints.
 #[derive(OpenApi)]
 #[openapi(paths(
     list_tokens,
@@ -58,14 +58,14 @@ const MAX_PAGE: u32 = 1000;
 ))]
 pub(crate) struct Description;
 
-/// What the endpoints work on.
+/// What the endpoints need.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     pub(crate) store: Store,
     pub(crate) servers: Servers,
 }
 
-/// The endpoints, behind `token`; without one they all answer 403.
+/// The endpoints, which require `token`. Without one they all respond 403.
 pub(crate) fn router(admin: Admin, token: Option<Secret>) -> Router {
     Router::new()
         .route(
@@ -140,7 +140,7 @@ impl IntoResponse for AdminError {
     }
 }
 
-/// What all these endpoints may answer besides what they are asked for.
+/// The errors that all these endpoints may return.
 pub(super) const ALWAYS: [(Matter, &str); 4] = [
     (Matter::InvalidParam, ""),
     (Matter::UnknownToken, ""),
@@ -154,7 +154,7 @@ impl IntoResponses for AdminError {
     }
 }
 
-/// Describes [`AdminError`] where a selector may not be there.
+/// Describes [`AdminError`] of endpoints whose selector may not exist.
 struct SelectorError;
 
 impl IntoResponses for SelectorError {
@@ -163,7 +163,7 @@ impl IntoResponses for SelectorError {
     }
 }
 
-/// Describes [`AdminError`] where there is a body.
+/// Describes [`AdminError`] of endpoints with a body.
 struct BodyError;
 
 impl IntoResponses for BodyError {
@@ -180,10 +180,10 @@ pub(super) fn invalid(words: impl Into<Cow<'static, str>>) -> AdminError {
     refused(Matter::InvalidParam, words)
 }
 
-/// A body, whatever its Content-Type says.
+/// A body with any Content-Type.
 pub(super) type BodyBytes = Result<Bytes, BytesRejection>;
 
-/// Reads a body as JSON; `words` say what it should be.
+/// Reads a body as JSON. `words` say what the body should be.
 pub(super) fn json<T: DeserializeOwned>(
     body: BodyBytes,
     words: &'static str,
@@ -238,25 +238,25 @@ impl Page {
     }
 }
 
-/// Cuts the row off that the store was asked for beyond the page. Returns the cursor of the next page, if there is one.
+/// Cuts off the extra row beyond the page. Returns the cursor of the next page, if there is one.
 fn cut<T, C>(rows: &mut Vec<T>, limit: u32, cursor: impl Fn(&T) -> C) -> Option<C> {
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     rows.last().filter(|_| more).map(cursor)
 }
 
-/// What the phones have reported.
+/// Lists what phones have reported.
 #[utoipa::path(
     get,
     path = "/api/internal/push_tokens",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "What phones have reported",
+    summary = "List what phones have reported",
     description = "",
     params(
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows in a page; 100 if absent"),
-        ("after" = Option<i64>, Query, description = "What next was in the page before"),
-        ("reveal" = Option<bool>, Query, description = "true: tokens in full"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows per page, 100 if absent"),
+        ("after" = Option<i64>, Query, description = "The value of next in the previous page"),
+        ("reveal" = Option<bool>, Query, description = "true shows tokens in full"),
     ),
     responses((status = 200, body = Tokens), AdminError)
 )]
@@ -312,7 +312,7 @@ async fn delete_tokens(
     summary = "Forget all tokens and remove all pushers",
     description = "",
     params(
-        ("confirm" = String, Query, description = "all", pattern = "^all$"),
+        ("confirm" = String, Query, description = "Must be all", pattern = "^all$"),
     ),
     responses((status = 200, body = Removed<usize>), AdminError)
 )]
@@ -326,7 +326,7 @@ async fn delete_all_tokens(
             "Deleting all push tokens needs confirm=all.",
         ));
     }
-    // In many small transactions, and to the end, even if the operator hangs up.
+    // This takes many small transactions, and goes on to the end even if the operator hangs up.
     let store = admin.store.clone();
     let removing = tokio::spawn(async move {
         let removed = store.remove_tokens(None).await?;
@@ -341,17 +341,17 @@ fn selector_of(text: &str) -> Result<Selector, AdminError> {
     Selector::parse(text.trim()).map_err(|error| invalid(format!("The selector {error}.")))
 }
 
-/// The mappings.
+/// Lists the mappings.
 #[utoipa::path(
     get,
     path = "/api/internal/mappings",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "Whose the selectors are",
+    summary = "List the mappings of selectors to users",
     description = "",
     params(
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows in a page; 100 if absent"),
-        ("after" = Option<String>, Query, description = "What next was in the page before"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows per page, 100 if absent"),
+        ("after" = Option<String>, Query, description = "The value of next in the previous page"),
     ),
     responses((status = 200, body = Mappings), AdminError)
 )]
@@ -371,13 +371,13 @@ async fn list_mappings(
     }))
 }
 
-/// One mapping.
+/// Shows a mapping.
 #[utoipa::path(
     get,
     path = "/api/internal/mappings/{selector}",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "Whose a selector is",
+    summary = "Show which user a selector belongs to",
     description = "",
     params(
         ("selector" = String, Path, description = "At most 256 bytes"),
@@ -400,7 +400,7 @@ async fn get_mapping(
     path = "/api/internal/mappings/{selector}",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "Say whose a selector is",
+    summary = "Map a selector to a user",
     description = "",
     params(
         ("selector" = String, Path, description = "At most 256 bytes"),
@@ -434,7 +434,7 @@ async fn put_mapping(
     path = "/api/internal/mappings/{selector}",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "Nobody's any more",
+    summary = "Delete a mapping",
     description = "",
     params(
         ("selector" = String, Path, description = "At most 256 bytes"),
@@ -451,19 +451,19 @@ async fn delete_mapping(
     Ok(Json(Removed { removed }))
 }
 
-/// The pushers.
+/// Lists the pushers.
 #[utoipa::path(
     get,
     path = "/api/internal/pushers",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "What the homeserver should hold",
+    summary = "List pushers: what the homeserver should hold, and what we know about it",
     description = "",
     params(
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows in a page; 100 if absent"),
-        ("after" = Option<i64>, Query, description = "What next was in the page before"),
-        ("state" = Option<PusherState>, Query, description = "Only these"),
-        ("reveal" = Option<bool>, Query, description = "true: pushkeys in full"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows per page, 100 if absent"),
+        ("after" = Option<i64>, Query, description = "The value of next in the previous page"),
+        ("state" = Option<PusherState>, Query, description = "Only pushers in this state"),
+        ("reveal" = Option<bool>, Query, description = "true shows pushkeys in full"),
     ),
     responses((status = 200, body = Pushers), AdminError)
 )]
@@ -485,18 +485,18 @@ async fn list_pushers(
     }))
 }
 
-/// Which pushers to compare with the homeserver: one of the four.
+/// Which pushers to compare with the homeserver's. Needs exactly one of these fields.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Replay)]
 struct ReplayRequest {
-    /// true: dead letters
+    /// true for pushers with a dead letter
     dead: Option<bool>,
-    /// true: all
+    /// true for all pushers
     all: Option<bool>,
-    /// One user's
+    /// The pushers of this user
     user: Option<String>,
-    /// Those that changed since: 2h, 2026-01-31T12:00:00Z, or seconds since 1970
+    /// The pushers that changed since this time: 2h, 2026-01-31T12:00:00Z, or seconds since 1970
     #[schema(value_type = Option<String>)]
     since: Option<Since>,
 }
@@ -534,13 +534,13 @@ impl ReplayRequest {
     }
 }
 
-/// Replays pushers. What to replay stands in the body or in the query.
+/// Replays pushers. The body or the query says which.
 #[utoipa::path(
     post,
     path = "/api/internal/replay",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "Have pushers compared with the homeserver, and set where they are missing or differ",
+    summary = "Make the worker compare pushers with what the homeserver holds, and set or delete those that differ",
     description = "",
     request_body = ReplayRequest,
     responses((status = 200, body = Replayed), BodyError)
@@ -560,7 +560,7 @@ async fn replay(
     Ok(Json(Replayed { replayed }))
 }
 
-/// Replays chunk by chunk. Returns how many pushers it was about.
+/// Replays chunk by chunk. Returns the number of pushers.
 pub(crate) async fn replay_all(store: &Store, replay: Replay) -> Result<usize, StoreError> {
     let (mut after, mut count) = (0, 0);
     while let Some((last, chunk)) = store.replay_chunk(&replay, after).await? {

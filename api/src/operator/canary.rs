@@ -1,4 +1,5 @@
-//! The canary: a test push from time to time, which PNM has to take and the phone has to confirm, where it ever has.
+//! The canary: a test push from time to time, which PNM has to accept. A phone that has ever confirmed a push has to
+//! confirm this one, too.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,9 +12,9 @@ use crate::{
     metrics::{Canary as Metrics, CanaryResult},
 };
 
-/// How long a phone has to confirm it.
+/// How long a phone may take to confirm the push.
 const TIME_TO_CONFIRM: Duration = Duration::from_mins(1);
-/// Pause before it is tried again after it could not be tried.
+/// The pause before a retry if the push could not be tried.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Whom to push to, and how often.
@@ -23,7 +24,7 @@ pub(crate) struct Plan {
     pub(crate) interval: Duration,
 }
 
-/// What it needs.
+/// What the canary needs.
 #[derive(Debug)]
 pub(crate) struct Canary {
     pub(crate) plan: Plan,
@@ -53,7 +54,7 @@ impl Canary {
         }
     }
 
-    /// None when it could not be tried.
+    /// Pushes once. None if the push could not be tried.
     async fn push(&self) -> Option<CanaryResult> {
         let push = TestPush {
             to: self.plan.to.clone(),
@@ -75,24 +76,27 @@ impl Canary {
         }
         let rows: Vec<_> = tested
             .iter()
-            .filter(|it| it.sent())
-            .map(|it| it.row)
+            .filter(|tested| tested.sent())
+            .map(|tested| tested.row)
             .collect();
         match self.confirmed(&rows, since).await {
             Ok(Some(true)) => Some(CanaryResult::Received),
             Ok(Some(false)) => Some(CanaryResult::NotReceived),
-            // That PNM took it is all that can be known.
+            // We only know that PNM accepted the push.
             Ok(None) | Err(_) => Some(CanaryResult::Taken),
         }
     }
 
-    /// Whether one of these phones confirms a push since then; none if none of them ever has.
+    /// Whether one of these phones confirms a push since then. None if none of them has ever confirmed one.
     async fn confirmed(&self, rows: &[i64], since: i64) -> Result<Option<bool>, StoreError> {
         let mut left = TIME_TO_CONFIRM.min(self.plan.interval);
         loop {
             self.journal.flush(&self.store).await?;
             let phones = self.store.phones(rows).await?;
-            let receipts: Vec<_> = phones.iter().filter_map(|it| it.received_at).collect();
+            let receipts: Vec<_> = phones
+                .iter()
+                .filter_map(|phone| phone.received_at)
+                .collect();
             if receipts.iter().any(|at| *at >= since) {
                 return Ok(Some(true));
             }

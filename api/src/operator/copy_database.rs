@@ -1,4 +1,4 @@
-//! `copy-database`: everything that one database holds into another, empty one. Pushers stay registered, so nobody rings
+//! `copy-database`: copies the contents of a database into an empty one. Pushers stay registered, so no phone rings
 //! twice or falls silent.
 
 use matrix2acrobits_shared::{
@@ -13,7 +13,7 @@ use matrix2acrobits_store::{
 use super::tally::bar;
 use crate::cli::{Cli, Failure, print};
 
-/// How often a line says how far it is, where there is no terminal, in rows.
+/// How often to print a line of progress without a terminal, in rows.
 const SAY_EVERY: u64 = 100_000;
 
 /// From where and to where. A URL with a password is better put into DATABASE_URL or the file of DATABASE_URL_FILE, where

@@ -1,5 +1,5 @@
-//! `import`: takes over the push tokens of the Go proxy that this bridge replaces. Works beside a running api;
-//! repeating it changes nothing.
+//! `import`: takes over the push tokens of the Go proxy that this bridge replaces. It works alongside a running api,
+//! and repeating it changes nothing.
 
 use std::path::PathBuf;
 
@@ -96,7 +96,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Checks a row as a phone's report is checked.
+/// Checks a row in the same way as a phone's report.
 fn token(row: &GoProxyRow) -> Result<TokenRow, String> {
     let selector = Selector::parse(&row.selector).map_err(|e| format!("selector {e}"))?;
     let report = Report {
@@ -120,7 +120,7 @@ fn token(row: &GoProxyRow) -> Result<TokenRow, String> {
     })
 }
 
-/// Empty, there, is what was not reported.
+/// An empty field in the Go proxy's database was not reported.
 fn field<T>(
     name: &str,
     text: &str,

@@ -1,5 +1,5 @@
-//! Mappings in a file: CSV (`selector,user_id`, perhaps `updated_at`; a line of names may come first) or JSON
-//! (an array of such objects, or what the admin endpoint lists). Pure: no I/O.
+//! Parses a file of mappings: CSV (`selector,user_id` and an optional `updated_at`, with or without a line of names) or
+//! JSON (an array of such objects, or the admin endpoint's list). Pure: no I/O.
 
 use std::collections::HashMap;
 
@@ -12,10 +12,10 @@ use serde::Deserialize;
 
 const USER: [&str; 4] = ["user_id", "user", "matrix_id", "mxid"];
 
-/// A row and where it is, such as "line 7"; or why it is none.
+/// A place such as "line 7", and the row there or why it is invalid.
 pub(crate) type Placed = (String, Result<MappingRow, String>);
 
-/// Reads a file's text. An error means that nothing of it can be read.
+/// Parses the text of a file. An error means that nothing in it can be read.
 pub(crate) fn parse(text: &str) -> Result<Vec<Placed>, String> {
     let text = text.trim_start_matches('\u{feff}');
     let mut rows = if text.trim_start().starts_with(['[', '{']) {
@@ -27,7 +27,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Placed>, String> {
     Ok(rows)
 }
 
-/// Two rows for one selector: which one is meant?
+/// Refuses a second row for the same selector, because we cannot tell which row is meant.
 fn refuse_repeats(rows: &mut [Placed]) {
     let mut seen: HashMap<Selector, String> = HashMap::new();
     for (place, row) in rows {
@@ -71,7 +71,7 @@ fn json(text: &str) -> Result<Vec<Placed>, String> {
     Ok(rows.collect())
 }
 
-/// Which column holds what.
+/// The places of the columns.
 struct Columns {
     selector: usize,
     user: usize,
@@ -79,7 +79,7 @@ struct Columns {
 }
 
 impl Columns {
-    /// From the first line, if it names them.
+    /// Reads the column names in the first line, if it has any.
     fn named(line: &StringRecord) -> Option<Self> {
         let find = |names: &[&str]| {
             let is = |cell: &str| names.iter().any(|name| cell.eq_ignore_ascii_case(name));
@@ -100,7 +100,7 @@ impl Columns {
 }
 
 fn csv_rows(text: &str) -> Vec<Placed> {
-    // The reader counts the line feed of a CR LF to the next line.
+    // The reader would count the line feed of a CR LF as part of the next line.
     let text = text.replace("\r\n", "\n");
     let mut reader = ReaderBuilder::new()
         .has_headers(false)

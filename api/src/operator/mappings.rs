@@ -1,5 +1,5 @@
-//! `mappings import|export`: whose selectors are, many at once. Works beside a running api; repeating an import
-//! changes nothing.
+//! `mappings import|export`: imports or exports many mappings. Both work alongside a running api, and repeating an
+//! import changes nothing.
 
 use std::{io::Read as _, path::Path, path::PathBuf};
 
@@ -67,7 +67,8 @@ pub(crate) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
     }
 }
 
-/// Reads a file of mappings; `name` is the argument that names it. A row with a user of another server is wrong.
+/// Reads a file of mappings. `name` is the argument that names the file. A row with a user of another server is
+/// refused.
 pub(super) fn read(
     name: &'static str,
     file: &Path,
@@ -95,7 +96,7 @@ pub(super) fn read(
     Ok(rows)
 }
 
-/// Takes the rows of a file.
+/// Imports the rows of a file.
 pub(super) async fn take(import: &mut Import, rows: Vec<Placed>) -> Result<(), Failure> {
     let mut tally = Tally::new("mappings", rows.len() as u64);
     let mut rows = rows.into_iter();
@@ -145,7 +146,7 @@ async fn export(cli: &Cli, format: Format) -> Result<(), Failure> {
             Format::Csv => {
                 for row in &page {
                     let time = row.updated_at.to_string();
-                    // A reader that has seen enough is not an error.
+                    // A reader that has gone away (`| head`) is not an error.
                     if output
                         .write_record([&row.selector, &row.user_id, &time])
                         .is_err()

@@ -1,4 +1,4 @@
-//! What the operator does: the admin endpoints, the status page, and the commands that take mappings and tokens in.
+//! The operator's side of the api: the admin endpoints, the status page, and the commands.
 
 mod admin;
 pub(crate) mod canary;
@@ -26,19 +26,19 @@ use self::{admin::Admin, push_test::Tester, servers::Servers};
 pub(crate) use self::{admin::Description, proof::Description as ProofDescription};
 use crate::{notify::pnm::answers::Answers, reports::tokenless::Tokenless};
 
-/// What the endpoints and the page work on.
+/// What the endpoints and the page need.
 #[derive(Debug)]
 pub(crate) struct Operator {
     pub(crate) store: Store,
     pub(crate) servers: Servers,
-    /// What PNM said.
+    /// PNM's recent responses.
     pub(crate) answers: Arc<Answers>,
-    /// Reports that held no token.
+    /// Reports without a token.
     pub(crate) tokenless: Arc<Tokenless>,
     pub(crate) tester: Arc<Tester>,
 }
 
-/// The endpoints and the page, behind `token`.
+/// The endpoints and the page, which require `token`.
 pub(crate) fn router(operator: Operator, token: Option<Secret>) -> Router {
     let Operator {
         store,

@@ -1,4 +1,5 @@
-//! What is known of each phone, for the endpoint and for `phones`, which works beside a running api or without one.
+//! What we know about each phone, for the endpoint and for the command `phones`, which works with or without a running
+//! api.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -34,7 +35,7 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PhoneRow {
-    /// Stands for the phone's token, or its selector if it has none, as in the logs
+    /// The hash of the phone's token, or of its selector if it has no token, as in the logs
     pub(super) phone: String,
     #[schema(required)]
     pub(super) user_id: Option<String>,
@@ -44,15 +45,15 @@ pub(super) struct PhoneRow {
     /// pending, registered, failed or removed
     #[schema(required)]
     pub(super) pusher: Option<String>,
-    /// The last one that PNM took
+    /// The last push that PNM accepted
     #[schema(required)]
     pub(super) last_push: Option<i64>,
     #[schema(required)]
     pub(super) last_receipt: Option<i64>,
     pub(super) receipts: i64,
-    /// Whether it has confirmed no push for a day, and did before
+    /// Whether the phone has confirmed no push for a day, but did before
     pub(super) silent: bool,
-    /// Where it stands, for people
+    /// Where the phone stands, for people
     pub(super) verdict: &'static str,
 }
 
@@ -84,7 +85,7 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    /// The next page; none at the end.
+    /// The next page. None at the end.
     async fn next(&mut self) -> Result<Option<Vec<PhoneListing>>, StoreError> {
         if let (None, true) = (&self.user, self.silent) {
             let (page, next) = self.store.silent_phones(self.after_silent, PAGE).await?;
@@ -124,7 +125,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         after_silent: SilentCursor::default(),
     };
     while let Some(page) = pages.next().await.map_err(Failure::of)? {
-        let page = page.iter().map(|it| PhoneRow::new(it, now));
+        let page = page.iter().map(|phone| PhoneRow::new(phone, now));
         for phone in page.filter(|phone| !args.silent || phone.silent) {
             count += 1;
             if args.json {

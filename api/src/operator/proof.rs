@@ -1,4 +1,4 @@
-//! The admin endpoints that prove whether pushes arrive: a test push, and the list of phones.
+//! The admin endpoints that show whether pushes arrive: a test push, and the list of phones.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -30,7 +30,7 @@ use crate::http::errors::{self, Matter, Problem, method_not_allowed};
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 
-/// The description of these endpoints.
+/// The OpenAPI description of these endpoints.
 #[derive(OpenApi)]
 #[openapi(paths(push_test, list_phones))]
 pub(crate) struct Description;
@@ -41,7 +41,7 @@ struct Proof {
     tester: Arc<Tester>,
 }
 
-/// The endpoints, behind `token`; without one they answer 403.
+/// The endpoints, which require `token`. Without one they respond 403.
 pub(crate) fn router(store: Store, tester: Arc<Tester>, token: Option<Secret>) -> Router {
     Router::new()
         .route("/api/internal/push_test", post(push_test))
@@ -51,7 +51,7 @@ pub(crate) fn router(store: Store, tester: Arc<Tester>, token: Option<Secret>) -
         .with_state(Proof { store, tester })
 }
 
-/// A test push: to the phones of a user or of a selector, one of the two.
+/// A test push to the phones of a user or of a selector. Needs exactly one of the two.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = PushTest)]
@@ -62,10 +62,10 @@ pub(crate) struct PushTestRequest {
     /// At most 256 bytes
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) selector: Option<String>,
-    /// What the phone shows
+    /// The text that the phone shows
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) text: Option<String>,
-    /// true: as a message, which wakes the app; else a text that is only shown
+    /// true sends a message, which wakes the app. Otherwise the phone only shows the text
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<bool>,
 }
@@ -89,7 +89,7 @@ impl PushTestRequest {
     }
 }
 
-/// What became of a test push.
+/// The results of a test push.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = TestedPhones)]
@@ -126,7 +126,7 @@ impl IntoResponses for TestErrors {
             (Matter::TooLarge, ""),
             (
                 Matter::TooMany,
-                "This token had a test push less than 10 s ago; see Retry-After",
+                "This token had a test push less than 10 s ago. See Retry-After",
             ),
         ];
         errors::described(&[&ALWAYS[..], &own].concat())
@@ -139,7 +139,7 @@ impl IntoResponses for TestErrors {
     path = "/api/internal/push_test",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "Push to a user's or selector's phones, and tell what PNM says; changes nothing",
+    summary = "Send a test push to the phones of a user or selector, and return what PNM says. Changes nothing",
     description = "",
     request_body = PushTestRequest,
     responses((status = 200, body = TestedPhones), TestErrors)
@@ -163,11 +163,11 @@ struct PhonesQuery {
     silent: bool,
 }
 
-/// Phones, and what is known of their pushes.
+/// Phones, and what we know about their pushes.
 #[derive(Debug, Serialize, ToSchema)]
 struct Phones {
     phones: Vec<PhoneRow>,
-    /// For after, if there is more
+    /// The value of after for the next page, null at the end
     #[schema(required)]
     next: Option<String>,
 }
@@ -178,14 +178,14 @@ struct Phones {
     path = "/api/internal/phones",
     tag = "operator",
     security(("admin_token" = [])),
-    summary = "Phones: their reports, pushes and receipts",
+    summary = "List phones with their reports, pushes and receipts",
     description = "",
     params(
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows in a page; 100 if absent"),
-        ("after" = Option<String>, Query, description = "What next was in the page before"),
-        ("user" = Option<String>, Query, description = "Only this user's"),
-        ("silent" = Option<bool>, Query, description = "true: only those that have confirmed no push for a day, and did before; \
-            those first that have been silent for longest"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows per page, 100 if absent"),
+        ("after" = Option<String>, Query, description = "The value of next in the previous page"),
+        ("user" = Option<String>, Query, description = "Only phones of this user"),
+        ("silent" = Option<bool>, Query, description = "true: only phones that have confirmed no push for a day, but \
+            did before. Without user, the longest silent come first"),
     ),
     responses((status = 200, body = Phones), AdminError)
 )]
@@ -206,12 +206,17 @@ async fn list_phones(
     let now = proof.store.clock().unix();
     if query.silent && user.is_none() {
         let after = query.after.as_deref().map(cursor);
-        let after = after.map_or(Ok(SilentCursor::default()), |it| it.ok_or_else(wrong))?;
+        let after = after.map_or(Ok(SilentCursor::default()), |cursor| {
+            cursor.ok_or_else(wrong)
+        })?;
         let (phones, next) = proof.store.silent_phones(after, limit).await?;
         let next = next.filter(|_| phones.len() >= limit as usize);
         return Ok(Json(Phones {
-            phones: phones.iter().map(|it| PhoneRow::new(it, now)).collect(),
-            next: next.map(|it| format!("{}-{}", it.since, it.phone)),
+            phones: phones
+                .iter()
+                .map(|phone| PhoneRow::new(phone, now))
+                .collect(),
+            next: next.map(|cursor| format!("{}-{}", cursor.since, cursor.phone)),
         }));
     }
     let after = query.after.as_deref().map(str::parse).transpose();
@@ -221,10 +226,12 @@ async fn list_phones(
         None => proof.store.list_phones(after, limit).await?,
     };
     let next = phones.last().filter(|_| phones.len() >= limit as usize);
-    let next = next.map(|it| it.id.to_string());
-    let phones = phones.iter().map(|it| PhoneRow::new(it, now));
+    let next = next.map(|phone| phone.id.to_string());
+    let phones = phones.iter().map(|phone| PhoneRow::new(phone, now));
     Ok(Json(Phones {
-        phones: phones.filter(|it| !query.silent || it.silent).collect(),
+        phones: phones
+            .filter(|phone| !query.silent || phone.silent)
+            .collect(),
         next,
     }))
 }

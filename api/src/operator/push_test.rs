@@ -1,5 +1,6 @@
-//! Test pushes: one real push to each phone of a user or selector, by the running api's own way to PNM. What PNM says is
-//! told and not acted upon: no token is marked, nothing is remembered as sent, no guard counts it.
+//! Test pushes: a real push to each phone of a user or selector, through the running api's client for PNM. The caller
+//! gets PNM's responses, and they have no effect: no token is marked, no event is remembered as sent, and no guard
+//! counts them.
 
 use std::{
     sync::Arc,
@@ -25,18 +26,18 @@ use crate::{
     },
 };
 
-/// One push to a token in this time.
+/// The limit for each token.
 const RATE: Rate = Rate {
     at_once: 1,
     one_per: Duration::from_secs(10),
 };
-/// Most phones of one test; more hold a selector or user that is no person's.
+/// The most phones of one test. No person has more phones.
 const MOST_PHONES: u32 = 100;
-/// Pushes at a time.
+/// The most pushes at the same time.
 const AT_A_TIME: usize = 8;
 const TEXT: &str = "Test push from matrix2acrobits";
 
-/// Whose phones.
+/// Whose phones to push to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum To {
     User(UserId),
@@ -47,33 +48,33 @@ pub(crate) enum To {
 #[derive(Debug, Clone)]
 pub(crate) struct TestPush {
     pub(crate) to: To,
-    /// The text to show; empty for the usual one.
+    /// The text to show. Empty means the default text.
     pub(crate) text: String,
-    /// As a message, which wakes the app, and not as a text that is only shown.
+    /// Whether to send a message, which wakes the app, instead of a text that is only shown.
     pub(crate) message: bool,
 }
 
-/// What became of it at one phone.
+/// The result of a test push at one phone.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tested {
-    /// Stands for the phone's token, or its selector if it has none, as in the logs
+    /// The hash of the phone's token, or of its selector if it has no token, as in the logs
     pub(crate) phone: String,
     #[schema(required)]
     pub(crate) user_id: Option<String>,
     #[schema(required)]
     pub(crate) app_id: Option<String>,
-    /// sent, token_gone, bad_message, what kind of trouble PNM has, or no_token or limited: then nothing was sent
+    /// sent, token_gone, bad_message, or the kind of trouble with PNM. With no_token and limited nothing was sent
     pub(crate) outcome: String,
-    /// The same for people
+    /// The outcome in a sentence for people
     pub(crate) words: String,
-    /// Not told; for the canary.
+    /// Not part of the response. The canary needs it.
     #[serde(skip)]
     pub(crate) row: i64,
 }
 
 impl Tested {
-    /// Whether PNM took it.
+    /// Whether PNM accepted the push.
     pub(crate) fn sent(&self) -> bool {
         self.outcome == Outcome::Sent.as_str()
     }
@@ -82,9 +83,9 @@ impl Tested {
 /// Why nothing was pushed.
 #[derive(Debug)]
 pub(crate) enum TestError {
-    /// Nobody has reported for this user or selector.
+    /// No phone has reported for this user or selector.
     Unknown,
-    /// All tokens had a test push too recently; for that long.
+    /// All tokens had a test push too recently. Wait this long.
     TooSoon(Duration),
     Store(StoreError),
 }
@@ -108,7 +109,7 @@ impl Tester {
         }
     }
 
-    /// Pushes to the phones, and tells of each.
+    /// Pushes to the phones, and returns a result for each.
     pub(crate) async fn send(&self, push: &TestPush) -> Result<Vec<Tested>, TestError> {
         let phones = self.phones(&push.to).await.map_err(TestError::Store)?;
         if phones.is_empty() {
@@ -187,7 +188,7 @@ impl Tester {
     }
 }
 
-/// Where to push; none without a token.
+/// Where to push. None without a token.
 fn target(phone: &PhoneListing) -> Option<PushTarget> {
     Some(PushTarget {
         row_id: phone.id,
@@ -200,7 +201,7 @@ fn target(phone: &PhoneListing) -> Option<PushTarget> {
     })
 }
 
-/// What PNM takes. A text that is only shown needs no selector, and fetches nothing.
+/// The message to PNM. A text that is only shown needs no selector, and makes the app fetch nothing.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct TestMessage<'a> {
@@ -219,7 +220,7 @@ struct TestMessage<'a> {
 }
 
 impl<'a> TestMessage<'a> {
-    /// With an id it is a message.
+    /// Makes a message if there is an id, and otherwise a text that is only shown.
     fn new(target: &'a PushTarget, message: &'a str, id: Option<&'a str>) -> Self {
         let verb = match id {
             Some(_) => "NotifyTextMessage",
@@ -238,7 +239,7 @@ impl<'a> TestMessage<'a> {
     }
 }
 
-/// PNM's answer for people.
+/// PNM's response in a sentence for people.
 fn words(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Sent => "PNM took the push: look at the phone.",

@@ -1,4 +1,4 @@
-//! `push-test`: asks the running api to push to somebody's phones, and shows what PNM said.
+//! `push-test`: asks the running api to push to a user's or selector's phones, and shows what PNM said.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::proof::{PushTestRequest, TestedPhones};
 use crate::cli::{Cli, Failure, print};
 
-/// PNM_TIMEOUT is 10 s, a push can be tried twice, and a user may have many phones.
+/// Long enough, because PNM_TIMEOUT is 10 s by default, a push may be tried twice, and a user may have many phones.
 const TIMEOUT: Duration = Duration::from_mins(2);
 const MAX_ANSWER: usize = 1024 * 1024;
 

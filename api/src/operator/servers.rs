@@ -1,12 +1,12 @@
-//! Which servers' users a selector may be mapped to.
+//! Decides which servers' users a selector may be mapped to.
 
 use matrix2acrobits_shared::{
     ids::{ServerName, UserId},
     process::settings::{SettingError, SharedArgs},
 };
 
-/// Those of the operator's server, where its name is stated; else those of any. We can act for no others: the
-/// registration covers the users of one homeserver.
+/// The operator's server if MATRIX_SERVER_NAME states it, otherwise any server. We cannot act for users of other
+/// servers, because the registration covers the users of one homeserver.
 #[derive(Debug, Clone)]
 pub(crate) struct Servers(Option<ServerName>);
 
@@ -15,7 +15,7 @@ impl Servers {
         settings.stated_server_name().map(Self)
     }
 
-    /// Why this user's phones can have no pusher here.
+    /// Why this user's phones cannot have a pusher here.
     pub(crate) fn refuse(&self, user: &UserId) -> Option<String> {
         let ours = self.0.as_ref()?;
         (user.server_name() != *ours)

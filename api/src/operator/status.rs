@@ -1,5 +1,5 @@
-//! The operator's status page: what works, what waits and what was given up, as HTML behind ADMIN_TOKEN, with
-//! a button to replay.
+//! The operator's status page: shows what works, what waits and what was given up, as HTML. It needs ADMIN_TOKEN, and
+//! has buttons for replays and test pushes.
 
 mod page;
 
@@ -34,11 +34,11 @@ use crate::{
     http::errors::method_not_allowed, notify::pnm::answers::Answers, reports::tokenless::Tokenless,
 };
 
-/// Dead letters on the page.
+/// The most dead letters on the page.
 const DEAD_LETTERS: u32 = 50;
-/// Phones in each table on the page.
+/// The most phones in each table on the page.
 const PHONES: u32 = 20;
-/// Workers on the page; those that are gone are kept for an hour.
+/// The most workers on the page. Workers that are gone stay for an hour.
 const WORKERS: u32 = 10;
 /// Largest body of the form, in bytes.
 const MAX_FORM: usize = 4 * 1024;
@@ -49,11 +49,11 @@ struct Status {
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
     tester: Arc<Tester>,
-    /// Stands in the page's forms, so that no other site's page can send them.
+    /// A secret in the page's forms, so that pages of other sites cannot send them.
     form_token: Secret,
 }
 
-/// The page and its form, behind `token`; without one both answer 403.
+/// The page and its forms, which require `token`. Without one all respond 403.
 pub(crate) fn router(
     store: Store,
     answers: Arc<Answers>,
@@ -143,7 +143,7 @@ struct Page {
 }
 
 impl Page {
-    /// Those with ids above this; a query that is not ours shows the first ones.
+    /// The phones with ids above this. An invalid query shows the first phones.
     fn after(&self) -> i64 {
         self.after.parse().unwrap_or(0)
     }
@@ -167,7 +167,7 @@ async fn facts(store: &Store, after: i64) -> Result<Facts, StoreError> {
     })
 }
 
-/// A field of a form; empty if it is not there.
+/// A field of a form. Empty if it is missing.
 fn field<'a>(body: &'a [u8], wanted: &str) -> Cow<'a, str> {
     form_urlencoded::parse(body)
         .find(|(name, _)| name == wanted)
@@ -176,7 +176,7 @@ fn field<'a>(body: &'a [u8], wanted: &str) -> Cow<'a, str> {
 }
 
 impl Status {
-    /// The response to a form that does not come from this page.
+    /// The refusal of a form that does not come from this page. None if it does.
     fn refuse(&self, headers: &HeaderMap, body: &[u8]) -> Option<Response> {
         if may_be_ours(headers) && self.form_token.matches(&field(body, "token")) {
             return None;
@@ -186,7 +186,7 @@ impl Status {
     }
 }
 
-/// Sends a test push to a user's phones, and says what PNM said.
+/// Sends a test push to a user's phones, and shows what PNM said.
 async fn push_test(State(status): State<Status>, headers: HeaderMap, body: Bytes) -> Response {
     if let Some(refusal) = status.refuse(&headers, &body) {
         return refusal;
@@ -248,9 +248,9 @@ async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -
     }
 }
 
-/// What browsers say of where a form comes from, where they say it. Our own pages' forms come with
-/// `Origin: null`, because they are loaded with `Referrer-Policy: no-referrer`; so do those of some others,
-/// which is why the form's token decides.
+/// Whether a form may come from our page, by what the browser says about its origin. Our own forms come with `Origin:
+/// null`, because the page has `Referrer-Policy: no-referrer`. Forms of some other sites do, too, so the form's token
+/// decides.
 fn may_be_ours(headers: &HeaderMap) -> bool {
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     if let Some(site) = text(HeaderName::from_static("sec-fetch-site"))

@@ -1,5 +1,4 @@
-//! What an import says while it runs and when it is done: progress, a line for each row that was passed over,
-//! and sums.
+//! The output of an import: progress, a line for each row that was skipped, and totals at the end.
 
 use std::{collections::BTreeMap, fmt, io::IsTerminal};
 
@@ -8,10 +7,10 @@ use matrix2acrobits_shared::rules::import::Imported;
 
 use crate::cli::print;
 
-/// How often a line says how far it is, where there is no terminal, in rows.
+/// How often to print a line of progress without a terminal, in rows.
 const SAY_EVERY: u64 = 10_000;
 
-/// Counts rows and tells of them.
+/// Counts rows and prints progress.
 #[derive(Debug)]
 pub(crate) struct Tally {
     what: &'static str,
@@ -24,7 +23,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// For so many rows of `what`, such as "mappings".
+    /// For this many rows of `what`, such as "mappings".
     pub(crate) fn new(what: &'static str, rows: u64) -> Self {
         Self {
             what,
@@ -37,7 +36,7 @@ impl Tally {
         }
     }
 
-    /// A row, at a place such as "line 7", was taken or not.
+    /// Counts a row, at a place such as "line 7", by its result.
     pub(crate) fn row(&mut self, place: impl fmt::Display, result: Imported) {
         match result {
             Imported::Added => self.added += 1,
@@ -49,10 +48,10 @@ impl Tally {
         self.step();
     }
 
-    /// A row was passed over. The reason must not show a token.
+    /// Counts and prints a skipped row. The reason must not show a token.
     pub(crate) fn skip(&mut self, place: impl fmt::Display, reason: &str) {
         let line = format!("{place}: skipped: {reason}");
-        // Above the bar, where there is one.
+        // Print above the bar, if there is one.
         self.bar.suspend(|| print(line));
         *self.skipped.entry(reason.to_owned()).or_default() += 1;
         self.step();
@@ -66,7 +65,7 @@ impl Tally {
         }
     }
 
-    /// The sums.
+    /// Prints the totals.
     pub(crate) fn finish(self) {
         self.bar.finish_and_clear();
         let skipped: u64 = self.skipped.values().sum();
@@ -80,7 +79,7 @@ impl Tally {
     }
 }
 
-/// A bar on a terminal; elsewhere hidden, and lines tell.
+/// A bar on a terminal. Otherwise the bar is hidden, and lines show the progress.
 pub(super) fn bar(rows: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -8,7 +8,7 @@ use matrix2acrobits_shared::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What stands for a token: the hash that the logs show too.
+/// A replacement for a token: the same hash as in the logs.
 fn redact(token: &str) -> String {
     format!("[redacted {}]", log_id(token))
 }
@@ -16,12 +16,12 @@ fn redact(token: &str) -> String {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Tokens {
     pub(super) push_tokens: Vec<TokenRow>,
-    /// For after, if there is more
+    /// The value of after for the next page, null at the end
     #[schema(required)]
     pub(super) next: Option<i64>,
 }
 
-/// What a phone reported. Tokens are redacted unless asked for with reveal=true.
+/// What a phone reported. Tokens are redacted unless the request says reveal=true.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenRow {
@@ -34,7 +34,7 @@ pub(super) struct TokenRow {
     app_id_msgs: Option<String>,
     token_calls: Option<String>,
     app_id_calls: Option<String>,
-    /// When PNM called the token gone; times are seconds since 1970
+    /// When PNM called the token gone. All times are seconds since 1970
     dead_at: Option<i64>,
     created_at: i64,
     updated_at: i64,
@@ -63,12 +63,12 @@ impl TokenRow {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Mappings {
     pub(super) mappings: Vec<Mapping>,
-    /// For after, if there is more
+    /// The value of after for the next page, null at the end
     #[schema(required)]
     pub(super) next: Option<String>,
 }
 
-/// Whose a selector is.
+/// The user that a selector belongs to.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Mapping {
@@ -88,7 +88,7 @@ impl From<import::Mapping> for Mapping {
     }
 }
 
-/// Whose a selector is from now on.
+/// The user that a selector belongs to from now on.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MappingSet {
@@ -137,12 +137,12 @@ impl PusherState {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Pushers {
     pub(super) pushers: Vec<Pusher>,
-    /// For after, if there is more
+    /// The value of after for the next page, null at the end
     #[schema(required)]
     pub(super) next: Option<i64>,
 }
 
-/// What the homeserver should hold and what is known of it.
+/// A pusher: what the homeserver should hold, and what we know about it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Pusher {

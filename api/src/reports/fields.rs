@@ -1,5 +1,5 @@
-//! The fields of a token report as Acrobits' templates spell them: JSON, form or query string, whichever
-//! the operator wrote. Pure: no I/O.
+//! Reads the fields of a token report as Acrobits' templates spell them, from JSON, a form or the query string. Pure:
+//! no I/O.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -13,14 +13,14 @@ use matrix2acrobits_shared::{
 /// Longest user name and password, in bytes.
 const MAX_LOGIN_BYTES: usize = 512;
 
-/// Longest id of a push, in bytes; what we send is no longer.
+/// Longest id of a push, in bytes. The ids that we send are not longer.
 const MAX_ID_BYTES: usize = 255;
 
-/// Most names of fields that are remembered of a report without a token, and most characters of each.
+/// The most field names that are remembered of a report without a token, and the most characters of each.
 const MAX_NAMES: usize = 20;
 const MAX_NAME_CHARS: usize = 40;
 
-/// The spellings of one field, the one that outranks the others first.
+/// The spellings of one field, in order of precedence.
 type Names = &'static [&'static str];
 
 const SELECTOR: Names = &["selector"];
@@ -41,7 +41,7 @@ const APP_ID_CALLS: Names = &[
     "pushappid_incoming_call",
 ];
 const DEVICE: Names = &["device", "installid", "install_id"];
-/// The keys of a push, as the app's template may name them.
+/// The id of a push, as the app's template may name it.
 const ID: Names = &["id", "pushId", "push_id", "messageId", "event_id"];
 const USERNAME: Names = &["username"];
 const PASSWORD: Names = &["password"];
@@ -57,7 +57,7 @@ const KNOWN: [Names; 8] = [
 ];
 const KNOWN_OF_RECEIPTS: [Names; 6] = [SELECTOR, TOKEN_MSGS, DEVICE, ID, USERNAME, PASSWORD];
 
-/// Why a report cannot be taken.
+/// Why a report cannot be accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FieldError {
     /// The body is neither JSON nor a form.
@@ -66,15 +66,15 @@ pub(crate) enum FieldError {
     NotAnObject,
     /// A field is not text.
     NotText(&'static str),
-    /// The selector is not there.
+    /// The selector is missing.
     NoSelector,
-    /// Neither selector nor token is there.
+    /// Both selector and token are missing.
     NoPhone,
-    /// A field has a value that it cannot have.
+    /// A field has an invalid value.
     Invalid(&'static str, IdError),
 }
 
-/// What a report or removal says, each value checked.
+/// The checked fields of a report or removal.
 #[derive(Debug)]
 pub(crate) struct Fields {
     pub(crate) selector: Selector,
@@ -85,12 +85,12 @@ pub(crate) struct Fields {
     pub(crate) app_id_calls: Field<AppId>,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<Secret>,
-    /// The names of all fields, and no values, for the operator who looks for a mistyped one.
+    /// The names of all fields without values, for an operator who looks for a typo.
     pub(crate) names: Vec<String>,
 }
 
 impl Fields {
-    /// Reads the query string and the body; a field in the body outranks the query's.
+    /// Reads the query string and the body. A field in the body takes precedence over the query's.
     pub(crate) fn read(
         query: Option<&str>,
         content_type: Option<&str>,
@@ -116,24 +116,24 @@ impl Fields {
         })
     }
 
-    /// Whether this report says nothing about any token, which is a mistake in the operator's template.
+    /// Whether this report mentions no token at all, which is a mistake in the operator's template.
     pub(crate) fn lack_tokens(&self) -> bool {
         self.token_msgs == Field::Absent && self.token_calls == Field::Absent
     }
 }
 
-/// What a receipt says, each value checked.
+/// The checked fields of a receipt.
 #[derive(Debug)]
 pub(crate) struct ReceiptFields {
     pub(crate) phone: NamedPhone,
-    /// The id of the push, where the template has it.
+    /// The id of the push, if the template has it.
     pub(crate) id: Option<String>,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<Secret>,
 }
 
 impl ReceiptFields {
-    /// Reads the query string and the body, as [`Fields::read`] does. The selector or the token has to be there.
+    /// Reads the query string and the body, as [`Fields::read`] does. The selector or the token is required.
     pub(crate) fn read(
         query: Option<&str>,
         content_type: Option<&str>,
@@ -152,7 +152,7 @@ impl ReceiptFields {
         }
         Ok(Self {
             phone,
-            // One of ours is no longer.
+            // Our own ids are not longer.
             id: values
                 .get(ID)
                 .filter(|id| id.len() <= MAX_ID_BYTES)
@@ -163,7 +163,7 @@ impl ReceiptFields {
     }
 }
 
-/// The values of the fields that we know, by the spellings above, and the names of all.
+/// The values of the fields that we know, by the spellings above, and the names of all fields.
 struct Values<'a> {
     fields: &'static [Names],
     known: HashMap<&'static str, Cow<'a, str>>,
@@ -171,7 +171,7 @@ struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// None yet of these fields.
+    /// For these fields, without values yet.
     fn of(fields: &'static [Names]) -> Self {
         Self {
             fields,
@@ -180,7 +180,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Looks at the body rather than its declared type: templates and `curl -d` often declare the wrong one.
+    /// Decides by the body and not by its declared type, because templates and `curl -d` often declare the wrong one.
     fn add_body(&mut self, content_type: Option<&str>, body: &'a [u8]) -> Result<(), FieldError> {
         let declared_json =
             content_type.is_some_and(|text| text.to_ascii_lowercase().contains("json"));
@@ -188,7 +188,7 @@ impl<'a> Values<'a> {
             b"" => Ok(()),
             json if json[0] == b'{' || declared_json => self.add_json(json),
             _ => {
-                // Line ends come with files; a space at the end may be a password's.
+                // Line ends come from files. A space at the end may belong to a password.
                 let ends = |byte: &u8| !matches!(byte, b'\r' | b'\n');
                 let end = body.iter().rposition(ends).map_or(0, |last| last + 1);
                 self.add_form(body[..end].trim_ascii_start());
@@ -213,7 +213,7 @@ impl<'a> Values<'a> {
                     }
                 }
                 serde_json::Value::Null => {}
-                // Only what we read has to be text. An id that is none is not ours.
+                // Only fields that we read have to be text. An id that is not text is not one of ours.
                 _ => {
                     if let Some((names, _)) = known
                         && names != ID
@@ -230,7 +230,7 @@ impl<'a> Values<'a> {
         for (name, value) in form_urlencoded::parse(form) {
             let name = without_entity(&name);
             let known = spelling(self.fields, name);
-            // A name without a value may be a piece of a password that has an `&` in it.
+            // A name without a value may be part of a password that contains an `&`.
             if known.is_some() || !value.is_empty() {
                 self.note(name);
             }
@@ -249,7 +249,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// The first spelling that has a value; else, if one is empty, an empty one; else nothing.
+    /// The value of the first spelling that has one. Otherwise an empty value if there is one, or none.
     fn get(&self, names: Names) -> Option<&str> {
         let mut given = names.iter().filter_map(|name| {
             let value = self.known.get(*name)?.trim();
@@ -262,7 +262,7 @@ impl<'a> Values<'a> {
         Some(first)
     }
 
-    /// The password as typed: spaces and percent signs may be its own.
+    /// The password as typed, because spaces and percent signs may belong to it.
     fn password(&self) -> Result<Option<Secret>, FieldError> {
         let [name] = PASSWORD else { return Ok(None) };
         let typed = self.known.get(name).filter(|typed| !typed.is_empty());
@@ -284,7 +284,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// A field that is as good as absent when it is empty.
+    /// A field for which empty means the same as absent.
     fn given<T>(
         &self,
         names: Names,
@@ -297,7 +297,7 @@ impl<'a> Values<'a> {
     }
 }
 
-/// Which field a name means, and as which of its spellings; some templates vary in upper and lower case only.
+/// The field that a name means, and the known spelling. Some templates differ only in upper and lower case.
 fn spelling(fields: &[Names], name: &str) -> Option<(Names, &'static str)> {
     let find = |same: &dyn Fn(&str) -> bool| {
         fields.iter().find_map(|names| {
@@ -308,20 +308,23 @@ fn spelling(fields: &[Names], name: &str) -> Option<(Names, &'static str)> {
     find(&|known| known == name).or_else(|| find(&|known| known.eq_ignore_ascii_case(name)))
 }
 
-/// A name without what is left of an `&amp;` that stood between two fields: templates are written in XML.
+/// A name without the rest of an `&amp;` between two fields, because templates are written in XML.
 fn without_entity(mut name: &str) -> &str {
-    while let Some(rest) = ["amp;", "#38;"].iter().find_map(|it| name.strip_prefix(it)) {
+    while let Some(rest) = ["amp;", "#38;"]
+        .iter()
+        .find_map(|entity| name.strip_prefix(entity))
+    {
         name = rest;
     }
     name.trim()
 }
 
-/// A token: none has spaces, so one inside it is a `+` that nobody escaped.
+/// A token. Tokens have no spaces, so a space inside one is a `+` that was not escaped.
 fn token(value: &str) -> Result<Pushkey, IdError> {
     Pushkey::parse(&value.replace(' ', "+"))
 }
 
-/// A user name or password, which may hold any character.
+/// A user name or password, which may contain any character.
 fn login(value: &str) -> Result<String, IdError> {
     if value.len() > MAX_LOGIN_BYTES {
         return Err(IdError::TooLong("512 bytes"));
@@ -329,7 +332,7 @@ fn login(value: &str) -> Result<String, IdError> {
     Ok(value.to_owned())
 }
 
-/// Whether the app has left the template's placeholder as it was, such as `%pushTokenOther%`.
+/// Whether the app left a placeholder of the template unfilled, such as `%pushTokenOther%`.
 pub(crate) fn is_placeholder(value: &str) -> bool {
     value
         .strip_prefix('%')
@@ -506,7 +509,7 @@ mod tests {
     /// Field case 21.
     #[test]
     fn a_password_is_taken_as_typed() {
-        let typed = |fields: Fields| fields.password.map(|it| it.expose().to_owned());
+        let typed = |fields: Fields| fields.password.map(|password| password.expose().to_owned());
         let cases = [
             (
                 "selector=s&username=bob&password=winter 2026 ",

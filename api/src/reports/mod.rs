@@ -1,4 +1,4 @@
-//! `push_token_report` and `account_removal_report`: what phones tell us.
+//! The endpoints `push_token_report` and `account_removal_report`, by which phones report their tokens and removals.
 
 mod description;
 pub(crate) mod fields;
@@ -43,19 +43,19 @@ use crate::{
 /// Largest body of a report or removal, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 
-/// The description of these endpoints.
+/// The OpenAPI description of these endpoints.
 #[derive(OpenApi)]
 #[openapi(paths(report_by_post, report_by_get, removal_by_post, removal_by_get))]
 pub(crate) struct Description;
 
-/// What the endpoints work on.
+/// What the endpoints need.
 #[derive(Debug, Clone)]
 pub(crate) struct Reports {
     pub(crate) store: Store,
     pub(crate) auth: Auth,
-    /// Told of reports that hold no token.
+    /// Remembers reports without a token.
     pub(crate) tokenless: Arc<Tokenless>,
-    /// Told of rows that nobody stands for.
+    /// Counts new rows that nobody stands for.
     pub(crate) upkeep: Arc<Upkeep>,
     pub(crate) bodies: Bodies,
 }
@@ -74,7 +74,7 @@ impl FromRef<Reports> for Bodies {
 
 /// The endpoints.
 pub(crate) fn router(reports: Reports) -> Router {
-    // axum answers HEAD with the handler of GET, and this one changes something.
+    // axum runs the handler of GET for HEAD, and this handler changes something.
     let report = get(report_by_get).head(method_not_allowed);
     let removal = get(removal_by_get).head(method_not_allowed);
     Router::new()
@@ -86,7 +86,7 @@ pub(crate) fn router(reports: Reports) -> Router {
         .with_state(reports)
 }
 
-/// Why a report or removal was not taken; its response is the one place that logs and counts it.
+/// Why a report or removal was not accepted. Only its response logs and counts it.
 #[derive(Debug)]
 pub(crate) enum ReportError {
     Body(Problem),
@@ -98,7 +98,7 @@ pub(crate) enum ReportError {
     Store(StoreError),
 }
 
-/// A request as far as reports and removals look at it.
+/// The parts of a request that reports and removals need.
 #[derive(Debug)]
 struct Incoming {
     caller: Caller,
@@ -114,7 +114,7 @@ impl FromRequest<Reports> for Incoming {
     }
 }
 
-/// The caller of a request, and what `read` makes of its query, Content-Type and body.
+/// The caller of a request, and the result of `read` for its query, Content-Type and body.
 async fn read_request<S, T>(
     request: Request,
     state: &S,
@@ -151,7 +151,7 @@ struct Empty {}
     post,
     path = "/api/client/push_token_report",
     tag = "phones",
-    summary = "A phone reports its push tokens; 200 once they are on disk",
+    summary = "A phone reports its push tokens. 200 means that they are on disk",
     description = "",
     request_body(content(
         (description::Report = "application/json"),
@@ -171,7 +171,7 @@ async fn report_by_post(
     get,
     path = "/api/client/push_token_report",
     tag = "phones",
-    summary = "The same by GET; use POST, since proxies log query strings",
+    summary = "The same by GET. Use POST, because proxies log query strings",
     description = "",
     params(description::Report),
     responses((status = 200, body = Empty), ReportError)
@@ -188,7 +188,7 @@ async fn report_by_get(
     post,
     path = "/api/client/account_removal_report",
     tag = "phones",
-    summary = "The account was removed from the phone; 200 also if it is unknown",
+    summary = "A phone reports that an account was removed. 200 even if the account is unknown",
     description = "",
     request_body(content(
         (description::Removal = "application/json"),
@@ -220,7 +220,7 @@ async fn removal_by_get(
     removal(&app, incoming).await
 }
 
-/// Saves the tokens of a phone; answers only after they are on disk.
+/// Saves the tokens of a phone. Responds only after they are on disk.
 async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, ReportError> {
     let Incoming { caller, fields } = incoming;
     let mut from = identify(app, caller, &fields).await?;
@@ -317,7 +317,7 @@ async fn identify(app: &Reports, caller: Caller, fields: &Fields) -> Result<Repo
     Ok(from)
 }
 
-/// Forgets what these users, who may not chat any more, have reported for this selector.
+/// Forgets the tokens that these users, who may no longer chat, have reported for this selector.
 async fn forget(app: &Reports, selector: &Selector, users: &[UserId]) -> Result<(), ReportError> {
     for user in users {
         let from = Reporter {
@@ -392,12 +392,15 @@ impl IntoResponses for ReportError {
             (Matter::TooLarge, "The body is longer than 64 KiB"),
             (
                 Matter::TooMany,
-                "Too many failed logins, or too many new selectors; see Retry-After",
+                "Too many failed logins or new selectors. See Retry-After",
             ),
-            (Matter::Upstream, "The login service answers nonsense"),
+            (
+                Matter::Upstream,
+                "The response of the login service cannot be understood",
+            ),
             (
                 Matter::Unavailable,
-                "The database or the login service does not answer",
+                "The database or the login service does not respond",
             ),
         ])
     }

@@ -1,5 +1,5 @@
-//! `push_received`: the app's push notification reporter says that a push arrived. Whatever phone a receipt names, the
-//! response is the same; what it is worth is found out later, many at a time.
+//! The endpoint `push_received`, by which the app's push notification reporter confirms a push. The response is the
+//! same for any phone. Receipts are matched to phones later, many at a time.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use crate::{
     identity::{Auth, Caller},
 };
 
-/// The description of this endpoint.
+/// The OpenAPI description of this endpoint.
 #[derive(OpenApi)]
 #[openapi(paths(receipt_by_post, receipt_by_get))]
 pub(crate) struct Description;
 
-/// What the endpoint works on.
+/// What the endpoint needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Receipts {
     pub(crate) auth: Auth,
@@ -44,14 +44,14 @@ impl FromRef<Receipts> for Bodies {
 
 /// The endpoint.
 pub(crate) fn router(receipts: Receipts) -> Router {
-    // axum answers HEAD with the handler of GET, and this one changes something.
+    // axum runs the handler of GET for HEAD, and this handler changes something.
     let receipt = get(receipt_by_get).head(method_not_allowed);
     Router::new()
         .route("/api/client/push_received", receipt.post(receipt_by_post))
         .with_state(receipts)
 }
 
-/// A request as far as this endpoint looks at it.
+/// The parts of a request that this endpoint needs.
 #[derive(Debug)]
 struct Incoming {
     caller: Caller,
@@ -72,7 +72,7 @@ impl FromRequest<Receipts> for Incoming {
     post,
     path = "/api/client/push_received",
     tag = "phones",
-    summary = "A phone confirms that a push arrived; 200 also if it is unknown",
+    summary = "A phone confirms that a push arrived. 200 even if the push or the phone is unknown",
     description = "",
     request_body(content(
         (description::Receipt = "application/json"),

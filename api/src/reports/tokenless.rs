@@ -1,4 +1,4 @@
-//! The last reports that held no token: what an operator mistyped in a template shows in their field names.
+//! The last reports without a token. Their field names show what an operator mistyped in a template.
 
 use std::{
     collections::VecDeque,
@@ -7,10 +7,10 @@ use std::{
 
 use matrix2acrobits_shared::clock::Clock;
 
-/// How many are remembered.
+/// How many reports are remembered.
 const REMEMBERED: usize = 10;
 
-/// Remembers when they came and which fields they had; never a value.
+/// Remembers when these reports came and which fields they had, but no values.
 #[derive(Debug)]
 pub(crate) struct Tokenless {
     clock: Clock,

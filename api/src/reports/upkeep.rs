@@ -1,5 +1,5 @@
-//! Keeps what strangers leave behind within bounds: rows that nobody stands for go after a time, and beyond a number.
-//! The api does it and not the worker, since strangers come in here, whether a worker runs or not.
+//! Deletes rows that nobody stands for after some time, and the oldest beyond a maximum number. The api does this and
+//! not the worker, because such rows arrive here whether a worker runs or not.
 
 use std::{
     sync::{
@@ -18,12 +18,12 @@ use tokio::sync::Notify;
 
 use crate::metrics;
 
-/// How often it looks.
+/// How often to look for such rows.
 const PAUSE: Duration = Duration::from_mins(1);
-/// It looks sooner when so many rows have come: that many can be there beyond the bound.
+/// After this many new rows, the api looks sooner. So at most this many rows can exceed the maximum.
 const MANY: u32 = 1000;
 
-/// Told of new rows.
+/// Counts new rows.
 #[derive(Debug, Default)]
 pub(crate) struct Upkeep {
     added: AtomicU32,
@@ -31,14 +31,14 @@ pub(crate) struct Upkeep {
 }
 
 impl Upkeep {
-    /// A row was made that nobody stands for.
+    /// Notes a new row that nobody stands for.
     pub(crate) fn added(&self) {
         if self.added.fetch_add(1, Ordering::Relaxed) + 1 == MANY {
             self.many.notify_one();
         }
     }
 
-    /// Looks at once and then from time to time. Runs forever.
+    /// Looks at once, and then from time to time. Runs forever.
     pub(crate) async fn run(self: Arc<Self>, store: Store) {
         let forgotten = metrics::Forgotten::new();
         loop {

@@ -1,4 +1,4 @@
-//! What the status page looks like. Everything that is not ours is escaped by the templates.
+//! The HTML of the status page. The templates escape all text that comes from outside.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -25,7 +25,7 @@ use crate::operator::push_test::Tested;
 
 const STYLE: &str = include_str!("page.css");
 
-/// A whole page, with the headers that keep browsers from doing anything else with it.
+/// A whole page, with headers that keep browsers from loading or sending anything else.
 pub(super) fn html(status: StatusCode, content: &Markup) -> Response {
     let random: [u8; 16] = rand::random();
     let nonce = STANDARD.encode(random);
@@ -55,7 +55,7 @@ pub(super) fn html(status: StatusCode, content: &Markup) -> Response {
     (status, headers, page.into_string()).into_response()
 }
 
-/// A page that says one thing.
+/// A page with one sentence.
 pub(super) fn note(words: &str) -> Markup {
     template! { h1 { "matrix2acrobits" } p { (words) } }
 }
@@ -66,7 +66,7 @@ pub(super) struct Facts {
     pub(super) pushers: Vec<(String, i64)>,
     pub(super) queue: QueueState,
     pub(super) dead: Vec<DeadLetter>,
-    /// How many phones are silent, and those that have been so for longest.
+    /// How many phones are silent, and the longest silent ones.
     pub(super) silent_phones: i64,
     pub(super) silent: Vec<PhoneListing>,
     /// A page of all phones, and where the next one begins.
@@ -77,20 +77,20 @@ pub(super) struct Facts {
 /// Everything on the page.
 pub(super) struct View<'a> {
     pub(super) now: i64,
-    /// None when the database does not answer.
+    /// None when the database does not respond.
     pub(super) facts: Option<Facts>,
     pub(super) pnm: Summary,
-    /// The last reports that held no token: how many seconds ago, and the names of their fields.
+    /// The last reports without a token: how many seconds ago they came, and the names of their fields.
     pub(super) tokenless: Vec<(i64, Vec<String>)>,
     pub(super) form_token: &'a str,
 }
 
-/// How a thing is.
+/// The colour of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mood {
     Good,
     Bad,
-    /// Nobody knows.
+    /// Neither good nor bad, or not known.
     Open,
 }
 
@@ -104,7 +104,7 @@ impl Mood {
     }
 }
 
-/// A thing, how it is, and in words.
+/// A name, its colour, and the text.
 type Line = (&'static str, Mood, String);
 
 impl View<'_> {
@@ -243,7 +243,7 @@ impl View<'_> {
     }
 }
 
-/// Why it was given up. Should the homeserver repeat the pushkey, it does not get here.
+/// Why the job was given up. If the homeserver's text repeats the pushkey, the page does not show it.
 fn reason(letter: &DeadLetter) -> String {
     let reason = letter.reason.as_deref().unwrap_or("no reason was kept");
     match &letter.pushkey {
@@ -254,7 +254,7 @@ fn reason(letter: &DeadLetter) -> String {
     }
 }
 
-/// What a test push came to.
+/// The results of a test push.
 pub(super) fn tested(phones: &[Tested]) -> Markup {
     template! {
         h1 { "Test push" }
@@ -270,7 +270,7 @@ pub(super) fn tested(phones: &[Tested]) -> Markup {
     }
 }
 
-/// How many there are beside those that are shown, and the command that shows all.
+/// How many more there are than shown, and the command that shows all.
 fn more(all: i64, shown: usize, command: &str) -> Markup {
     let more = all - i64::try_from(shown).unwrap_or(i64::MAX);
     template! {
@@ -325,7 +325,7 @@ fn worker_line(workers: &[WorkerStatus]) -> Line {
     ("Worker", mood, words)
 }
 
-/// What the workers that run say; the worst outranks.
+/// What the running workers report about the homeserver. The worst state takes precedence.
 fn homeserver_line(workers: &[WorkerStatus]) -> Line {
     let alive = workers.iter().filter(|worker| worker.is_alive());
     let gates: Vec<&GateStatus> = alive.filter_map(|worker| worker.gate.as_ref()).collect();

@@ -1,4 +1,4 @@
-//! What the page says of what it is given.
+//! What the page shows for given facts.
 
 use super::*;
 use crate::notify::pnm::outcome::Trouble;
