@@ -1,4 +1,4 @@
-//! How connections are made: where to, and the settings that each has from its first statement on.
+//! Makes connections, each with its settings from the first statement on.
 
 use std::time::Duration;
 
@@ -12,26 +12,26 @@ use crate::{
     statements::session,
 };
 
-/// How long connecting takes at most, where it is the first time.
+/// The time limit for the first connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// The way to the database. The settings are made by statements: a connection pooler refuses those that come with the
-/// login (`options`), or forgets them.
+/// The way to the database. Statements make the settings, because a connection pooler refuses settings that come with
+/// the login (`options`), or forgets them.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
     options: PgConnectOptions,
     settings: Vec<session::Setting>,
-    /// Whether a standby will do.
+    /// Whether a standby is acceptable.
     standby: bool,
 }
 
 impl Access {
-    /// What all connections have: who it is, and how long a statement takes at most.
+    /// The settings of all connections: the program's name, and the time limit for a statement.
     pub(crate) fn new(database: &DatabaseUrl, statement_timeout: &'static str) -> Self {
         Self {
             options: bare(database),
             settings: vec![
-                // The triggers of the schema tell others of what no program of ours has done.
+                // The triggers of the schema report changes that do not come from our programs.
                 ("matrix2acrobits.program", "1"),
                 ("statement_timeout", statement_timeout),
                 ("lock_timeout", statement_timeout),
@@ -43,8 +43,8 @@ impl Access {
         }
     }
 
-    /// The same for connections whose statements all look up rows by an index: PostgreSQL must not think better of it
-    /// while a table is young or its statistics are old.
+    /// The same for connections whose statements all look up rows by an index. PostgreSQL must use the index even while
+    /// a table is young or its statistics are old.
     pub(crate) fn indexed(database: &DatabaseUrl) -> Self {
         Self::new(database, "2s").with([
             ("enable_seqscan", "off"),
@@ -59,25 +59,25 @@ impl Access {
         self
     }
 
-    /// The same for who only looks, and may find a standby.
+    /// The same for a caller that only looks, so that a standby is acceptable.
     pub(crate) fn on_standby(mut self) -> Self {
         self.standby = true;
         self
     }
 
-    /// The same by another name.
+    /// The same with another name.
     pub(crate) fn named(mut self, name: &str) -> Self {
         self.options = self.options.application_name(name);
         self
     }
 
-    /// Where it leads.
+    /// The connection options.
     pub(crate) fn options(&self) -> &PgConnectOptions {
         &self.options
     }
 
-    /// Makes the settings of a new connection. One to a standby is refused: it may be behind, and a token that it does not
-    /// know yet would be rejected.
+    /// Makes the settings of a new connection. Refuses a standby, because it may be behind, and then we would reject a
+    /// token that it does not know yet.
     pub(crate) async fn set_up(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let is_standby = session::set(connection, &self.settings).await?;
         if is_standby && !self.standby {
@@ -94,7 +94,7 @@ impl Access {
         Ok(connection)
     }
 
-    /// Connects for the first time; says in words what went wrong.
+    /// Connects for the first time. The error says what went wrong.
     pub(crate) async fn connect_first(&self, name: &str) -> Result<PgConnection, OpenError> {
         match tokio::time::timeout(CONNECT, self.connect()).await {
             Ok(connected) => connected.map_err(|error| open_error(name, error)),
@@ -106,9 +106,9 @@ impl Access {
     }
 }
 
-/// Connection options without any setting of ours.
+/// Connection options without our settings.
 pub(crate) fn bare(database: &DatabaseUrl) -> PgConnectOptions {
-    // A pooler knows no extra_float_digits, and we read no floats.
+    // A pooler does not know extra_float_digits, and we read no floats.
     let options = database.options().extra_float_digits(None);
     match options.get_application_name() {
         Some(_) => options,

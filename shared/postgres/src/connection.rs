@@ -41,26 +41,26 @@ use crate::{
     },
 };
 
-/// How long a transaction takes at most. With the time that connecting takes, a report gets its answer after less than 5
+/// The time limit for a transaction. Including the time for connecting, a report gets its response in less than 5
 /// seconds, whatever the server does.
 const TRANSACTION: Duration = Duration::from_millis(2400);
-/// How long nobody waits for locks after somebody held a row for too long.
+/// After somebody held a row for too long, the writer hardly waits for locks for this long.
 const HASTE: Duration = Duration::from_secs(5);
-/// After so many new rows each the tables are analyzed: until then PostgreSQL takes them for empty, and reads and joins
-/// them accordingly.
+/// The numbers of new rows after which to analyze the tables. Until then PostgreSQL assumes that they are empty, and
+/// plans reads and joins accordingly.
 const ANALYZE_AFTER: [usize; 3] = [2_000, 20_000, 200_000];
 
-/// What the writer and the change feed of a process share.
+/// The state that the writer and the change feed of a process share.
 #[derive(Debug)]
 pub(crate) struct Process {
-    /// Its name in what it tells others.
+    /// The process' name in its messages.
     pub(crate) name: String,
     pub(crate) feed: Feed,
-    /// Counts the news for workers.
+    /// Counts messages about work for workers.
     pub(crate) work: watch::Sender<u64>,
-    /// The events that were pushed.
+    /// The events that this process has pushed.
     pub(crate) sent: SentEvents,
-    /// It is not known whether some commit of ours took place: what we hear of ourselves is news then.
+    /// We do not know whether one of our commits took place. Then our own messages count as news.
     doubtful: AtomicBool,
 }
 
@@ -75,7 +75,7 @@ impl Process {
         }
     }
 
-    /// Takes what was told.
+    /// Handles a message from the feed.
     pub(crate) fn hear(&self, message: &str) {
         let (process, news) = News::read(message);
         if process != self.name || self.doubtful.load(Ordering::SeqCst) {
@@ -97,24 +97,25 @@ impl Process {
         }
     }
 
-    /// Has workers look at the queue and the gate.
+    /// Makes workers look at the queue and the gate.
     pub(crate) fn wake(&self) {
         self.work
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 
-/// The connection, and how to get another.
+/// The connection, and what is needed to open another one.
 pub(crate) struct WriteConnection {
     connection: Option<PgConnection>,
     access: Access,
     clock: Clock,
     process: Arc<Process>,
     operators: Pool,
-    /// Somebody held a row for too long: until then nobody waits for locks, so that one row does not hold up all.
+    /// Somebody held a row for too long. Until this time the writer hardly waits for locks, so that one row does not
+    /// hold up all writes.
     haste: Option<Instant>,
     inserted: usize,
-    /// Rows that the last transaction has made, not yet counted.
+    /// New rows of the last transaction that are not yet counted.
     fresh: usize,
 }
 
@@ -137,7 +138,7 @@ impl WriteConnection {
         }
     }
 
-    /// Takes a new connection and opens a transaction on it. Returns the server's time.
+    /// Opens a new connection and a transaction on it. Returns the server's time.
     async fn connect(&mut self) -> Result<i64> {
         self.connection = None;
         let haste = self.in_haste();
@@ -156,7 +157,7 @@ impl WriteConnection {
         self.haste.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Counts new rows, and has the tables analyzed where that changes the plans.
+    /// Counts new rows, and has the tables analyzed when that changes plans.
     fn count(&mut self) {
         let before = self.inserted;
         self.inserted += std::mem::take(&mut self.fresh);
@@ -177,7 +178,8 @@ impl WriteConnection {
 impl Connection for WriteConnection {
     async fn wait(&mut self) {}
 
-    /// Rows are locked in one order within a kind of writes, but not across kinds: others would wait in a circle.
+    /// Each kind of write locks rows in one order, but the orders of two kinds differ. Mixed transactions could
+    /// deadlock with others.
     fn mixes(&self) -> bool {
         false
     }
@@ -190,7 +192,7 @@ impl Connection for WriteConnection {
         let mut now = None;
         let haste = self.in_haste();
         if let Some(connection) = &mut self.connection {
-            // The server may have been restarted since. Nothing has been written yet, so another will do.
+            // The server may have been restarted. Nothing has been written yet, so another connection will do.
             now = within(ACQUIRE, meta::begin(connection, haste)).await.ok();
         }
         let now = match now {
@@ -213,8 +215,8 @@ impl Connection for WriteConnection {
         }))
     }
 
-    /// A connection on which a transaction failed for the environment's sake, or whose answer did not come, is not used
-    /// again. Closing it rolls back what is open.
+    /// A connection on which a transaction failed because of the environment, or whose response did not come, is not
+    /// used again. Closing it rolls back an open transaction.
     async fn ended(&mut self, result: &Result<()>) {
         let Err(error) = result else {
             return;
@@ -236,26 +238,26 @@ impl Connection for WriteConnection {
 
     async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // It is the end of the process, and all that was acknowledged is on the disk.
+            // The process ends, and all acknowledged writes are on the disk.
             let _ = tokio::time::timeout(ACQUIRE, connection.close()).await;
         }
     }
 }
 
-/// A transaction that writes. Until it is committed nothing counts; [`WriteConnection::ended`] rolls back.
+/// A transaction that writes. Nothing counts until the commit, and [`WriteConnection::ended`] rolls back.
 struct WriteTransaction<'c> {
     connection: &'c mut PgConnection,
     now: i64,
     now_ms: i64,
     news: News,
-    /// From when COMMIT is sent until its answer is here.
+    /// True from sending COMMIT until its response.
     committing: bool,
     fresh: &'c mut usize,
     process: &'c Process,
 }
 
 impl WriteTransaction<'_> {
-    /// Whether one of these jobs can be taken now.
+    /// Notes that there is work if one of these jobs is due.
     fn note_due(&mut self, jobs: &[&Job]) {
         let due = |job: &&Job| {
             matches!(job.status, Status::Pending | Status::Failed) && job.run_at <= self.now
@@ -264,8 +266,8 @@ impl WriteTransaction<'_> {
     }
 }
 
-/// Nobody can tell whether a commit without an answer took place: it is told as if it had, and what the server tells of
-/// it later counts, too.
+/// We cannot tell whether a commit without a response took place. So its news is reported in this process as if it had,
+/// and the server's later message counts as well.
 impl Drop for WriteTransaction<'_> {
     fn drop(&mut self) {
         if self.committing {
@@ -403,7 +405,7 @@ impl Transaction for WriteTransaction<'_> {
         self.news.work |= due > 0;
         Ok(due)
     }
-    /// Pushers are deleted under the locks of their pairs: a report may be about to want one again.
+    /// Pushers are deleted with their pairs locked, because a report may be about to want one again.
     async fn delete_old(&mut self, removed: i64, seen: i64, limit: i64) -> Result<u64> {
         let found = pushers::removed(self.connection, removed, limit).await?;
         let mut deleted = 0;

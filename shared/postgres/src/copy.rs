@@ -1,4 +1,4 @@
-//! A database as one side of a copy of everything.
+//! A PostgreSQL database as one side of a copy.
 
 use std::time::{Duration, Instant};
 
@@ -18,11 +18,11 @@ use crate::{
     statements::{copy, meta},
 };
 
-/// How long a session of another process may take to end.
+/// How long another process' session may take to end.
 const CLOSING: Duration = Duration::from_secs(2);
-/// Pause before another look at who is there.
+/// The pause before the next check for other sessions.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long one statement may take, and how long its answer is waited for.
+/// The time limit for a statement, and the longest wait for its response.
 const STATEMENT: &str = "5min";
 const ANSWER: Duration = Duration::from_mins(6);
 
@@ -31,7 +31,7 @@ const ANSWER: Duration = Duration::from_mins(6);
 pub struct Copying(PgConnection);
 
 impl Copying {
-    /// Only looks, beside running processes.
+    /// Only looks, alongside running processes.
     pub async fn look(database: &DatabaseUrl) -> std::result::Result<Self, LookError> {
         let mut connection = open(database).await?;
         let beginning = copy::begin_reading(&mut connection).await;
@@ -67,7 +67,7 @@ impl Copying {
 }
 
 async fn open(database: &DatabaseUrl) -> std::result::Result<PgConnection, LookError> {
-    // While one side writes, the other waits.
+    // While one side of the copy works, the other is idle in its transaction.
     let access =
         Access::new(database, STATEMENT).with([("idle_in_transaction_session_timeout", "0")]);
     let connected = access.connect_first(&database.to_string()).await;
@@ -118,7 +118,7 @@ impl Side for Copying {
 
     async fn commit(mut self: Box<Self>) -> Result<()> {
         within(ANSWER, meta::commit(&mut self.0)).await?;
-        // What follows only makes it quick at once, and PostgreSQL does it by itself later.
+        // This only makes the database fast at once. PostgreSQL would do it on its own later.
         let _ = within(ANSWER, meta::analyze(&mut self.0)).await;
         let closing = async { self.0.close().await.map_err(from_sqlx) };
         let _ = within(ANSWER, closing).await;

@@ -1,4 +1,4 @@
-//! What PostgreSQL's and sqlx' errors mean for those who asked.
+//! Decides what errors of PostgreSQL and sqlx mean for the caller.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ pub(crate) fn code(error: &sqlx::Error) -> Option<String> {
     Some(code.into_owned())
 }
 
-/// What a code of the server says of a failed statement.
+/// What a server's code means for a failed statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Unavailable,
@@ -19,21 +19,21 @@ enum Kind {
     Refused,
 }
 
-/// Codes that tell of trouble for all, apart from those that whole classes have: cancelled (a time-out); no rights; no such
-/// database; a prepared statement that is not there, or there already (a pooler gave us another's connection); no such
-/// table (a restore is under way); the queue of what is told to others is full.
+/// Codes for trouble that affects all statements, besides the whole classes below. In this order: cancelled (a
+/// timeout), no rights, no such database, a prepared statement that is missing or exists already (a pooler gave us
+/// another client's connection), no such table (a restore is under way), and a full queue of notifications.
 const UNAVAILABLE: [&str; 7] = [
     "57014", "42501", "3D000", "26000", "42P05", "42P01", "54000",
 ];
 
 fn kind(code: &str) -> Kind {
     match code {
-        // Somebody held a lock for longer than we wait.
+        // Somebody held a lock for longer than our timeout.
         "55P03" => Kind::Locked,
-        // Two transactions waited for each other, or touched the same row at once.
+        // Two transactions waited for each other, or touched the same row at the same time.
         "40P01" | "40001" => Kind::Conflict,
         _ if UNAVAILABLE.contains(&code) => Kind::Unavailable,
-        // Connection, transaction state (time-outs, a read-only standby), login, resources, shutdown, disk, internal.
+        // Connection, transaction state (timeouts, a read-only standby), login, resources, shutdown, disk, internal.
         _ if ["08", "25", "28", "53", "57", "58", "XX"].contains(&&code[..2.min(code.len())]) => {
             Kind::Unavailable
         }
@@ -41,7 +41,8 @@ fn kind(code: &str) -> Kind {
     }
 }
 
-/// Whether the table of locks is full, which has the code of a lack of memory: half of a batch needs half of it.
+/// Whether the lock table is full, which has the same code as a lack of memory. The writer can retry with half of the
+/// batch, which needs half of the locks.
 fn is_lock_table(error: &dyn sqlx::error::DatabaseError) -> bool {
     let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
     error.is_some_and(|error| {
@@ -52,14 +53,14 @@ fn is_lock_table(error: &dyn sqlx::error::DatabaseError) -> bool {
     })
 }
 
-/// The store's word for an error.
+/// Converts an error into the store's kinds.
 pub(crate) fn from_sqlx(error: sqlx::Error) -> StoreError {
     let kind = match &error {
         sqlx::Error::Database(database) if is_lock_table(database.as_ref()) => Kind::Refused,
         sqlx::Error::Database(database) => database
             .code()
             .map_or(Kind::Refused, |code| kind(code.as_ref())),
-        // A value that cannot be written or a row that cannot be read.
+        // A value that cannot be written, or a row that cannot be read.
         sqlx::Error::Encode(_)
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }
@@ -75,30 +76,30 @@ pub(crate) fn from_sqlx(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// Whether an error tells that the connection is gone, and not that the server cannot be reached.
+/// Whether an error means that the connection is gone, and not that the server cannot be reached.
 pub(crate) fn is_hang_up(error: &StoreError) -> bool {
     let StoreError::Unavailable(cause) = error else {
         return false;
     };
     match cause.downcast_ref::<sqlx::Error>() {
         Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
-        // The server ended it: restarted, or asked by its administrator.
+        // The server ended the connection, because it restarted or because its administrator asked for it.
         Some(error) => code(error).is_some_and(|code| code.starts_with("57P")),
         None => false,
     }
 }
 
-/// The server only repeats what another one does.
+/// The server is a standby, which only follows another server.
 #[derive(Debug, thiserror::Error)]
 #[error("the server is a standby")]
 pub(crate) struct Standby;
 
-/// The server did not answer in time.
+/// The server did not respond in time.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {0:?}")]
 pub(crate) struct NoAnswer(pub(crate) Duration);
 
-/// Waits for an answer so long; sqlx itself waits for ever.
+/// Waits for a response with a time limit. sqlx itself would wait forever.
 pub(crate) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T>>,

@@ -1,5 +1,5 @@
-//! A look at the server itself, for the doctor: on connections of its own, so that it tells what is wrong with a database
-//! that cannot be opened. Changes nothing.
+//! Examines the server, for the doctor. It uses its own connections, so that it can also say what is wrong with a
+//! database that cannot be opened. Changes nothing.
 
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ use crate::{
     statements::{meta, server},
 };
 
-/// The name of our own connections.
+/// The name of the doctor's connections.
 const NAME: &str = "matrix2acrobits doctor";
-/// Nobody else listens there.
+/// A channel on which nobody else listens.
 const CHANNEL: &str = "matrix2acrobits_doctor";
-/// How long what was told may take.
+/// How long a notification may take to arrive.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
-/// A transaction that has been open for so many seconds, or transactions of others, is old.
+/// A transaction is old after this many seconds, or after this many transactions of others.
 const OLD: (i64, i32) = (300, 100_000);
-/// So many of them are named.
+/// The most old transactions to report.
 const MOST_OLD: i64 = 3;
 
-/// What there is to know of the server; an error is what keeps a process from using it.
+/// Facts about the server. An error says what keeps a process from using it.
 pub async fn examine(database: &DatabaseUrl) -> Result<ServerFacts, OpenError> {
     let name = database.to_string();
     let access = Access::new(database, "10s").named(NAME).on_standby();
@@ -49,23 +49,24 @@ pub async fn examine(database: &DatabaseUrl) -> Result<ServerFacts, OpenError> {
         old_transactions: old.map_err(failed)?,
         ..facts
     };
-    // It was only asked.
+    // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     Ok(facts)
 }
 
-/// How far the server's clock is ahead of ours, in milliseconds. Its time is taken to be that of the middle between
-/// question and answer.
+/// How far the server's clock is ahead of ours, in milliseconds. We assume that the server read its clock midway
+/// between our request and the response.
 async fn ahead(connection: &mut PgConnection, name: &str) -> Result<i64, OpenError> {
     let clock = Clock::system();
     let ours = || i64::try_from(clock.unix_millis()).unwrap_or(i64::MAX);
     let before = ours();
-    let theirs = meta::now_ms(connection).await;
-    let theirs = theirs.map_err(|error| OpenError::Unreachable(name.to_owned(), error))?;
-    Ok(theirs - i64::midpoint(before, ours()))
+    let server_time = meta::now_ms(connection).await;
+    let server_time =
+        server_time.map_err(|error| OpenError::Unreachable(name.to_owned(), error))?;
+    Ok(server_time - i64::midpoint(before, ours()))
 }
 
-/// Whether one connection hears what is told on another.
+/// Whether a notification from one connection arrives on another.
 async fn hears(access: &Access, teller: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)

@@ -1,4 +1,5 @@
-//! The change feed: one connection that listens to what others tell, and proves again and again that it still hears.
+//! The change feed: a connection that listens to the messages of other processes, and regularly proves that it still
+//! receives them.
 
 use std::{
     convert::Infallible,
@@ -24,31 +25,31 @@ use crate::{
 };
 
 const CHANNEL: &str = "matrix2acrobits";
-/// How often the connection has to prove that it still hears.
+/// How often the connection has to prove that it still receives messages.
 const PROVE: Duration = Duration::from_millis(300);
-/// How long that may take.
+/// How long the proof may take.
 const ANSWER: Duration = Duration::from_millis(600);
-/// What is remembered is served so long after it was last proved to be true.
+/// How long cached data may be served after the last proof.
 const FRESH: Duration = Duration::from_secs(1);
-/// Pause before the next attempt to listen.
+/// The pause before the next attempt to listen.
 const PAUSE: Duration = Duration::from_millis(250);
-/// How long a short attempt takes, and how long the first one waits for the usual attempt.
+/// How long a short attempt may take, and how long the patient one is alone.
 const HASTE: Duration = Duration::from_millis(600);
 
-/// What is known of the feed.
+/// The state of the feed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Hearing(Arc<Mutex<Heard>>);
 
 #[derive(Debug, Default)]
 struct Heard {
-    /// All that was committed before this has been heard of.
+    /// The feed has reported all commits before this time.
     until: Option<Instant>,
-    /// When the server was last found not to answer at all, since the feed was last heard.
+    /// Whether the server has been found not to respond at all since the last proof.
     silent: bool,
 }
 
 impl Hearing {
-    /// Whether what is remembered may be served.
+    /// Whether cached data may be served.
     pub(crate) fn freshness(&self) -> Freshness {
         let heard = self.lock();
         if heard.until.is_some_and(|until| until.elapsed() < FRESH) {
@@ -75,7 +76,7 @@ impl Hearing {
     }
 }
 
-/// Sees that there may be work for a worker.
+/// Notices that there may be work for a worker.
 #[derive(Debug)]
 pub struct Watcher {
     work: watch::Receiver<u64>,
@@ -90,7 +91,7 @@ impl Watcher {
         }
     }
 
-    /// Whether somebody has told so since the last call; true the first time.
+    /// Whether a message about work has come since the last call. True the first time.
     pub fn changed(&mut self) -> bool {
         let changed = self.work.has_changed().unwrap_or_default();
         self.work.mark_unchanged();
@@ -98,7 +99,7 @@ impl Watcher {
     }
 }
 
-/// Hears what others tell, over one connection; with `spare`, over one of two attempts to connect. Runs for ever.
+/// Handles the messages of other processes. With `spare`, two attempts to connect may run at once. Runs forever.
 pub(crate) async fn follow(
     options: PgConnectOptions,
     spare: bool,
@@ -119,13 +120,13 @@ pub(crate) async fn follow(
 
 async fn cut_off(process: &Process, error: &StoreError) {
     tracing::debug!(%error, "the change feed was cut off");
-    // Nobody tells us of work meanwhile.
+    // Messages about work may have been missed meanwhile.
     process.wake();
     tokio::time::sleep(PAUSE).await;
 }
 
-/// Listens as soon as the server can be reached. What was sent while the network was away is sent again after ever longer
-/// pauses, so short attempts run beside the one that waits for a slow server, where there is a connection to spare.
+/// Listens as soon as possible. TCP sends packets again after longer and longer pauses if the network was down, so short
+/// attempts run alongside the one that waits for a slow server, if there is a connection to spare.
 async fn reach(options: &PgConnectOptions, process: &Process, spare: bool) -> PgListener {
     let patient = keep_trying(options, process, 2 * ACQUIRE);
     if !spare {
@@ -161,17 +162,17 @@ async fn listen(options: &PgConnectOptions) -> Result<PgListener> {
     Ok(listener)
 }
 
-/// Keeps in mind whether other connections work while this one does not. Runs for ever.
+/// Checks whether other connections work while this one does not. Runs forever.
 async fn watch_server(readers: &Pool, hearing: &Hearing) -> Infallible {
     loop {
-        // Then nothing comes from memory until this one hears again.
+        // If they do, caches are not used until the feed works again.
         let asked: Result<i64> = async { read!(readers, meta::now_ms()) }.await;
         hearing.set_silent(asked.is_err_and(|error| error.is_environment()));
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Hears until that fails.
+/// Handles messages until the connection fails.
 async fn hear(
     listener: &mut PgListener,
     process: &Process,
@@ -188,14 +189,14 @@ async fn hear(
                 None => return Err(StoreError::Unavailable(Arc::new(NoAnswer(Duration::ZERO)))),
             },
             _ = ticks.tick() => {
-                // What was committed before this question is told before its answer.
+                // Messages about commits before this query arrive before its response.
                 let asked = Instant::now();
                 clock.follow(within(ANSWER, prove(listener)).await?);
                 while let Some(told) = listener.next_buffered() {
                     process.hear(told.payload());
                 }
                 if std::mem::take(&mut first) {
-                    // What was told before is lost.
+                    // Earlier messages are lost.
                     process.feed.tell(Changed::Everything);
                     process.wake();
                 }

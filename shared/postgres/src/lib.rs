@@ -1,5 +1,5 @@
-//! The store of matrix2acrobits in a PostgreSQL database: opening it, its one writer, its readers, its change feed, and all
-//! of its SQL in [`statements`].
+//! The store of matrix2acrobits in a PostgreSQL database: the connections, the writer, the change feed, and all SQL in
+//! [`statements`].
 
 mod access;
 mod connection;
@@ -59,12 +59,12 @@ use statements::{
     accounts, arrivals, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers,
 };
 
-/// The fewest connections that a process can work with: one that writes, one that listens, one for lookups and one for
-/// pages and counts.
+/// The fewest connections that a process can work with: one that writes, one that listens, one for lookups, and one for
+/// listings and counts.
 pub const FEWEST_CONNECTIONS: u32 = 4;
-/// How long an answer to a lookup is waited for.
+/// The longest wait for the response to a lookup.
 const LOOKUP: Duration = Duration::from_millis(2400);
-/// How long a page or a count may take.
+/// The time limit for a listing or a count.
 const PAGE: &str = "1min";
 const PAGE_LIMIT: Duration = Duration::from_secs(65);
 
@@ -73,9 +73,9 @@ const PAGE_LIMIT: Duration = Duration::from_secs(65);
 pub struct Postgres {
     /// Every write goes through here.
     pub writer: Writer,
-    /// The tasks that must not die.
+    /// The tasks that the process cannot work without.
     pub vital: Vital,
-    /// The time that rows are stamped with: the server's.
+    /// The clock that gives rows their times. It follows the server's.
     pub clock: Clock,
     process: Arc<Process>,
     readers: Pool,
@@ -85,7 +85,7 @@ pub struct Postgres {
     job_counts: Counts<Vec<(String, i64)>>,
     pusher_counts: Counts<Vec<(String, i64)>>,
     hearing: Hearing,
-    /// Whether the feed hears other processes.
+    /// Whether the feed reports changes of other processes.
     follows: Arc<AtomicBool>,
     /// Whether the feed may have a second connection for a moment.
     spare: bool,
@@ -93,7 +93,7 @@ pub struct Postgres {
     sent_key: Option<[u8; 16]>,
 }
 
-/// What a job asks about its pusher.
+/// A job's question about its pusher, and whether users may share a pushkey.
 #[derive(Debug, Clone)]
 struct TaskOf {
     asked: Asked,
@@ -102,7 +102,7 @@ struct TaskOf {
 
 impl Postgres {
     /// Connects, creates what is missing, brings the schema up to date and starts the writer. `connections` is how many
-    /// the process may have, [`FEWEST_CONNECTIONS`] at least.
+    /// the process may have, at least [`FEWEST_CONNECTIONS`].
     pub async fn open(
         database: &DatabaseUrl,
         connections: u32,
@@ -145,22 +145,22 @@ impl Postgres {
         })
     }
 
-    /// Tells what commits make untrue.
+    /// Tells which cached data commits make out of date.
     pub fn feed(&self) -> &Feed {
         &self.process.feed
     }
 
-    /// Whether what is remembered is known to be true.
+    /// Whether cached data can be trusted.
     pub fn freshness(&self) -> Freshness {
         self.hearing.freshness()
     }
 
-    /// Has the feed tell what other processes change, too.
+    /// Makes the feed report changes of other processes as well.
     pub fn follow_others(&self) {
         if self.follows.swap(true, Ordering::SeqCst) {
             return;
         }
-        // So named, an administrator sees how many processes there are, and so does the doctor.
+        // By this name, an administrator and the doctor see how many processes there are.
         let name = self.options.get_application_name().unwrap_or_default();
         let name = format!("{name}{}", statements::server::FEED);
         let follow = feed::follow(
@@ -174,17 +174,17 @@ impl Postgres {
         self.vital.spawn("change feed", follow);
     }
 
-    /// The key by which all apis at this database name the events that they have pushed.
+    /// The key of the hashes by which all apis at this database name the events that they have pushed.
     pub fn sent_key(&self) -> Option<[u8; 16]> {
         self.sent_key
     }
 
-    /// Has the others told soon that an event was pushed, unless that fails. Neither waits nor fails itself.
+    /// Tells the other apis soon that an event was pushed. This may get lost, and the call neither waits nor fails.
     pub fn tell_sent(&self, event: SentKey) {
         self.process.sent.add(event);
     }
 
-    /// Has `listener` told what others have pushed. It must be quick and must not wait.
+    /// Tells `listener` what other apis have pushed. `listener` must be fast and must not wait.
     pub fn listen_sent(&self, listener: impl Fn(&[SentKey]) + Send + Sync + 'static) {
         if self.process.sent.listen(Box::new(listener)) {
             let (process, hearing) = (self.process.clone(), self.hearing.clone());
@@ -194,19 +194,19 @@ impl Postgres {
         }
     }
 
-    /// Watches for work, whoever makes it.
+    /// Watches for work from any process.
     pub fn watcher(&self) -> Watcher {
         self.follow_others();
         Watcher::new(&self.process)
     }
 
-    /// Bytes that the database takes.
+    /// The size of the database in bytes.
     pub async fn size(&self) -> Result<u64> {
         let size: Result<i64> = async { read!(&self.operators, meta::size()) }.await;
         Ok(u64::try_from(size?).unwrap_or_default())
     }
 
-    /// Whether the database answers.
+    /// Whether the database responds.
     pub async fn ping(&self) -> Result<()> {
         read!(&self.readers, meta::now_ms()).map(drop)
     }
@@ -215,13 +215,13 @@ impl Postgres {
     pub async fn targets(&self, pushkey: &str) -> Result<Vec<TargetRow>> {
         match Pushkey::parse(pushkey) {
             Ok(pushkey) => self.targets.ask(pushkey).await,
-            // What is no pushkey is in no row.
+            // No row holds an invalid pushkey.
             Err(_) => Ok(Vec::new()),
         }
     }
 
-    /// Up to `limit` rows that a push can go to, with ids below `before`, the latest phones first, and the last
-    /// id among them. None when there are no more.
+    /// The live rows that alone hold their pushkey, among the next `limit` live rows with ids below `before`, the
+    /// latest phones first. Also the last id that was read. None when there are no more.
     pub async fn live_targets(
         &self,
         before: i64,
@@ -235,17 +235,17 @@ impl Postgres {
         read!(&self.readers, tokens::held_any())
     }
 
-    /// Reads a pusher for its job. `append`: whether users share a pushkey.
+    /// Reads a pusher for its job. `append` says whether users may share a pushkey.
     pub async fn task(&self, asked: Asked, append: bool) -> Result<Loaded> {
         self.tasks.ask(TaskOf { asked, append }).await
     }
 
-    /// What all workers know together of the homeserver.
+    /// What all workers together know about the homeserver.
     pub async fn read_gate(&self) -> Result<GateView> {
         read!(&self.readers, gate::read(self.clock.unix() - DEAD_AFTER))
     }
 
-    /// The keys of the marks that count.
+    /// The keys whose marks count.
     pub async fn mark_keys(&self) -> Result<MarkKeys> {
         read!(&self.readers, marks::keys())
     }
@@ -256,13 +256,13 @@ impl Postgres {
         read!(&self.operators, marks::count_without(&name))
     }
 
-    /// When the next job that waits is due, in seconds since 1970; none when nothing waits.
+    /// When the next waiting job is due, in seconds since 1970. None if no job waits.
     pub async fn next_due(&self) -> Result<Option<i64>> {
         read!(&self.readers, jobs::next_due())
     }
 
-    /// Jobs that wait for a time which a wrong clock reckoned: longer than `longest` seconds in backoff, than an
-    /// hour where the homeserver asked for it, or at all. At most `limit`.
+    /// Up to `limit` jobs whose time comes from a wrong clock: they wait longer than `longest` seconds in backoff,
+    /// longer than an hour at the homeserver's request, or longer than [`SOON`] otherwise.
     pub async fn wrong_waits(&self, longest: i64, limit: i64) -> Result<Vec<i64>> {
         let now = self.clock.unix();
         let (soon, longest, asked) = (now + SOON, now + longest, now + LONGEST_ASKED + SOON);
@@ -277,7 +277,7 @@ impl Postgres {
         read!(&self.operators, jobs::in_backoff(self.clock.unix(), limit))
     }
 
-    /// The next pushers after an id, each with whether it is not as wanted and has no job.
+    /// The next pushers after an id that are not as wanted, each with whether it lacks a job.
     pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
         read!(&self.operators, pushers::without_job(after, limit))
     }
@@ -292,17 +292,17 @@ impl Postgres {
         read!(&self.operators, pushers::outdated(settings, after, limit))
     }
 
-    /// How many pushers a replay is about.
+    /// How many pushers a replay covers.
     pub async fn count_replay(&self, replay: &Replay) -> Result<i64> {
         read!(&self.operators, pushers::count_replay(replay))
     }
 
-    /// The next pushers that a replay is about.
+    /// The next pushers that a replay covers.
     pub async fn replay_page(&self, replay: &Replay, after: i64, limit: i64) -> Result<Vec<i64>> {
         read!(&self.operators, pushers::replay(replay, after, limit))
     }
 
-    /// Jobs by state, and the age of the oldest that could run.
+    /// The number of jobs by state, and how long the oldest due job has waited.
     pub async fn queue_state(&self) -> Result<QueueState> {
         let counting = async { read!(&self.operators, jobs::count()) };
         let counts = self.job_counts.get(counting).await?;
@@ -310,13 +310,13 @@ impl Postgres {
         Ok(QueueState::new(&counts, next_due, self.clock.unix()))
     }
 
-    /// Pushers by state.
+    /// The number of pushers by state.
     pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
         let counting = async { read!(&self.operators, pushers::count()) };
         self.pusher_counts.get(counting).await
     }
 
-    /// How many tokens for messages belong to nobody yet, and so have no pusher.
+    /// How many tokens for messages belong to no user yet, and so have no pusher.
     pub async fn count_unmapped(&self) -> Result<i64> {
         read!(&self.operators, tokens::count_unmapped())
     }
@@ -359,12 +359,12 @@ impl Postgres {
         )
     }
 
-    /// Up to `limit` workers, those that live first.
+    /// Up to `limit` workers, those that are alive first.
     pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
         read!(&self.operators, workers::list(self.clock.unix(), limit))
     }
 
-    /// The rows that receipts may be about, for each of these.
+    /// The rows that receipts may be about, for each named phone.
     pub async fn candidates(&self, named: &[NamedPhone]) -> Result<Vec<Vec<Candidate>>> {
         read!(&self.operators, arrivals::candidates(named))
     }
@@ -375,7 +375,7 @@ impl Postgres {
         self.phones(&ids).await
     }
 
-    /// The same of one user.
+    /// The same for one user.
     pub async fn phones_of_user(
         &self,
         user: &UserId,
@@ -389,7 +389,7 @@ impl Postgres {
         self.phones(&ids).await
     }
 
-    /// These phones, by the ids of their rows, in their order, as far as they exist.
+    /// Those of these phones that exist, by the ids of their rows and in the same order.
     pub async fn phones(&self, ids: &[i64]) -> Result<Vec<PhoneListing>> {
         read!(&self.operators, arrivals::phones(ids))
     }
@@ -407,8 +407,7 @@ impl Postgres {
         self.phones(&ids).await
     }
 
-    /// Up to `limit` silent phones, those first that have been silent for longest, and where the next page begins;
-    /// none at the end.
+    /// Up to `limit` silent phones, the longest silent first, and where the next page begins. None at the end.
     pub async fn silent_phones(
         &self,
         after: SilentCursor,
@@ -416,7 +415,7 @@ impl Postgres {
     ) -> Result<(Vec<PhoneListing>, Option<SilentCursor>)> {
         let until = self.clock.unix() - SILENT_AFTER;
         let found = read!(&self.operators, arrivals::silent(until, after, limit))?;
-        let ids: Vec<_> = found.iter().map(|it| it.phone).collect();
+        let ids: Vec<_> = found.iter().map(|silent| silent.phone).collect();
         let phones = self.phones(&ids).await?;
         Ok((phones, found.last().copied()))
     }
@@ -438,7 +437,7 @@ impl Postgres {
     }
 }
 
-/// Starts what [`Postgres::targets`] asks.
+/// Starts the task that [`Postgres::targets`] asks.
 fn read_targets(vital: &Vital, readers: Pool) -> Batch<Pushkey, Vec<TargetRow>> {
     Batch::start(vital, move |pushkeys: Arc<[Pushkey]>| {
         let readers = readers.clone();
@@ -446,7 +445,7 @@ fn read_targets(vital: &Vital, readers: Pool) -> Batch<Pushkey, Vec<TargetRow>> 
     })
 }
 
-/// Starts what [`Postgres::task`] asks.
+/// Starts the task that [`Postgres::task`] asks.
 fn read_tasks(vital: &Vital, readers: Pool, clock: Clock) -> Batch<TaskOf, Loaded> {
     Batch::start(vital, move |asked: Arc<[TaskOf]>| {
         let (readers, now) = (readers.clone(), clock.unix());
@@ -455,17 +454,17 @@ fn read_tasks(vital: &Vital, readers: Pool, clock: Clock) -> Batch<TaskOf, Loade
 }
 
 async fn load(connection: &mut PgConnection, asked: &[TaskOf], now: i64) -> Result<Vec<Loaded>> {
-    let ids: Vec<_> = asked.iter().map(|it| it.asked.id).collect();
+    let ids: Vec<_> = asked.iter().map(|task| task.asked.id).collect();
     let found = pushers::pairs_of(connection, &ids).await?;
     let keys = found
         .iter()
         .map(|(_, (app_id, pushkey))| Pair { app_id, pushkey });
     let keys: Vec<_> = keys.collect();
     let facts = pushers::pairs(connection, &keys, pushers::Jobs::Read).await?;
-    let loaded = asked.iter().map(|it| {
-        let place = found.iter().position(|(id, _)| *id == it.asked.id);
+    let loaded = asked.iter().map(|task| {
+        let place = found.iter().position(|(id, _)| *id == task.asked.id);
         place.map_or(Loaded::Gone, |place| {
-            Loaded::read(&facts[place].pushers, &it.asked, it.append, now)
+            Loaded::read(&facts[place].pushers, &task.asked, task.append, now)
         })
     });
     Ok(loaded.collect())

@@ -1,4 +1,4 @@
-//! Looking at a database without making or changing it, for commands that only read.
+//! Looks at a database without creating or changing it, for commands that only read.
 
 use matrix2acrobits_shared::{
     flow::{self, Phones, look::LookError, look::judge},
@@ -14,10 +14,10 @@ use crate::{
     statements::{accounts, mappings},
 };
 
-/// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
+/// Checks that a database exists and has the schema that this program knows. Neither creates nor changes it.
 pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     let connection = open(database).await?;
-    // It was only read; closing it can lose nothing.
+    // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     Ok(())
 }
@@ -38,9 +38,9 @@ async fn open(database: &DatabaseUrl) -> Result<PgConnection, LookError> {
     Ok(connection)
 }
 
-/// What keeps everybody out, for whoever only looks.
+/// Converts an error of connecting for a command that only looks.
 pub(crate) fn closed(error: &OpenError) -> LookError {
-    // Whoever asked names the setting.
+    // The caller names the setting.
     let text = error.to_string().replacen("DATABASE_URL: ", "", 1);
     if error.may_pass() {
         LookError::NotNow(text)
@@ -49,12 +49,12 @@ pub(crate) fn closed(error: &OpenError) -> LookError {
     }
 }
 
-/// A database that is only read, by statements of the current schema.
+/// A database that is only read, with the statements of the current schema.
 #[derive(Debug)]
 pub struct Existing(PgConnection);
 
 impl Existing {
-    /// Opens it; it has to be of this release.
+    /// Opens the database, which must have this release's schema.
     pub async fn open(database: &DatabaseUrl) -> Result<Self, LookError> {
         open(database).await.map(Self)
     }

@@ -1,34 +1,34 @@
-//! What processes tell each other by NOTIFY, as text.
+//! Writes and reads the messages that processes send each other by NOTIFY.
 
 use std::fmt::Write;
 
 use matrix2acrobits_shared::flow::feed::SentKey;
 
-/// PostgreSQL takes less than 8,000 bytes (<https://www.postgresql.org/docs/current/sql-notify.html>).
+/// PostgreSQL accepts less than 8,000 bytes (<https://www.postgresql.org/docs/current/sql-notify.html>).
 const MOST_BYTES: usize = 7900;
-/// Most messages of one commit: more pushkeys than these can name, and all is forgotten.
+/// The most messages of one commit. If they cannot name all pushkeys, caches forget everything.
 const MOST_MESSAGES: usize = 8;
-/// The word before the keys of events, so many hexadecimal digits each. They stand in the first line, where an older
-/// release leaves out the words that it does not know.
+/// The word before the keys of events, each with this many hexadecimal digits. The keys are in the first line, where an
+/// older release ignores words that it does not know.
 const SENT: &str = "sent=";
 const SENT_DIGITS: usize = 32;
 const SENT_IN_ONE: usize = 240;
 
-/// What a process tells the others.
+/// The contents of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct News {
-    /// Pushkeys of which nothing that is remembered is true any more.
+    /// Pushkeys whose cached data is out of date.
     pub(crate) pushkeys: Vec<String>,
-    /// Nothing that is remembered is.
+    /// All cached data is out of date.
     pub(crate) everything: bool,
-    /// Jobs may be due, or the gate has moved.
+    /// Jobs may be due, or the gate has changed.
     pub(crate) work: bool,
     /// These events have been pushed.
     pub(crate) sent: Vec<SentKey>,
 }
 
 impl News {
-    /// As messages of the process with this name; none when there is nothing to tell.
+    /// Writes the messages of the process with this name. None if there is no news.
     pub(crate) fn messages(&self, process: &str) -> Vec<String> {
         let head = |everything: bool| {
             let mut head = process.to_owned();
@@ -41,7 +41,7 @@ impl News {
             for pushkey in &self.pushkeys {
                 let last = messages.last_mut();
                 match last.filter(|last| last.len() + pushkey.len() < MOST_BYTES) {
-                    // The line is a String: writing to it cannot fail.
+                    // Writing to a String cannot fail.
                     Some(last) => drop(write!(last, "\n{pushkey}")),
                     None => messages.push(format!("{process}\n{pushkey}")),
                 }
@@ -56,7 +56,7 @@ impl News {
         for sent in self.sent.chunks(SENT_IN_ONE) {
             let mut message = format!("{process} {SENT}");
             for key in sent {
-                // See above.
+                // Writing to a String cannot fail.
                 let _ = write!(message, "{key:0SENT_DIGITS$x}");
             }
             messages.push(message);
@@ -64,7 +64,7 @@ impl News {
         messages
     }
 
-    /// Reads a message: the process that sent it, and what it tells.
+    /// Reads a message: the name of the sender, and the news.
     pub(crate) fn read(message: &str) -> (&str, Self) {
         let (head, pushkeys) = message.split_once('\n').unwrap_or((message, ""));
         let mut words = head.split(' ');
@@ -72,7 +72,7 @@ impl News {
         let mut news = Self {
             pushkeys: pushkeys
                 .split('\n')
-                .filter(|it| !it.is_empty())
+                .filter(|line| !line.is_empty())
                 .map(str::to_owned)
                 .collect(),
             ..Self::default()
@@ -82,10 +82,10 @@ impl News {
                 "work" => news.work = true,
                 "everything" => {
                     news.everything = true;
-                    // Who tells so by hand means the queue, too.
+                    // A message that was sent by hand is about the queue as well.
                     news.work |= process == "-";
                 }
-                // A later release may say more.
+                // A later release may send other words.
                 _ => {
                     if let Some(keys) = word.strip_prefix(SENT) {
                         news.sent.extend(read_keys(keys));
@@ -97,7 +97,7 @@ impl News {
     }
 }
 
-/// Reads the keys of events; leaves out what is none.
+/// Reads the keys of events, and skips invalid ones.
 fn read_keys(digits: &str) -> impl Iterator<Item = SentKey> {
     let keys = digits.as_bytes().chunks_exact(SENT_DIGITS);
     keys.filter_map(|key| SentKey::from_str_radix(str::from_utf8(key).ok()?, 16).ok())
@@ -109,7 +109,10 @@ mod tests {
 
     fn news(pushkeys: &[&str], everything: bool, work: bool) -> News {
         News {
-            pushkeys: pushkeys.iter().map(|it| (*it).to_owned()).collect(),
+            pushkeys: pushkeys
+                .iter()
+                .map(|pushkey| (*pushkey).to_owned())
+                .collect(),
             everything,
             work,
             sent: Vec::new(),
@@ -145,12 +148,12 @@ mod tests {
         };
         let told = many(256);
         let messages = told.messages("p");
-        assert!(messages.iter().all(|it| it.len() < 8000));
-        let read = messages.iter().map(|it| News::read(it).1);
+        assert!(messages.iter().all(|message| message.len() < 8000));
+        let read = messages.iter().map(|message| News::read(message).1);
         let read: Vec<_> = read.collect();
-        let pushkeys: Vec<_> = read.iter().flat_map(|it| it.pushkeys.clone()).collect();
+        let pushkeys: Vec<_> = read.iter().flat_map(|news| news.pushkeys.clone()).collect();
         assert_eq!(pushkeys, told.pushkeys);
-        assert!(read.iter().any(|it| it.work));
+        assert!(read.iter().any(|news| news.work));
         let messages = many(1000).messages("p");
         assert_eq!(messages, ["p everything work"]);
     }
@@ -172,8 +175,10 @@ mod tests {
         told.sent = (0..1000).collect();
         let messages = told.messages("p");
         assert_eq!(messages[0], "p work\na");
-        assert!(messages.iter().all(|it| it.len() < 8000));
-        let read = messages.iter().flat_map(|it| News::read(it).1.sent);
+        assert!(messages.iter().all(|message| message.len() < 8000));
+        let read = messages
+            .iter()
+            .flat_map(|message| News::read(message).1.sent);
         assert_eq!(read.collect::<Vec<_>>(), told.sent);
     }
 

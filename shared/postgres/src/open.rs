@@ -1,5 +1,5 @@
-//! Opening the database at start: whether it can be used, and bringing its schema up to date, while other processes may
-//! be doing the same.
+//! Opens the database at start: checks whether it can be used and brings its schema up to date, while other processes
+//! may be doing the same.
 
 use matrix2acrobits_shared::{
     flow::{Result as StoreResult, StoreError},
@@ -20,21 +20,21 @@ use crate::{
     url::DatabaseUrl,
 };
 
-/// The oldest server that is supported, as `server_version_num` has it.
+/// The oldest supported server, as `server_version_num`.
 const OLDEST: i32 = 140_000;
-/// How long the schema's changes take at most; another process' are waited for.
+/// The time limit for the schema's changes, including the wait for another process'.
 const MIGRATE: &str = "10min";
 
-/// Why the database could not be opened at start; each says what to do.
+/// Why the database could not be opened at start. Each error says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Nobody answers there, or not now.
+    /// No server responds at this address, or not at this moment.
     #[error("the database {0} does not answer: {1}")]
     Unreachable(String, StoreError),
-    /// It answers, and takes nobody, or nothing, now.
+    /// The server responds, but accepts no connections or no work at this moment.
     #[error("the database {0} cannot be used now: {reason}", reason = reason(.1))]
     NotNow(String, sqlx::Error),
-    /// It only reads.
+    /// The server takes no writes.
     #[error(
         "the database {0} takes no writes now: it is a standby, or was switched to read-only (a full disk can be why); \
          DATABASE_URL must lead to the primary ({reason})",
@@ -56,13 +56,13 @@ pub enum OpenError {
     /// A newer version has changed the schema.
     #[error("DATABASE_URL: {0} was written by a newer version of this program: upgrade this one")]
     Newer(String),
-    /// The user may not do what is needed.
+    /// The user lacks rights that are needed.
     #[error(
         "DATABASE_URL: {0}: its user may not make or use the tables: make it the database's owner ({reason})",
         reason = reason(.1)
     )]
     Rights(String, sqlx::Error),
-    /// A pooler hands the server's connections from one transaction to another.
+    /// A pooler gives each transaction another connection of the server.
     #[error(
         "DATABASE_URL: {0} is a connection pooler in transaction mode, which loses locks, settings and LISTEN: connect to \
          PostgreSQL itself, or set pool_mode=session for this database in PgBouncer"
@@ -73,18 +73,20 @@ pub enum OpenError {
     Other(String, sqlx::Error),
 }
 
-/// The server's own words, without those that sqlx puts around them.
+/// The server's own text, without the words that sqlx puts around it.
 fn reason(error: &sqlx::Error) -> String {
-    let said = error.as_database_error().map(|it| it.message().to_owned());
+    let said = error
+        .as_database_error()
+        .map(|said| said.message().to_owned());
     said.unwrap_or_else(|| error.to_string())
 }
 
-/// What time may mend is no matter of DATABASE_URL: a supervisor starts the process again.
+/// A problem that may pass on its own is not blamed on DATABASE_URL, so that a supervisor restarts the process.
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         match error {
-            it if it.may_pass() => Self::other(it),
-            it => Self::bad_setting(it),
+            error if error.may_pass() => Self::other(error),
+            error => Self::bad_setting(error),
         }
     }
 }
@@ -99,7 +101,7 @@ impl OpenError {
     }
 }
 
-/// What became of an attempt, in words.
+/// Converts the error of an attempt to connect.
 pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
     let name = name.to_owned();
     match code(&error).as_deref() {
@@ -119,9 +121,9 @@ pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
     }
 }
 
-/// Whether each connection has one of the server's for itself, as sessions need it: two connections that take turns
-/// never meet in one process of the server's, and each stays with its own. Only then do locks, settings and LISTEN last
-/// beyond a transaction.
+/// Whether each of our connections has a connection of the server for itself. Only then do locks, settings and LISTEN
+/// last beyond a transaction. Two connections take turns: they must never share a process of the server, and each must
+/// stay with its own.
 pub(crate) async fn has_sessions(access: &Access, name: &str) -> Result<bool, OpenError> {
     let failed = |error| open_error(name, error);
     let (mut one, mut other) = (
@@ -137,26 +139,27 @@ pub(crate) async fn has_sessions(access: &Access, name: &str) -> Result<bool, Op
         seen.push(pair);
     }
     for connection in [one, other] {
-        // They were only asked.
+        // These connections only read, so closing them cannot lose anything.
         let _ = connection.close().await;
     }
     Ok(seen.iter().all(|pair| *pair == seen[0] && pair.0 != pair.1))
 }
 
-/// What is known of a database that is ready.
+/// Facts about a database that is ready.
 pub(crate) struct Prepared {
     /// The server's time in milliseconds since 1970.
     pub(crate) now: i64,
-    /// The key for the memory of pushed events.
+    /// The key of the hashes of pushed events.
     pub(crate) sent_key: Option<[u8; 16]>,
 }
 
-/// Checks the server, brings the schema up to date and makes the keys. Returns the server's time in milliseconds since 1970.
+/// Checks the server, brings the schema up to date and creates missing keys. Returns the server's time in milliseconds
+/// since 1970.
 pub async fn prepare(database: &DatabaseUrl) -> Result<i64, OpenError> {
     Ok(make_ready(database).await?.now)
 }
 
-/// The same, with all that is known then.
+/// The same, but returns all facts.
 pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenError> {
     let name = database.to_string();
     let access = Access::new(database, MIGRATE);
@@ -166,7 +169,7 @@ pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenE
     let mut connection = access.connect_first(&name).await?;
     let failed = |error| open_error(&name, error);
     check_version(&mut connection, &name).await?;
-    // It holds an advisory lock meanwhile: several processes may start at once.
+    // sqlx holds an advisory lock meanwhile, because several processes may start at the same time.
     match migrations().run_direct(None, &mut connection, false).await {
         Ok(()) => {}
         Err(MigrateError::VersionMissing(_) | MigrateError::VersionTooNew(..)) => {
@@ -180,7 +183,7 @@ pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenE
     let unreadable = |error| OpenError::Unreachable(name.clone(), error);
     let sent_key = load_keys(&mut connection).await.map_err(unreadable)?;
     let now = meta::now_ms(&mut connection).await.map_err(unreadable)?;
-    // All is committed.
+    // Everything is committed.
     let _ = connection.close().await;
     Ok(Prepared { now, sent_key })
 }
@@ -204,10 +207,13 @@ fn migrations() -> Migrator {
 
 /// The versions of all migrations that this program knows.
 pub(crate) fn known_versions() -> Vec<i64> {
-    migrations().iter().map(|it| it.version).collect()
+    migrations()
+        .iter()
+        .map(|migration| migration.version)
+        .collect()
 }
 
-/// The versions of the migrations that a database has seen; none if it has never seen any.
+/// The versions of the migrations that a database has had. None if it has never had any.
 pub(crate) async fn versions(
     connection: &mut PgConnection,
 ) -> Result<Option<Vec<i64>>, sqlx::Error> {
@@ -223,7 +229,7 @@ pub(crate) async fn versions(
     Ok(Some(versions))
 }
 
-/// Whether a database holds any table.
+/// Whether a database has no tables.
 pub(crate) async fn is_empty(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "SELECT NOT EXISTS (SELECT 1
@@ -234,12 +240,12 @@ pub(crate) async fn is_empty(connection: &mut PgConnection) -> Result<bool, sqlx
     .await
 }
 
-/// Makes the keys that are not there yet, and has the logs use theirs. Returns the one made of it for pushed events: it
-/// never changes, as that of the marks does.
+/// Creates missing keys, and sets the key of the hashes in the logs. Returns a key for the hashes of pushed events,
+/// derived from the log key because that one never changes. The key of the marks does.
 async fn load_keys(connection: &mut PgConnection) -> StoreResult<Option<[u8; 16]>> {
     let fresh: [u8; 16] = rand::random();
     let key = meta::key(connection, "log_key", &fresh).await?;
-    // The key of the marks has to be there before anybody asks for it.
+    // The key of the marks must exist before anybody asks for it.
     meta::key(connection, "mark_key", &rand::random::<[u8; KEY_BYTES]>()).await?;
     let key: Option<[u8; 16]> = key.try_into().ok();
     key.into_iter().for_each(ids::set_log_key);

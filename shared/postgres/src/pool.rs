@@ -1,4 +1,4 @@
-//! Connections that only read: taken from a pool, and thrown away when their answer did not come.
+//! A pool of connections that only read. A connection whose response did not come is closed.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -10,10 +10,10 @@ use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgPoo
 
 use crate::{access::Access, errors::from_sqlx};
 
-/// How long a connection is waited for; refused ones are tried again meanwhile.
+/// The longest wait for a connection. The pool retries refused connections meanwhile.
 pub(crate) const ACQUIRE: Duration = Duration::from_secs(2);
 
-/// A pool, and how long an answer is waited for.
+/// A pool, and the longest wait for a response.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
     connections: PgPool,
@@ -22,13 +22,14 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Connects when it is first used.
+    /// Makes a pool, which connects when it is first used.
     pub(crate) fn new(access: Access, most: u32, limit: Duration) -> Self {
         let options = access.options().clone();
         let connections = PgPoolOptions::new()
             .max_connections(most)
             .acquire_timeout(ACQUIRE)
-            // Asking first would cost as much as the query; who meets a dead connection takes another one.
+            // Testing a connection would cost as much as the query. A read that meets a dead connection takes another
+            // one.
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
                 let access = access.clone();
@@ -42,7 +43,7 @@ impl Pool {
         }
     }
 
-    /// How often a read is worth another try: all connections may have died with the server's restart.
+    /// How often to try a read, because all connections may have died when the server restarted.
     pub(crate) fn tries(&self) -> u32 {
         self.most + 1
     }
@@ -53,14 +54,14 @@ impl Pool {
     }
 }
 
-/// A connection that goes back to its pool when its answer has come. If the answer did not come, or nobody waits for it
-/// any more, the connection is closed: sqlx would wait for the rest of the answer, without a time-out, before anybody
-/// else gets it.
+/// A connection that goes back to its pool after its response. If the response did not come, or the caller has gone
+/// away, the connection is closed. Otherwise sqlx would wait for the rest of the response, without a timeout, before
+/// the next caller gets the connection.
 #[derive(Debug)]
 pub(crate) struct Lease(Option<PoolConnection<Postgres>>);
 
 impl Lease {
-    /// Gives the connection back, unless the answer says that it is of no more use.
+    /// Gives the connection back, unless the result means that it cannot be used any more.
     pub(crate) fn end<T>(mut self, answer: Result<T>) -> Result<T> {
         if !answer.as_ref().is_err_and(StoreError::is_environment) {
             drop(self.0.take());
@@ -93,8 +94,8 @@ impl DerefMut for Lease {
     }
 }
 
-/// Calls a statement's function on a connection of a pool. Reads change nothing, so one whose connection turns out to be
-/// dead is tried on another.
+/// Calls a statement's function on a connection of a pool. A read changes nothing, so if its connection turns out to be
+/// dead, it is retried on another one.
 macro_rules! read {
     ($pool:expr, $($function:ident)::+ ( $($argument:expr),* )) => {{
         let pool = $pool;

@@ -1,5 +1,6 @@
-//! One memory of pushed events for all apis: each tells the others what it has pushed, in batches and without rows. What
-//! is lost on the way (a cut feed, a failed commit) lets a repeat ring twice, and nothing worse.
+//! A shared memory of pushed events for all apis: each tells the others what it has pushed, in batches and without
+//! rows. If a message gets lost (a cut feed, a failed commit), a repeated notification may ring twice, and nothing
+//! worse happens.
 
 use std::{
     collections::VecDeque,
@@ -16,15 +17,15 @@ use tokio::sync::Notify;
 
 use crate::{connection::Process, feed::Hearing};
 
-/// How long an event waits for others, or for any commit that takes it along. Homeservers repeat a push whose answer they
-/// missed after a second at the earliest, and a NOTIFY costs a commit.
+/// How long an event waits for other events, or for any commit that takes it along. A NOTIFY costs a commit, and
+/// homeservers repeat a notification without a response after a second at the earliest.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Most events that wait while the feed is cut off; the oldest go first.
+/// The most events that wait while the feed is interrupted. The oldest are dropped first.
 const MOST: usize = 4096;
 
 type Listener = Box<dyn Fn(&[SentKey]) + Send + Sync>;
 
-/// The events that this process has pushed and not told yet, and who wants to know those of others.
+/// The events that this process has pushed and not reported yet, and the listener for events of others.
 #[derive(Default)]
 pub(crate) struct SentEvents {
     waiting: Mutex<VecDeque<SentKey>>,
@@ -39,7 +40,7 @@ impl fmt::Debug for SentEvents {
 }
 
 impl SentEvents {
-    /// Has an event told soon.
+    /// Adds an event, to be reported soon.
     pub(crate) fn add(&self, event: SentKey) {
         let mut waiting = self.lock();
         if waiting.len() >= MOST {
@@ -50,17 +51,17 @@ impl SentEvents {
         self.added.notify_one();
     }
 
-    /// Takes what waits, for the commit that tells it.
+    /// Takes the waiting events, for a commit that reports them.
     pub(crate) fn take(&self) -> Vec<SentKey> {
         std::mem::take(&mut *self.lock()).into()
     }
 
-    /// Has `listener` hear of what others have pushed. False if somebody does so already.
+    /// Sets the listener for events that others have pushed. False if there is one already.
     pub(crate) fn listen(&self, listener: Listener) -> bool {
         self.listener.set(listener).is_ok()
     }
 
-    /// Others have pushed these.
+    /// Passes on events that others have pushed.
     pub(crate) fn heard(&self, events: &[SentKey]) {
         if let (false, Some(listener)) = (events.is_empty(), self.listener.get()) {
             listener(events);
@@ -76,17 +77,17 @@ impl SentEvents {
     }
 }
 
-/// Sees that what waits is told soon. Runs forever.
+/// Makes sure that waiting events are reported soon. Runs forever.
 pub(crate) async fn tell(process: Arc<Process>, hearing: Hearing, writer: Writer) {
     loop {
         process.sent.added.notified().await;
         while !process.sent.is_empty() {
             tokio::time::sleep(PAUSE).await;
-            // A database that may not answer would keep reports waiting behind this.
+            // If the database may not respond, this write would make reports wait.
             if hearing.freshness() != Freshness::Fresh || process.sent.is_empty() {
                 continue;
             }
-            // Every commit takes along what waits, and so does one of nothing.
+            // Every commit takes the waiting events along, even an empty one.
             let told = writer.write(|_| Box::pin(async { Ok(()) })).await;
             if let Err(error) = told {
                 tracing::debug!(%error, "the others cannot be told what was pushed");

@@ -1,4 +1,4 @@
-//! `DATABASE_URL` where it names a PostgreSQL database.
+//! Parses a `DATABASE_URL` that names a PostgreSQL database.
 
 use std::{fmt, net::IpAddr, path::Path, str::FromStr};
 
@@ -6,7 +6,8 @@ use matrix2acrobits_shared::process::settings::{SettingError, parse};
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
-/// What may follow a `?`. sqlx passes over what it does not know, and then a connection is not what its operator thinks.
+/// The parameters that may follow a `?`. sqlx ignores parameters that it does not know, and then a connection differs
+/// from what the operator expects.
 const PARAMETERS: [&str; 6] = [
     "sslmode",
     "sslrootcert",
@@ -20,12 +21,12 @@ const PARAMETERS: [&str; 6] = [
 #[derive(Clone)]
 pub struct DatabaseUrl {
     options: PgConnectOptions,
-    /// Whether it names certificate authorities of its own.
+    /// Whether the URL names its own certificate authorities.
     has_roots: bool,
 }
 
 impl DatabaseUrl {
-    /// Trusts the certificate authorities in this file, too, unless the URL names some.
+    /// Also trusts the certificate authorities in this file, unless the URL names some.
     #[must_use]
     pub fn trusting(mut self, extra_ca: Option<&Path>) -> Self {
         if let Some(path) = extra_ca.filter(|_| !self.has_roots) {
@@ -34,19 +35,19 @@ impl DatabaseUrl {
         self
     }
 
-    /// Connection options, without any of ours.
+    /// The connection options of the URL.
     pub(crate) fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
-    /// Whether the way there does not leave this machine.
+    /// Whether the server is on this machine.
     pub(crate) fn is_local(&self) -> bool {
         let host = self.options.get_host();
         let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
         self.options.get_socket().is_some()
             || host.starts_with('/')
             || host == "localhost"
-            || address.is_ok_and(|it| it.is_loopback())
+            || address.is_ok_and(|address| address.is_loopback())
     }
 }
 
@@ -75,7 +76,7 @@ impl FromStr for DatabaseUrl {
             if url.path().trim_start_matches('/').is_empty() {
                 return Err(format!("names no database: {}", form()));
             }
-            // Its error could repeat the password.
+            // sqlx's error could repeat the password.
             let options = PgConnectOptions::from_str(text).map_err(|_| form())?;
             Ok(Self {
                 options,
@@ -85,18 +86,21 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// Without the password.
+/// Shown without the password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let it = &self.options;
-        let (user, database) = (it.get_username(), it.get_database().unwrap_or_default());
-        match it.get_socket() {
+        let options = &self.options;
+        let (user, database) = (
+            options.get_username(),
+            options.get_database().unwrap_or_default(),
+        );
+        match options.get_socket() {
             Some(socket) => write!(f, "postgres://{user}@{}/{database}", socket.display()),
             None => write!(
                 f,
                 "postgres://{user}@{}:{}/{database}",
-                it.get_host(),
-                it.get_port()
+                options.get_host(),
+                options.get_port()
             ),
         }
     }

@@ -27,29 +27,29 @@ use crate::{
     statements::{accounts, arrivals, gate, jobs, mappings, marks, meta, pushers, workers},
 };
 
-/// How often the write lock is asked for while another process has it. SQLite's own waiting sleeps for up to
-/// 100 ms at a time, and a busy process took the lock again and again meanwhile: with the worker draining a
-/// backlog, reports waited for more than a second.
+/// How often to ask for the write lock while another process has it. SQLite's own wait sleeps for up to 100 ms at a
+/// time, and meanwhile a busy process took the lock again and again. While the worker drained a backlog, reports waited
+/// for more than a second.
 const ASK: Duration = Duration::from_millis(1);
 /// How long we assume that another process still competes for the lock after we met it.
 const MET: Duration = Duration::from_millis(500);
-/// How long the lock is kept where no other process was met, for one may be asking all the same.
+/// How long the lock is kept if no other process was met, because one may still be asking for it.
 const ALONE: Duration = Duration::from_millis(200);
 
-/// How a process shares the write lock with others: nobody is told who waits, so a busy process leaves it alone
+/// How a process shares the write lock with others. A process cannot see who waits, so a busy one leaves the lock alone
 /// from time to time, for longer than [`ASK`].
 #[derive(Debug, Clone, Copy)]
 pub struct Sharing {
-    /// How long it waits for another process' lock.
+    /// How long to wait for another process' lock.
     busy: Duration,
-    /// How long it goes on, one transaction after the other, while another process wants the lock, too.
+    /// How long to run one transaction after the other while another process also wants the lock.
     keep: Duration,
-    /// How long it leaves the lock alone then.
+    /// How long to leave the lock alone after that.
     leave: Duration,
 }
 
 impl Sharing {
-    /// For a process whose writes somebody waits for.
+    /// For a process on whose writes somebody waits.
     pub fn ahead(busy: Duration) -> Self {
         Self {
             busy,
@@ -58,7 +58,7 @@ impl Sharing {
         }
     }
 
-    /// For one that can wait: a transaction at a time, with much in each.
+    /// For a process that can wait: one transaction at a time, with many writes in each.
     pub fn behind(busy: Duration) -> Self {
         Self {
             busy,
@@ -67,7 +67,7 @@ impl Sharing {
         }
     }
 
-    /// How long it waits for another process' lock.
+    /// How long to wait for another process' lock.
     pub(crate) fn busy(&self) -> Duration {
         self.busy
     }
@@ -83,18 +83,18 @@ impl Sharing {
     }
 }
 
-/// What a process knows of its turns at the write lock.
+/// What a process knows about its turns at the write lock.
 #[derive(Debug)]
 struct Turns {
-    /// When it took the lock after others had had a chance.
+    /// When it took the lock after giving others a chance.
     taken: Instant,
-    /// When it last gave it back.
+    /// When it last released the lock.
     free: Instant,
-    /// When another process was last found to have it.
+    /// When it last found that another process had the lock.
     met: Option<Instant>,
 }
 
-/// The connection, and how to get another.
+/// The connection, and what is needed to open another one.
 pub(crate) struct WriteConnection {
     connection: Option<SqliteConnection>,
     options: SqliteConnectOptions,
@@ -131,8 +131,8 @@ impl WriteConnection {
     }
 }
 
-/// Has a connection be told at once that another process has the write lock, and keep as many pages as a full batch
-/// may change: with SQLite's 2 MiB it wrote and read them again and again.
+/// Makes SQLite report at once that another process has the write lock. Also makes the connection's cache large enough
+/// for the pages that a full batch may change: with SQLite's 2 MiB, it wrote and read them again and again.
 pub(crate) async fn set_up(connection: &mut SqliteConnection) -> Result<()> {
     for pragma in ["PRAGMA busy_timeout = 0", "PRAGMA cache_size = -8192"] {
         let done = sqlx::query(pragma).execute(&mut *connection).await;
@@ -154,7 +154,7 @@ impl Connection for WriteConnection {
     }
 
     fn limit(&self) -> Option<Duration> {
-        // The lock is waited for a while, and nothing else waits for anybody.
+        // A transaction waits only for the lock, and that wait has its own limit.
         None
     }
 
@@ -170,7 +170,7 @@ impl Connection for WriteConnection {
         };
         let started = Instant::now();
         let mut chance = started >= self.turns.free + self.sharing.leave;
-        // A statement and not sqlx' own transaction: that would keep the connection borrowed while we ask again.
+        // This is not sqlx' own transaction, because that would keep the connection borrowed while we ask again.
         while let Err(error) = sqlx::query("BEGIN IMMEDIATE")
             .execute(&mut *connection)
             .await
@@ -196,9 +196,9 @@ impl Connection for WriteConnection {
         }))
     }
 
-    /// A connection on which a transaction failed for the environment's sake is not used again: after a full disk
-    /// or an I/O error SQLite has rolled back by itself, and sqlx then refuses every further transaction
-    /// (measured with sqlx 0.9). Closing rolls back what is open.
+    /// A connection on which a transaction failed because of the environment is not used again. After a full disk or an
+    /// I/O error, SQLite has rolled back on its own, and sqlx then refuses every further transaction (measured with
+    /// sqlx 0.9). Closing rolls back an open transaction.
     async fn ended(&mut self, result: &Result<()>) {
         self.turns.free = Instant::now();
         let Err(error) = result else {
@@ -219,13 +219,13 @@ impl Connection for WriteConnection {
 
     async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // It is the end of the process, and all that was acknowledged is on the disk.
+            // The process ends, and all acknowledged writes are on the disk.
             let _ = connection.close().await;
         }
     }
 }
 
-/// A transaction that writes. Until it is committed nothing counts; [`WriteConnection::ended`] rolls back.
+/// A transaction that writes. Nothing counts until the commit, and [`WriteConnection::ended`] rolls back.
 struct WriteTransaction<'c> {
     connection: &'c mut SqliteConnection,
     now: i64,
@@ -241,7 +241,7 @@ impl Transaction for WriteTransaction<'_> {
         self.now
     }
 
-    // The write lock of the file keeps others away from everything.
+    // The file's write lock keeps others away from everything.
     async fn lock_selectors(&mut self, _: &[&str]) -> Result<()> {
         Ok(())
     }
@@ -351,7 +351,7 @@ impl Transaction for WriteTransaction<'_> {
     async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()> {
         marks::keep_before(self.connection).await?;
         marks::put(self.connection, fresh, &until.to_be_bytes()).await?;
-        // Other processes notice the new key as they notice changes of tokens.
+        // Other processes notice the new key in the same way as changes of tokens.
         meta::count_change(self.connection).await
     }
     async fn make_due(&mut self, keys: &[i64]) -> Result<u64> {
@@ -377,7 +377,7 @@ impl Transaction for WriteTransaction<'_> {
         let after = meta::token_epoch(&mut *self.connection).await?;
         let committed = sqlx::query("COMMIT").execute(&mut *self.connection).await;
         if let Err(error) = committed {
-            // Nobody can tell whether it is in the file.
+            // We cannot tell whether the commit is in the file.
             self.feed.tell(Changed::Everything);
             return Err(from_sqlx(error));
         }
@@ -411,15 +411,15 @@ mod tests {
         let busy = Duration::from_secs(5);
         let (ahead, behind) = (Sharing::ahead(busy), Sharing::behind(busy));
         for (sharing, free, met, now, expected) in [
-            // Another one was met: a few transactions of one, one of the other.
+            // Another process was met, so the two alternate: a few transactions ahead, one behind.
             (ahead, 10, Some(start), 11, None),
             (ahead, 17, Some(start), 18, Some(1)),
             (behind, 4, Some(start), 4, Some(10)),
             (behind, 4, Some(start), 9, Some(5)),
-            // It was left alone for long enough already.
+            // The lock was already left alone for long enough.
             (ahead, 17, Some(start), 19, None),
             (behind, 4, Some(start), 14, None),
-            // Nobody was met, or not lately.
+            // No other process was met, or not recently.
             (ahead, 100, None, 101, None),
             (ahead, 201, None, 201, Some(2)),
             (behind, 100, None, 101, None),

@@ -1,4 +1,4 @@
-//! A file as one side of a copy of everything.
+//! An SQLite file as one side of a copy.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use sqlx::{
 
 use crate::{DatabaseUrl, errors::from_sqlx, statements::copy};
 
-/// How long somebody who has the file open may take to close it.
+/// How long another process that has the file open may take to close it.
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// The file, in a transaction.
@@ -23,13 +23,14 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct Copying(SqliteConnection);
 
 impl Copying {
-    /// Only looks, beside running processes.
+    /// Only looks, alongside running processes.
     pub async fn look(database: &DatabaseUrl) -> std::result::Result<Self, LookError> {
         begin(database, database.options().read_only(true), "BEGIN").await
     }
 
-    /// Keeps everybody else out. In WAL mode all who have a file open hold a shared lock on it, so an exclusive one shows
-    /// that nobody does (<https://sqlite.org/wal.html#use_of_wal_without_shared_memory>).
+    /// Keeps everybody else out. In WAL mode, every process that has the file open holds a shared lock on it, so an
+    /// exclusive lock shows that no other process does
+    /// (<https://sqlite.org/wal.html#use_of_wal_without_shared_memory>).
     pub async fn alone(database: &DatabaseUrl) -> std::result::Result<Self, LookError> {
         let options = database
             .options()
@@ -93,7 +94,7 @@ impl Side for Copying {
     async fn commit(mut self: Box<Self>) -> Result<()> {
         let done = sqlx::raw_sql("COMMIT").execute(&mut self.0).await;
         done.map_err(from_sqlx)?;
-        // Closing moves all of it into the file itself.
+        // Closing moves all data from the log into the file.
         self.0.close().await.map_err(from_sqlx)
     }
 }

@@ -1,4 +1,4 @@
-//! What SQLite's and sqlx' errors mean for those who asked.
+//! Decides what errors of SQLite and sqlx mean for the caller.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ const BUSY: u32 = 5;
 const LOCKED: u32 = 6;
 pub(crate) const CORRUPT: u32 = 11;
 pub(crate) const NOTADB: u32 = 26;
-/// NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB: the cause lies around the database.
+/// NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB: the cause is the database's environment.
 const ENVIRONMENT: [u32; 7] = [7, 8, 10, CORRUPT, 13, 14, NOTADB];
 
 /// SQLite's primary result code.
@@ -18,19 +18,19 @@ pub(crate) fn code(error: &sqlx::Error) -> Option<u32> {
     Some(code & 0xff)
 }
 
-/// Whether another process has the lock that was asked for.
+/// Whether another process has the lock.
 pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(BUSY | LOCKED))
 }
 
-/// The store's word for an error.
+/// Converts an error into the store's kinds.
 pub(crate) fn from_sqlx(error: sqlx::Error) -> StoreError {
     if is_busy(&error) {
         return StoreError::Busy(Arc::new(error));
     }
     let this_alone = match &error {
         sqlx::Error::Database(_) => code(&error).is_none_or(|code| !ENVIRONMENT.contains(&code)),
-        // A value that cannot be written or a row that cannot be read.
+        // A value that cannot be written, or a row that cannot be read.
         sqlx::Error::Encode(_)
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }

@@ -1,4 +1,5 @@
-//! What other processes change: noticed by SQLite's own count of writes, and by a counter that triggers keep.
+//! The change feed for a file: notices changes of other processes by SQLite's count of writes, and by a counter that
+//! triggers keep.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -13,10 +14,11 @@ use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::{errors::from_sqlx, statements::meta};
 
-/// How often the file is looked at for changes by others; one pragma, no lock.
+/// How often to look for changes of other processes. A look costs one pragma and no lock.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Tells this process' changes of tokens from those of others, so that a cache need not be emptied for the former.
+/// Distinguishes this process' changes of tokens from those of others, so that our own changes need not empty the
+/// caches.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Epoch(Arc<Mutex<Known>>);
 
@@ -28,7 +30,8 @@ struct Known {
 }
 
 impl Epoch {
-    /// Our writer found `before` and left `after`. Returns whether somebody else had changed tokens before.
+    /// Notes that our writer found the counter at `before` and left it at `after`. Returns whether another process had
+    /// changed tokens before.
     pub(crate) fn committed(&self, before: i64, after: i64) -> bool {
         let mut known = self.lock();
         known.commits += 1;
@@ -42,11 +45,11 @@ impl Epoch {
         self.lock().commits
     }
 
-    /// A reader has found `value`, since our writer had made `commits` commits. Returns whether somebody else has
-    /// changed tokens; one who put an older file back, too.
+    /// Notes that a reader found the counter at `value`, when our writer had made `commits` commits. Returns whether
+    /// another process has changed tokens, or somebody restored an older file.
     fn found(&self, value: i64, commits: u64) -> bool {
         let mut known = self.lock();
-        // Our writer committed meanwhile: the next look tells.
+        // If our writer committed meanwhile, the next look decides.
         known.commits == commits
             && known
                 .value
@@ -59,8 +62,8 @@ impl Epoch {
     }
 }
 
-/// Sees that the database was written to. It has a connection of its own, since SQLite counts the writes of
-/// all others (<https://sqlite.org/pragma.html#pragma_data_version>).
+/// Notices writes to the database. It has its own connection, because SQLite counts the writes of all other connections
+/// (<https://sqlite.org/pragma.html#pragma_data_version>).
 #[derive(Debug)]
 pub struct Watcher {
     connection: SqliteConnection,
@@ -78,7 +81,7 @@ impl Watcher {
         })
     }
 
-    /// Whether somebody has written since the last call; true the first time.
+    /// Whether another connection has written since the last call. True the first time.
     pub async fn changed(&mut self) -> Result<bool> {
         let version = sqlx::query_scalar("PRAGMA data_version")
             .fetch_one(&mut self.connection)
@@ -88,7 +91,7 @@ impl Watcher {
     }
 }
 
-/// Tells the feed when another process has changed tokens. Runs for ever.
+/// Tells the feed when another process has changed tokens. Runs forever.
 pub(crate) async fn follow(options: SqliteConnectOptions, epoch: Epoch, feed: Feed) {
     let mut watcher: Option<Watcher> = None;
     let mut ticks = tokio::time::interval(LOOK);
@@ -106,7 +109,7 @@ pub(crate) async fn follow(options: SqliteConnectOptions, epoch: Epoch, feed: Fe
             let commits = epoch.commits();
             let value = meta::token_epoch(&mut watcher.connection).await?;
             if epoch.commits() != commits {
-                // What it was can only be told when nobody of us writes meanwhile.
+                // We can only tell who wrote if our own writer does not write meanwhile.
                 watcher.version = None;
             }
             Ok(epoch.found(value, commits))
@@ -115,7 +118,7 @@ pub(crate) async fn follow(options: SqliteConnectOptions, epoch: Epoch, feed: Fe
         if changed.is_err() {
             watcher = None;
         }
-        // A database that does not answer may hide a change.
+        // A database that does not respond may hide a change.
         if changed.unwrap_or(true) {
             feed.tell(Changed::Everything);
         }
@@ -136,7 +139,7 @@ mod tests {
         assert!(!epoch.committed(7, 8));
         // And to 9, which our writer finds first.
         assert!(epoch.committed(9, 9));
-        // A file from before was put back.
+        // Somebody restored an older file.
         assert!(epoch.found(2, epoch.commits()));
         // Our writer commits between the two looks.
         let commits = epoch.commits();

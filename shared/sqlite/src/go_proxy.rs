@@ -1,5 +1,5 @@
-//! Reads the database of the Go proxy that this bridge replaces (nethesis/matrix2acrobits): its one table
-//! `push_tokens`. It is opened for reading alone, and may be in use.
+//! Reads the database of the Go proxy that this bridge replaces (nethesis/matrix2acrobits): its only table,
+//! `push_tokens`. The database is opened read-only, and may be in use.
 
 use std::{fmt, path::Path, time::Duration, time::UNIX_EPOCH};
 
@@ -18,21 +18,21 @@ const COLUMNS: [&str; 6] = [
     "updated_at",
 ];
 
-/// Why it cannot be read.
+/// Why the database cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GoProxyError {
-    /// It cannot be opened or read.
+    /// The file cannot be opened or read.
     #[error("cannot be read: {0}")]
     Database(#[from] sqlx::Error),
-    /// It is something else.
+    /// The file is something else.
     #[error("is not the Go proxy's database: it has no table push_tokens with a column {0}")]
     Other(&'static str),
 }
 
-/// A row as it is, unchecked; absent and empty are the same there.
+/// An unchecked row. In this database, absent and empty are the same.
 #[derive(Clone, PartialEq, Eq)]
 pub struct GoProxyRow {
-    /// Its id; pages are in this order.
+    /// The row's id, which orders the pages.
     pub id: i64,
     /// The account on the phone.
     pub selector: String,
@@ -44,7 +44,7 @@ pub struct GoProxyRow {
     pub token_calls: String,
     /// App id for calls.
     pub app_id_calls: String,
-    /// The last report, in seconds since 1970, where it can be read.
+    /// The last report, in seconds since 1970, if it can be read.
     pub updated_at: Option<i64>,
 }
 
@@ -59,15 +59,15 @@ impl fmt::Debug for GoProxyRow {
 pub struct GoProxyDatabase(SqliteConnection);
 
 impl GoProxyDatabase {
-    /// Opens the file, which must be there, and looks whether it is what it should be.
+    /// Opens the file, which must exist, and checks its columns.
     pub async fn open(path: &Path) -> Result<Self, GoProxyError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .read_only(true)
             .busy_timeout(Duration::from_secs(5));
         match Self::checked(&options).await {
-            // One in WAL mode, in a folder that we must not write to. Without a -wal file nobody has it
-            // open, and all is in the file itself.
+            // The database may be in WAL mode, in a folder that we may not write to. Without a -wal file, nobody has
+            // the database open, and all data is in the file itself.
             Err(GoProxyError::Database(_)) if !has_wal(path) => {
                 Self::checked(&options.immutable(true)).await
             }
@@ -90,7 +90,7 @@ impl GoProxyDatabase {
         }
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub async fn count(&mut self) -> Result<u64, GoProxyError> {
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM push_tokens")
             .fetch_one(&mut self.0)
@@ -135,8 +135,8 @@ fn read(row: &SqliteRow) -> Result<GoProxyRow, sqlx::Error> {
     })
 }
 
-/// Seconds since 1970 of `2025-11-28 12:34:56.789 +0000 UTC m=+1.2` (as Go writes it), the same with a `T`, or
-/// what SQLite's CURRENT_TIMESTAMP gives: always UTC.
+/// Seconds since 1970 of `2025-11-28 12:34:56.789 +0000 UTC m=+1.2` (as Go writes it), of the same with a `T`, or of
+/// SQLite's CURRENT_TIMESTAMP. The time is always UTC.
 fn time(text: &str) -> Option<i64> {
     let time = humantime::parse_rfc3339_weak(text.get(..19)?).ok()?;
     let seconds = time.duration_since(UNIX_EPOCH).ok()?.as_secs();

@@ -1,4 +1,4 @@
-//! The store of matrix2acrobits in an SQLite file: opening it, its one writer, its readers, and all of its SQL in
+//! The store of matrix2acrobits in an SQLite file: the connections, the writer, the change feed, and all SQL in
 //! [`statements`].
 
 mod connection;
@@ -55,9 +55,9 @@ use statements::{
     accounts, arrivals, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers,
 };
 
-/// Connections for lookups, which are short; each costs a thread.
+/// Connections for lookups, which are short. Each costs a thread.
 const READERS: u32 = 4;
-/// Connections for pages and counts, which can be long: they never make a notification wait.
+/// Connections for listings and counts, which can take long. A notification never waits for them.
 const OPERATORS: u32 = 2;
 
 /// The open database. Cheap to clone.
@@ -65,11 +65,11 @@ const OPERATORS: u32 = 2;
 pub struct Sqlite {
     /// Every write goes through here.
     pub writer: Writer,
-    /// Tells what commits make untrue.
+    /// Tells which cached data commits make out of date.
     pub feed: Feed,
-    /// The tasks that must not die.
+    /// The tasks that the process cannot work without.
     pub vital: Vital,
-    /// The time that rows are stamped with.
+    /// The clock that gives rows their times.
     pub clock: Clock,
     readers: SqlitePool,
     operators: SqlitePool,
@@ -78,12 +78,12 @@ pub struct Sqlite {
     job_counts: Counts<Vec<(String, i64)>>,
     pusher_counts: Counts<Vec<(String, i64)>>,
     epoch: feed::Epoch,
-    /// Whether the feed tells of other processes.
+    /// Whether the feed reports changes of other processes.
     follows: Arc<AtomicBool>,
     options: Arc<SqliteConnectOptions>,
 }
 
-/// What a job asks about its pusher.
+/// A job's question about its pusher, and whether users may share a pushkey.
 #[derive(Debug, Clone)]
 struct TaskOf {
     asked: Asked,
@@ -91,8 +91,8 @@ struct TaskOf {
 }
 
 impl Sqlite {
-    /// Opens the file, creates what is missing, brings the schema up to date and starts the writer.
-    /// `sharing` says how it gets along with other processes.
+    /// Opens the file, creates what is missing, brings the schema up to date and starts the writer. `sharing` says how
+    /// to share the write lock with other processes.
     pub async fn open(
         database: &DatabaseUrl,
         sharing: Sharing,
@@ -107,7 +107,7 @@ impl Sqlite {
                 .acquire_timeout(busy)
                 .idle_timeout(None)
                 .max_lifetime(None)
-                // A file does not hang up, and asking first would cost as much as the query.
+                // A file does not hang up, and testing the connection would cost as much as the query.
                 .test_before_acquire(false)
                 .connect_lazy_with(read_only.clone())
         };
@@ -151,7 +151,7 @@ impl Sqlite {
         &self.readers
     }
 
-    /// Has the feed tell what other processes change, too.
+    /// Makes the feed report changes of other processes as well.
     pub fn follow_others(&self) {
         if self.follows.swap(true, Ordering::SeqCst) {
             return;
@@ -161,12 +161,12 @@ impl Sqlite {
         self.vital.spawn("change feed", follow);
     }
 
-    /// Watches for writes of any connection, this process' included.
+    /// Watches for writes of any connection, including this process'.
     pub async fn watcher(&self) -> Result<Watcher> {
         Watcher::start(&self.options).await
     }
 
-    /// Bytes that the file and its write-ahead log take; 0 for one that is not there.
+    /// The sizes of the file and its write-ahead log in bytes. 0 for a file that does not exist.
     pub async fn file_sizes(&self) -> (u64, u64) {
         let file = self.options.get_filename();
         let mut log = file.as_os_str().to_owned();
@@ -175,7 +175,7 @@ impl Sqlite {
         (size(file).await, size(Path::new(&log)).await)
     }
 
-    /// Whether the database answers.
+    /// Whether the database responds.
     pub async fn ping(&self) -> Result<()> {
         meta::token_epoch(&self.operators).await.map(drop)
     }
@@ -184,13 +184,13 @@ impl Sqlite {
     pub async fn targets(&self, pushkey: &str) -> Result<Vec<TargetRow>> {
         match Pushkey::parse(pushkey) {
             Ok(pushkey) => self.targets.ask(pushkey).await,
-            // What is no pushkey is in no row.
+            // No row holds an invalid pushkey.
             Err(_) => Ok(Vec::new()),
         }
     }
 
-    /// Up to `limit` rows that a push can go to, with ids below `before`, the latest phones first, and the last
-    /// id among them. None when there are no more.
+    /// The live rows that alone hold their pushkey, among the next `limit` live rows with ids below `before`, the
+    /// latest phones first. Also the last id that was read. None when there are no more.
     pub async fn live_targets(
         &self,
         before: i64,
@@ -204,17 +204,17 @@ impl Sqlite {
         tokens::held_any(&self.readers).await
     }
 
-    /// Reads a pusher for its job. `append`: whether users share a pushkey.
+    /// Reads a pusher for its job. `append` says whether users may share a pushkey.
     pub async fn task(&self, asked: Asked, append: bool) -> Result<Loaded> {
         self.tasks.ask(TaskOf { asked, append }).await
     }
 
-    /// What all workers know together of the homeserver.
+    /// What all workers together know about the homeserver.
     pub async fn read_gate(&self) -> Result<GateView> {
         gate::read(&self.readers, self.clock.unix() - DEAD_AFTER).await
     }
 
-    /// The keys of the marks that count.
+    /// The keys whose marks count.
     pub async fn mark_keys(&self) -> Result<MarkKeys> {
         marks::keys(&self.readers).await
     }
@@ -224,13 +224,13 @@ impl Sqlite {
         marks::count_without(&self.operators, &key.name()).await
     }
 
-    /// When the next job that waits is due, in seconds since 1970; none when nothing waits.
+    /// When the next waiting job is due, in seconds since 1970. None if no job waits.
     pub async fn next_due(&self) -> Result<Option<i64>> {
         jobs::next_due(&self.readers).await
     }
 
-    /// Jobs that wait for a time which a wrong clock reckoned: longer than `longest` seconds in backoff, than an
-    /// hour where the homeserver asked for it, or at all. At most `limit`.
+    /// Up to `limit` jobs whose time comes from a wrong clock: they wait longer than `longest` seconds in backoff,
+    /// longer than an hour at the homeserver's request, or longer than [`SOON`] otherwise.
     pub async fn wrong_waits(&self, longest: i64, limit: i64) -> Result<Vec<i64>> {
         let now = self.clock.unix();
         let (soon, longest, asked) = (now + SOON, now + longest, now + LONGEST_ASKED + SOON);
@@ -242,7 +242,7 @@ impl Sqlite {
         jobs::in_backoff(&self.operators, self.clock.unix(), limit).await
     }
 
-    /// The next pushers after an id, each with whether it is not as wanted and has no job.
+    /// The next pushers after an id that are not as wanted, each with whether it lacks a job.
     pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
         pushers::without_job(&self.operators, after, limit).await
     }
@@ -257,31 +257,31 @@ impl Sqlite {
         pushers::outdated(&self.operators, settings, after, limit).await
     }
 
-    /// How many pushers a replay is about.
+    /// How many pushers a replay covers.
     pub async fn count_replay(&self, replay: &Replay) -> Result<i64> {
         pushers::count_replay(&self.operators, replay).await
     }
 
-    /// The next pushers that a replay is about.
+    /// The next pushers that a replay covers.
     pub async fn replay_page(&self, replay: &Replay, after: i64, limit: i64) -> Result<Vec<i64>> {
         pushers::replay(&self.operators, replay, after, limit).await
     }
 
-    /// Jobs by state, and the age of the oldest that could run.
+    /// The number of jobs by state, and how long the oldest due job has waited.
     pub async fn queue_state(&self) -> Result<QueueState> {
         let counts = self.job_counts.get(jobs::count(&self.operators)).await?;
         let next_due = jobs::next_due(&self.operators).await?;
         Ok(QueueState::new(&counts, next_due, self.clock.unix()))
     }
 
-    /// Pushers by state.
+    /// The number of pushers by state.
     pub async fn count_pushers(&self) -> Result<Vec<(String, i64)>> {
         self.pusher_counts
             .get(pushers::count(&self.operators))
             .await
     }
 
-    /// How many tokens for messages belong to nobody yet, and so have no pusher.
+    /// How many tokens for messages belong to no user yet, and so have no pusher.
     pub async fn count_unmapped(&self) -> Result<i64> {
         tokens::count_unmapped(&self.operators).await
     }
@@ -321,12 +321,12 @@ impl Sqlite {
         listing::dead_letters(&self.operators, self.clock.unix(), limit).await
     }
 
-    /// Up to `limit` workers, those that live first.
+    /// Up to `limit` workers, those that are alive first.
     pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
         workers::list(&self.operators, self.clock.unix(), limit).await
     }
 
-    /// The rows that receipts may be about, for each of these.
+    /// The rows that receipts may be about, for each named phone.
     pub async fn candidates(&self, named: &[NamedPhone]) -> Result<Vec<Vec<Candidate>>> {
         arrivals::candidates(&self.operators, named).await
     }
@@ -337,7 +337,7 @@ impl Sqlite {
         arrivals::phones(&self.operators, &ids).await
     }
 
-    /// The same of one user.
+    /// The same for one user.
     pub async fn phones_of_user(
         &self,
         user: &UserId,
@@ -348,7 +348,7 @@ impl Sqlite {
         arrivals::phones(&self.operators, &ids).await
     }
 
-    /// These phones, by the ids of their rows, in their order, as far as they exist.
+    /// Those of these phones that exist, by the ids of their rows and in the same order.
     pub async fn phones(&self, ids: &[i64]) -> Result<Vec<PhoneListing>> {
         arrivals::phones(&self.operators, ids).await
     }
@@ -363,8 +363,7 @@ impl Sqlite {
         arrivals::phones(&self.operators, &ids).await
     }
 
-    /// Up to `limit` silent phones, those first that have been silent for longest, and where the next page begins;
-    /// none at the end.
+    /// Up to `limit` silent phones, the longest silent first, and where the next page begins. None at the end.
     pub async fn silent_phones(
         &self,
         after: SilentCursor,
@@ -372,7 +371,7 @@ impl Sqlite {
     ) -> Result<(Vec<PhoneListing>, Option<SilentCursor>)> {
         let until = self.clock.unix() - SILENT_AFTER;
         let found = arrivals::silent(&self.operators, until, after, limit).await?;
-        let ids: Vec<_> = found.iter().map(|it| it.phone).collect();
+        let ids: Vec<_> = found.iter().map(|silent| silent.phone).collect();
         let phones = arrivals::phones(&self.operators, &ids).await?;
         Ok((phones, found.last().copied()))
     }
@@ -393,7 +392,7 @@ impl Sqlite {
     }
 }
 
-/// Starts what [`Sqlite::targets`] asks.
+/// Starts the task that [`Sqlite::targets`] asks.
 fn read_targets(vital: &Vital, readers: SqlitePool) -> Batch<Pushkey, Vec<TargetRow>> {
     Batch::start(vital, move |pushkeys: Arc<[Pushkey]>| {
         let readers = readers.clone();
@@ -401,12 +400,12 @@ fn read_targets(vital: &Vital, readers: SqlitePool) -> Batch<Pushkey, Vec<Target
     })
 }
 
-/// Starts what [`Sqlite::task`] asks.
+/// Starts the task that [`Sqlite::task`] asks.
 fn read_tasks(vital: &Vital, readers: SqlitePool, clock: Clock) -> Batch<TaskOf, Loaded> {
     Batch::start(vital, move |asked: Arc<[TaskOf]>| {
         let (readers, now) = (readers.clone(), clock.unix());
         async move {
-            let ids: Vec<_> = asked.iter().map(|it| it.asked.id).collect();
+            let ids: Vec<_> = asked.iter().map(|task| task.asked.id).collect();
             let found = pushers::pairs_of(&readers, &ids).await?;
             let pair = |(_, (app_id, pushkey)): &(i64, (String, String))| {
                 (app_id.clone(), pushkey.clone())
@@ -417,16 +416,16 @@ fn read_tasks(vital: &Vital, readers: SqlitePool, clock: Clock) -> Batch<TaskOf,
                 .map(|(a, p)| Pair::from((a.as_str(), p.as_str())))
                 .collect();
             let facts = pushers::pairs(&readers, &keys).await?;
-            let loaded = asked.iter().map(|it| {
-                let place = found.iter().position(|(id, _)| *id == it.asked.id);
+            let loaded = asked.iter().map(|task| {
+                let place = found.iter().position(|(id, _)| *id == task.asked.id);
                 let Some(pushers) = place.map(|place| &facts[place].pushers) else {
                     return Loaded::Gone;
                 };
-                if pushers.iter().all(|pusher| pusher.id != it.asked.id) {
-                    // What stands for its app id or pushkey is no text by which it can be found.
+                if pushers.iter().all(|pusher| pusher.id != task.asked.id) {
+                    // The pusher exists, but its app id or pushkey is not valid text and so cannot be looked up.
                     return Loaded::Unreadable;
                 }
-                Loaded::read(pushers, &it.asked, it.append, now)
+                Loaded::read(pushers, &task.asked, task.append, now)
             });
             Ok(loaded.collect())
         }

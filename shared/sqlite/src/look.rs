@@ -1,4 +1,4 @@
-//! Looking at a database without making or changing it, for commands that only read.
+//! Looks at a database without creating or changing it, for commands that only read.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
     statements::{accounts, mappings},
 };
 
-/// Says whether a database is there and has the schema that this program knows; neither makes nor changes it.
+/// Checks that a database exists and has the schema that this program knows. Neither creates nor changes it.
 pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     let name = database.to_string();
     if !database.path().exists() {
@@ -33,17 +33,17 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     let connection = SqliteConnection::connect_with(&options).await;
     let mut connection = connection.map_err(unreadable)?;
     let applied = versions(&mut connection).await.map_err(unreadable)?;
-    // It was only read; closing it can lose nothing.
+    // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     judge(&name, &applied.unwrap_or_default(), &known_versions())
 }
 
-/// A database that is only read, by statements of the current schema.
+/// A database that is only read, with the statements of the current schema.
 #[derive(Debug)]
 pub struct Existing(SqliteConnection);
 
 impl Existing {
-    /// Opens it; it has to be of this release.
+    /// Opens the database, which must have this release's schema.
     pub async fn open(database: &DatabaseUrl) -> Result<Self, LookError> {
         look(database).await?;
         let options = database.options().read_only(true).create_if_missing(false);

@@ -1,4 +1,4 @@
-//! Opening the file at start: it is made, set up and brought up to date, while another process may be doing
+//! Opens the file at start: creates it, sets it up and brings its schema up to date, while another process may be doing
 //! the same.
 
 use std::{
@@ -22,21 +22,21 @@ use crate::{
     url::DatabaseUrl,
 };
 
-/// Pause before another look at what another process may be about to finish.
+/// The pause before a retry, in which another process may finish the same work.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long another process may have the file's lock while only its schema is looked at.
+/// How long to wait for another process' lock while preparing the file.
 const PREPARING: Duration = Duration::from_secs(5);
 
-/// Why the database could not be opened at start; each says what to do.
+/// Why the database could not be opened at start. Each error says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The folder is not there and not ours to make.
+    /// The folder does not exist and cannot be created.
     #[error("DATABASE_URL: the folder {0} cannot be created: {1}")]
     Folder(String, std::io::Error),
-    /// The file cannot be made.
+    /// The file cannot be created.
     #[error("DATABASE_URL: the file {0} cannot be created: {1}")]
     File(String, std::io::Error),
-    /// The file is no (longer a) database.
+    /// The file is not a database, or damaged.
     #[error(
         "DATABASE_URL: {0} is damaged or not an SQLite database ({1}): stop both processes, move the \
          file away together with its -wal and -shm files, and restore the last backup"
@@ -45,7 +45,7 @@ pub enum OpenError {
     /// A newer version has changed the schema.
     #[error("DATABASE_URL: {0} was written by a newer version of this program: upgrade this one")]
     Newer(String),
-    /// It opens, but does not answer.
+    /// The file opens, but cannot be read.
     #[error("DATABASE_URL: {0} cannot be read: {1}")]
     Unreadable(String, StoreError),
     /// Anything else.
@@ -53,15 +53,15 @@ pub enum OpenError {
     Other(String, sqlx::Error),
 }
 
-/// A database that cannot be opened is a matter of DATABASE_URL.
+/// A file that cannot be opened is blamed on DATABASE_URL.
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         Self::bad_setting(error)
     }
 }
 
-/// Returns a connection for writing, and the options for more of them. `busy` is how long another process'
-/// lock is waited for.
+/// Returns a connection for writing, and the options for more connections. `busy` is how long to wait for another
+/// process' lock.
 pub(crate) async fn open(
     database: &DatabaseUrl,
     busy: Duration,
@@ -76,10 +76,10 @@ pub(crate) async fn open(
         .foreign_keys(true)
         .busy_timeout(busy)
         .pragma("journal_size_limit", "67108864")
-        // 32 MiB of log instead of 4 between checkpoints, each of which flushes the disk again: under load
-        // one came with every second commit.
+        // 32 MiB of log between checkpoints instead of 4. Each checkpoint flushes the disk again, and under load there
+        // was one for every second commit.
         .pragma("wal_autocheckpoint", "8000")
-        // What SQLite keeps to undo a statement that fails half-way; in a file it was 8 % of a report's cost.
+        // The data that SQLite keeps to undo a statement that fails midway. In a file, it was 8 % of a report's cost.
         .pragma("temp_store", "memory")
         .create_if_missing(false);
     let mut connection = connect(&options, busy)
@@ -92,16 +92,16 @@ pub(crate) async fn open(
     Ok((connection, options))
 }
 
-/// Makes the file if it is not there, and brings its schema up to date.
+/// Creates the file if it does not exist, and brings its schema up to date.
 pub async fn prepare(database: &DatabaseUrl) -> Result<(), OpenError> {
     let (connection, _) = open(database, PREPARING).await?;
-    // All is committed.
+    // Everything is committed.
     let _ = connection.close().await;
     Ok(())
 }
 
-/// Connects. SQLite's own waiting does not cover two who change a new file's journal mode at once: to prevent
-/// a deadlock one of them is told at once that the file is locked.
+/// Connects, with retries. SQLite's own wait does not cover two processes that change a new file's journal mode at the
+/// same time: to prevent a deadlock, one of them gets an error at once.
 async fn connect(
     options: &SqliteConnectOptions,
     busy: Duration,
@@ -117,8 +117,8 @@ async fn connect(
     }
 }
 
-/// Makes the file, readable by its owner alone, and its immediate folder. SQLite gives the -wal and -shm
-/// files the permissions of the file.
+/// Creates the file, readable only by its owner, and its immediate folder. SQLite gives the -wal and -shm files the
+/// file's permissions.
 fn create_file(path: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::OpenOptionsExt;
     if path.exists() {
@@ -151,15 +151,15 @@ fn open_error(name: &str, error: sqlx::Error) -> OpenError {
     }
 }
 
-/// Our migrations and apalis' own in one stream, ordered by version: they share `_sqlx_migrations`, and
-/// ours may refer to its tables. (`SqliteStorage::setup` would also set `synchronous=OFF`.)
+/// Our migrations and apalis' own in one list, ordered by version. They share `_sqlx_migrations`, and ours may refer to
+/// apalis' tables. (`SqliteStorage::setup` would also set `synchronous=OFF`.)
 fn migrations() -> Migrator {
     let ours = sqlx::migrate!("../../migrations/sqlite");
-    let theirs = SqliteStorage::migrations();
-    Migrator::with_migrations(ours.iter().chain(theirs.iter()).cloned().collect())
+    let apalis = SqliteStorage::migrations();
+    Migrator::with_migrations(ours.iter().chain(apalis.iter()).cloned().collect())
 }
 
-/// Whoever comes second finds a table already there, and looks again.
+/// Migrates. If another process migrates at the same time, this one finds an existing table, and retries.
 async fn migrate(connection: &mut SqliteConnection, name: &str) -> Result<(), OpenError> {
     const TRIES: u32 = 40;
     let migrations = migrations();
@@ -186,10 +186,13 @@ async fn migrate(connection: &mut SqliteConnection, name: &str) -> Result<(), Op
 
 /// The versions of all migrations that this program knows.
 pub(crate) fn known_versions() -> Vec<i64> {
-    migrations().iter().map(|it| it.version).collect()
+    migrations()
+        .iter()
+        .map(|migration| migration.version)
+        .collect()
 }
 
-/// The versions of the migrations that a database has seen; none if it has never seen any.
+/// The versions of the migrations that a database has had. None if it has never had any.
 pub(crate) async fn versions(
     connection: &mut SqliteConnection,
 ) -> Result<Option<Vec<i64>>, sqlx::Error> {
@@ -207,11 +210,11 @@ pub(crate) async fn versions(
     Ok(Some(versions))
 }
 
-/// Makes the keys that are not there yet, and has the logs use theirs.
+/// Creates missing keys, and sets the key of the hashes in the logs.
 async fn load_keys(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let fresh: [u8; 16] = rand::random();
     let key = meta::key(connection, "log_key", &fresh).await?;
-    // The key of the marks has to be there before anybody asks for it.
+    // The key of the marks must exist before anybody asks for it.
     meta::key(connection, "mark_key", &rand::random::<[u8; KEY_BYTES]>()).await?;
     if let Ok(key) = key.try_into() {
         ids::set_log_key(key);

@@ -1,4 +1,4 @@
-//! `DATABASE_URL` where it names an SQLite file.
+//! Parses a `DATABASE_URL` that names an SQLite file.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 

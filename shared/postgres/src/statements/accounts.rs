@@ -46,7 +46,8 @@ impl From<Row> for Phone {
     }
 }
 
-/// What there is of each account: the operator's word, a login's, and the rows of this device and of none.
+/// What is stored about each account: its user by the mapping and by a login, and the rows of this device and without a
+/// device.
 pub(crate) async fn accounts(
     connection: &mut PgConnection,
     asked: &[(&str, &str)],
@@ -239,7 +240,7 @@ impl<'p> Columns<'p> {
     }
 }
 
-/// Makes rows; returns their ids, in order.
+/// Creates rows. Returns their ids, in order.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     phones: &[&Phone],
@@ -323,7 +324,7 @@ pub(crate) async fn update(connection: &mut PgConnection, phones: &[&Phone]) -> 
     Ok(())
 }
 
-/// Renews the time of rows; the last one counts where a row is named twice.
+/// Renews the time of rows. If a row is named twice, the last time counts.
 pub(crate) async fn touch(connection: &mut PgConnection, phones: &[(i64, i64)]) -> Result<()> {
     let last: BTreeMap<i64, i64> = phones.iter().copied().collect();
     let (ids, times): (Vec<i64>, Vec<i64>) = last.into_iter().unzip();

@@ -1,4 +1,4 @@
-//! What is known of pushes to phones: `arrivals`, and the pages that show it.
+//! The table `arrivals`, with what we know about the pushes to phones, and the listings that show it.
 
 use matrix2acrobits_shared::{
     flow::{NamedPhone, PhoneListing, Result, SilentCursor},
@@ -10,18 +10,18 @@ use sqlx::PgConnection;
 use super::by_place;
 use crate::errors::from_sqlx;
 
-/// Adds what happened to what is stored. Another api may have written meanwhile, in any order.
+/// Adds events to the stored ones. Another api may have written meanwhile, in any order.
 pub(crate) async fn note(
     connection: &mut PgConnection,
     arrivals: &[(i64, Arrivals)],
 ) -> Result<()> {
     let phones: Vec<_> = arrivals.iter().map(|(phone, _)| *phone).collect();
-    let pushed: Vec<_> = arrivals.iter().map(|(_, it)| it.pushed).collect();
-    let waiting: Vec<_> = arrivals.iter().map(|(_, it)| it.waiting).collect();
-    let received: Vec<_> = arrivals.iter().map(|(_, it)| it.received).collect();
+    let pushed: Vec<_> = arrivals.iter().map(|(_, noted)| noted.pushed).collect();
+    let waiting: Vec<_> = arrivals.iter().map(|(_, noted)| noted.waiting).collect();
+    let received: Vec<_> = arrivals.iter().map(|(_, noted)| noted.received).collect();
     let receipts: Vec<_> = arrivals
         .iter()
-        .map(|(_, it)| i64::from(it.receipts))
+        .map(|(_, noted)| i64::from(noted.receipts))
         .collect();
     sqlx::query!(
         "INSERT INTO arrivals AS a (phone, pushed_at, waiting_since, received_at, receipts)
@@ -57,22 +57,22 @@ pub(crate) async fn note(
     Ok(())
 }
 
-/// The rows that receipts may be about: by the token where one is named, else by the selector.
+/// The rows that receipts may be about: by the token if the receipt names one, otherwise by the selector.
 pub(crate) async fn candidates(
     connection: &mut PgConnection,
     named: &[NamedPhone],
 ) -> Result<Vec<Vec<Candidate>>> {
     let tokens = named
         .iter()
-        .map(|it| it.token.as_ref().map(Pushkey::as_str));
+        .map(|phone| phone.token.as_ref().map(Pushkey::as_str));
     let tokens: Vec<_> = tokens.collect();
     let selectors = named
         .iter()
-        .map(|it| it.selector.as_ref().map(Selector::as_str));
+        .map(|phone| phone.selector.as_ref().map(Selector::as_str));
     let selectors: Vec<_> = selectors.collect();
     let devices = named
         .iter()
-        .map(|it| it.device.as_ref().map(Device::as_str));
+        .map(|phone| phone.device.as_ref().map(Device::as_str));
     let devices: Vec<_> = devices.collect();
     let rows = sqlx::query!(
         r#"SELECT i.place AS "place!",
@@ -135,7 +135,7 @@ pub(crate) async fn page(
     .map_err(from_sqlx)
 }
 
-/// Up to `limit` phones of a user with ids above `after`. A mapping outranks a login.
+/// Up to `limit` phones of a user with ids above `after`. A mapping takes precedence over a login.
 pub(crate) async fn of_user(
     connection: &mut PgConnection,
     user: &str,
@@ -186,8 +186,8 @@ pub(crate) async fn of_selector(
     .map_err(from_sqlx)
 }
 
-/// Up to `limit` phones whose pushes have waited for a receipt since `until` or before, those first that have waited
-/// longest; and the cursor of each.
+/// Up to `limit` phones whose pushes have waited for a receipt since `until` or earlier, the longest waiting first,
+/// each with its cursor.
 pub(crate) async fn silent(
     connection: &mut PgConnection,
     until: i64,
@@ -239,7 +239,7 @@ pub(crate) async fn count_silent(connection: &mut PgConnection, until: i64) -> R
     .map_err(from_sqlx)
 }
 
-/// What is known of these phones, in the order of their ids.
+/// What we know about these phones, in the order of their ids.
 pub(crate) async fn phones(
     connection: &mut PgConnection,
     ids: &[i64],

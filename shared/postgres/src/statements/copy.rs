@@ -1,5 +1,5 @@
-//! Everything, page by page, for a copy of the database. Each row is a JSON object with the columns that both kinds of
-//! database have.
+//! Reads and writes all tables page by page, for a copy of the database. Each row is a JSON object with the columns
+//! that both kinds of database have.
 
 use matrix2acrobits_shared::flow::{
     Result,
@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 
 use crate::errors::from_sqlx;
 
-/// Who else is in this database, by the names of their programs; none when nobody is.
+/// The other users of this database, by the names of their programs. None if there are none.
 pub(crate) async fn others(connection: &mut PgConnection) -> Result<Option<String>> {
     sqlx::query_scalar!(
         "SELECT string_agg(DISTINCT application_name || coalesce(' at ' || host(client_addr), ''), ', ')
@@ -24,7 +24,7 @@ pub(crate) async fn others(connection: &mut PgConnection) -> Result<Option<Strin
     .map_err(from_sqlx)
 }
 
-/// Begins a transaction that sees one moment and changes nothing.
+/// Begins a transaction that reads a snapshot and changes nothing.
 pub(crate) async fn begin_reading(connection: &mut PgConnection) -> Result<()> {
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     let done = sqlx::raw_sql(begin).execute(connection).await;
@@ -42,7 +42,7 @@ pub(crate) async fn begin_alone(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// How much there is.
+/// The number of rows.
 pub(crate) async fn rows(connection: &mut PgConnection) -> Result<Rows> {
     sqlx::query_as!(
         Rows,
@@ -74,7 +74,7 @@ pub(crate) async fn keys(connection: &mut PgConnection, after: &str) -> Result<V
     from_json(page.as_bytes())
 }
 
-/// Writes the keys, and no others are there then.
+/// Writes the keys, and deletes all other keys.
 pub(crate) async fn insert_keys(connection: &mut PgConnection, rows: &[Row]) -> Result<()> {
     let rows = to_json(rows)?;
     sqlx::query!(
@@ -163,7 +163,7 @@ pub(crate) async fn insert_phones(connection: &mut PgConnection, rows: &[Row]) -
     Ok(())
 }
 
-/// What is known of the pushes to phones.
+/// What we know about the pushes to phones.
 pub(crate) async fn arrivals(connection: &mut PgConnection, after: i64) -> Result<Vec<Row>> {
     let page = sqlx::query_scalar!(
         r#"SELECT coalesce(json_agg(t ORDER BY t.phone), '[]')::text AS "page!"
@@ -179,7 +179,7 @@ pub(crate) async fn arrivals(connection: &mut PgConnection, after: i64) -> Resul
     from_json(page.as_bytes())
 }
 
-/// Writes what is known of the pushes to phones.
+/// Writes what we know about the pushes to phones.
 pub(crate) async fn insert_arrivals(connection: &mut PgConnection, rows: &[Row]) -> Result<()> {
     sqlx::query!(
         "INSERT INTO arrivals (phone, pushed_at, waiting_since, received_at, receipts)
@@ -259,7 +259,7 @@ pub(crate) async fn insert_jobs(connection: &mut PgConnection, rows: &[Row]) -> 
     Ok(())
 }
 
-/// The highest ids that were ever given: an empty table is told from a lost one by them, and no id is given twice.
+/// The highest ids ever used. They distinguish an empty table from a lost one, and prevent an id from being used twice.
 pub(crate) async fn ids(connection: &mut PgConnection, after: &str) -> Result<Vec<Row>> {
     let page = sqlx::query_scalar!(
         r#"SELECT coalesce(json_agg(t ORDER BY t.name COLLATE "C"), '[]')::text AS "page!"
@@ -273,7 +273,7 @@ pub(crate) async fn ids(connection: &mut PgConnection, after: &str) -> Result<Ve
     from_json(page.as_bytes())
 }
 
-/// Writes them.
+/// Writes the highest ids.
 pub(crate) async fn insert_ids(connection: &mut PgConnection, rows: &[Row]) -> Result<()> {
     sqlx::query!(
         "SELECT count(setval(pg_get_serial_sequence(i.name, 'id'), i.last))

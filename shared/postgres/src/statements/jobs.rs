@@ -1,10 +1,11 @@
 //! The queue: `jobs`.
 //!
-//! A job's row is written by those who have locked its pair, and by workers who take, begin or drop it without that lock.
-//! So whoever is about to write a row from memory locks it when it is read; and whoever needs no particular row passes
-//! over those that are locked, and never waits while it holds some.
+//! Transactions that have locked a job's pair write its row, and so do workers that take, begin or drop the job without
+//! that lock. So a transaction that will write a row from memory locks the row when it reads it. A transaction that
+//! needs no particular row skips locked rows, and never waits while it holds some.
 //!
-//! Columns are named: a statement that is prepared with `*` fails once the next release has added a column.
+//! Statements name their columns, because a statement that was prepared with `*` fails once the next release has added
+//! a column.
 
 use matrix2acrobits_shared::{
     flow::{QueuedJob, Result},
@@ -16,20 +17,20 @@ use ulid::Ulid;
 use super::JobRow;
 use crate::errors::from_sqlx;
 
-/// A job's name: it tells when the job was made, and which it is.
+/// A job's name, which contains the time when it was made and its pusher.
 pub(super) fn name(created_ms: i64, pusher_id: i64) -> String {
     let created = u64::try_from(created_ms).unwrap_or_default();
     let number = u128::try_from(pusher_id).unwrap_or_default();
     Ulid::from_parts(created, number).to_string()
 }
 
-/// The pusher that a job with this name is for; 0 where it is no name.
+/// The pusher of the job with this name. 0 if it is not a name.
 pub(super) fn pusher_of(name: &str) -> i64 {
     let number = Ulid::from_string(name).map_or(0, |name| name.random());
     i64::try_from(number).unwrap_or_default()
 }
 
-/// Gives each of these pushers, which have none, a job that is due at its time.
+/// Gives a job to each of these pushers, which have none. Each comes with the time when its job is due.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     pushers: &[(i64, i64)],
@@ -51,7 +52,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// Writes jobs: all that can change.
+/// Writes all columns of jobs that can change.
 pub(crate) async fn update(connection: &mut PgConnection, jobs: &[&Job]) -> Result<()> {
     let keys: Vec<_> = jobs.iter().map(|job| job.key).collect();
     let states: Vec<_> = jobs.iter().map(|job| job.status.as_str()).collect();
@@ -123,7 +124,7 @@ pub(crate) async fn of(connection: &mut PgConnection, pushers: &[i64]) -> Result
     Ok(rows.into_iter().map(Job::from).collect())
 }
 
-/// The same, kept from others until the end of the transaction.
+/// The same, and locks them until the end of the transaction.
 pub(crate) async fn lock(connection: &mut PgConnection, pushers: &[i64]) -> Result<Vec<Job>> {
     let rows = sqlx::query_as!(
         JobRow,
@@ -163,7 +164,7 @@ macro_rules! queued {
     };
 }
 
-/// Up to `limit` jobs that are due and that no worker died with.
+/// Up to `limit` due jobs that no worker died with.
 pub(crate) async fn due(
     connection: &mut PgConnection,
     now: i64,
@@ -188,7 +189,7 @@ pub(crate) async fn due(
     Ok(rows.into_iter().map(|row| queued!(row)).collect())
 }
 
-/// The first job that is due and that a worker died with.
+/// The first due job that a worker died with.
 pub(crate) async fn due_suspect(
     connection: &mut PgConnection,
     now: i64,
@@ -232,7 +233,7 @@ pub(crate) async fn hand_out(
     Ok(())
 }
 
-/// Notes that a worker begins with a job that it holds.
+/// Notes that a worker begins a job that it holds.
 pub(crate) async fn begin(
     connection: &mut PgConnection,
     pusher_id: i64,
@@ -271,7 +272,7 @@ pub(crate) async fn drop_held(
     Ok(done.rows_affected() > 0)
 }
 
-/// Up to `limit` jobs of workers that have not been heard of since a time.
+/// Up to `limit` jobs of workers that have had no heartbeat since a time.
 pub(crate) async fn stranded(
     connection: &mut PgConnection,
     since: i64,
@@ -311,7 +312,7 @@ pub(crate) async fn held_by(connection: &mut PgConnection, worker: &str) -> Resu
     Ok(rows.into_iter().map(|row| queued!(row)).collect())
 }
 
-/// Up to `limit` jobs in backoff for which the homeserver did not ask to wait, those first that are due first.
+/// Up to `limit` jobs in backoff for which the homeserver did not ask to wait, in the order in which they are due.
 pub(crate) async fn in_backoff(
     connection: &mut PgConnection,
     now: i64,
@@ -334,7 +335,7 @@ pub(crate) async fn in_backoff(
     .map_err(from_sqlx)
 }
 
-/// Makes these jobs due now if they are in backoff still and the homeserver did not ask for it. Those that somebody is
+/// Makes these jobs due now if they are still in backoff and the homeserver did not ask to wait. Jobs that somebody is
 /// writing are left for the next time.
 pub(crate) async fn make_due(connection: &mut PgConnection, keys: &[i64], now: i64) -> Result<u64> {
     let done = sqlx::query!(
@@ -357,8 +358,8 @@ pub(crate) async fn make_due(connection: &mut PgConnection, keys: &[i64], now: i
     Ok(done.rows_affected())
 }
 
-/// Up to `limit` jobs that wait for a time that no rule of ours could have set: later than `soon` without
-/// backoff, than `longest` in it, or than `asked` where the homeserver asked for it.
+/// Up to `limit` jobs that wait for a time that none of our rules can have set: later than `soon` without backoff,
+/// later than `longest` in backoff, or later than `asked` at the homeserver's request.
 pub(crate) async fn wait_too_long(
     connection: &mut PgConnection,
     soon: i64,
@@ -393,7 +394,7 @@ pub(crate) async fn wait_too_long(
     .map_err(from_sqlx)
 }
 
-/// Makes these jobs due now if they still wait. Those that somebody is writing are left for the next time.
+/// Makes these jobs due now if they still wait. Jobs that somebody is writing are left for the next time.
 pub(crate) async fn correct_waits(
     connection: &mut PgConnection,
     keys: &[i64],
@@ -418,7 +419,7 @@ pub(crate) async fn correct_waits(
     Ok(done.rows_affected())
 }
 
-/// When the next job that waits is due.
+/// When the next waiting job is due.
 pub(crate) async fn next_due(connection: &mut PgConnection) -> Result<Option<i64>> {
     sqlx::query_scalar!(
         "SELECT least((SELECT min(run_at)
@@ -435,7 +436,7 @@ pub(crate) async fn next_due(connection: &mut PgConnection) -> Result<Option<i64
     .map_err(from_sqlx)
 }
 
-/// Jobs by status.
+/// The number of jobs by status.
 pub(crate) async fn count(connection: &mut PgConnection) -> Result<Vec<(String, i64)>> {
     let rows = sqlx::query!(
         r#"SELECT CASE WHEN lock_by IS NULL THEN state ELSE 'Queued' END AS "state!", count(*) AS "count!"

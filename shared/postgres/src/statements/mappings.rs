@@ -1,4 +1,4 @@
-//! The operator's word on whose selectors are: `mappings`.
+//! The table `mappings`: the operator's mappings of selectors to users.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 
 use crate::errors::from_sqlx;
 
-/// What there is of these selectors, in their order.
+/// The mappings of these selectors, in the same order.
 pub(crate) async fn of(
     connection: &mut PgConnection,
     selectors: &[&str],
@@ -37,7 +37,7 @@ pub(crate) async fn of(
     Ok(mappings.collect())
 }
 
-/// Says whose selectors are; the last word counts where one is named twice.
+/// Maps selectors to users. If a selector is named twice, the last mapping counts.
 pub(crate) async fn put(
     connection: &mut PgConnection,
     mappings: &[(&str, &str)],
@@ -63,7 +63,7 @@ pub(crate) async fn put(
     Ok(())
 }
 
-/// Takes one back; false when there was none.
+/// Deletes a mapping. False when there was none.
 pub(crate) async fn delete(connection: &mut PgConnection, selector: &str) -> Result<bool> {
     let done = sqlx::query!(
         "DELETE FROM mappings

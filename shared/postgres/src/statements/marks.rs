@@ -1,4 +1,4 @@
-//! The key of the marks that pushers carry, in `meta`: made once, changed when the operator asks for it.
+//! The key of the marks that pushers carry, in `meta`. It is made once, and changes when the operator asks for it.
 
 use matrix2acrobits_shared::{
     flow::Result,
@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use crate::errors::from_sqlx;
 
-/// The keys that count.
+/// The keys whose marks count.
 pub(crate) async fn keys(connection: &mut PgConnection) -> Result<MarkKeys> {
     let rows = sqlx::query!(
         "SELECT name, value
@@ -41,8 +41,8 @@ pub(crate) async fn keys(connection: &mut PgConnection) -> Result<MarkKeys> {
     })
 }
 
-/// Keeps others from renewing the key until the end of the transaction: two who did so at once would both keep the same
-/// key as the one before.
+/// Keeps others from renewing the key until the end of the transaction. Otherwise two renewals at the same time would
+/// both keep the same key as the previous one.
 pub(crate) async fn lock(connection: &mut PgConnection) -> Result<()> {
     sqlx::query!(
         "SELECT name
@@ -56,7 +56,7 @@ pub(crate) async fn lock(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the key as the one before.
+/// Keeps the current key as the previous one.
 pub(crate) async fn keep_before(connection: &mut PgConnection) -> Result<()> {
     sqlx::query!(
         "INSERT INTO meta AS m (name, value)
@@ -72,7 +72,7 @@ pub(crate) async fn keep_before(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Puts a new key in its place, and the time until which the one before counts.
+/// Stores a new key, and the time until which the previous one counts.
 pub(crate) async fn put(connection: &mut PgConnection, fresh: &[u8], until: &[u8]) -> Result<()> {
     sqlx::query!(
         "INSERT INTO meta (name, value)

@@ -1,14 +1,14 @@
-//! Small facts about the database: its keys, its clock and what it takes on the disk; and what is told to others.
+//! Small facts about the database (its keys, its clock, its size), transactions, and messages to other processes.
 
 use matrix2acrobits_shared::flow::Result;
 use sqlx::{PgConnection, Row};
 
 use crate::errors::from_sqlx;
 
-/// Opens a transaction; returns the server's time in milliseconds since 1970. Others hold locks for some milliseconds,
-/// unless they hang; in haste they are not waited for.
+/// Opens a transaction, and returns the server's time in milliseconds since 1970. Others hold locks for some
+/// milliseconds unless they hang, so in `haste` the transaction waits for them much less.
 pub(crate) async fn begin(connection: &mut PgConnection, haste: bool) -> Result<i64> {
-    // One way there and back for all.
+    // All in one round trip.
     let sql = if haste {
         "BEGIN; SET LOCAL lock_timeout = '100ms'; SELECT (extract(epoch FROM now()) * 1000)::int8"
     } else {
@@ -20,21 +20,21 @@ pub(crate) async fn begin(connection: &mut PgConnection, haste: bool) -> Result<
     row.and_then(|row| row.try_get(0)).map_err(from_sqlx)
 }
 
-/// Makes a transaction true.
+/// Commits the transaction.
 pub(crate) async fn commit(connection: &mut PgConnection) -> Result<()> {
     let done = sqlx::raw_sql("COMMIT").execute(connection).await;
     done.map_err(from_sqlx)?;
     Ok(())
 }
 
-/// Takes a transaction back.
+/// Rolls the transaction back.
 pub(crate) async fn rollback(connection: &mut PgConnection) -> Result<()> {
     let done = sqlx::raw_sql("ROLLBACK").execute(connection).await;
     done.map_err(from_sqlx)?;
     Ok(())
 }
 
-/// Has PostgreSQL look at how much there is.
+/// Makes PostgreSQL gather statistics about the tables.
 pub(crate) async fn analyze(connection: &mut PgConnection) -> Result<()> {
     let tables = "ANALYZE push_tokens, mappings, pushers, jobs";
     let done = sqlx::raw_sql(tables).execute(connection).await;
@@ -50,7 +50,7 @@ pub(crate) async fn now_ms(connection: &mut PgConnection) -> Result<i64> {
         .map_err(from_sqlx)
 }
 
-/// Tells the others, once the transaction is committed.
+/// Sends messages to the other processes when the transaction is committed.
 pub(crate) async fn tell(connection: &mut PgConnection, messages: &[String]) -> Result<()> {
     sqlx::query!(
         "SELECT count(pg_notify('matrix2acrobits', message))
@@ -63,7 +63,7 @@ pub(crate) async fn tell(connection: &mut PgConnection, messages: &[String]) -> 
     Ok(())
 }
 
-/// The key by this name; made of `fresh` if there is none.
+/// The key with this name. If there is none, `fresh` is stored and returned.
 pub(crate) async fn key(
     connection: &mut PgConnection,
     name: &str,
@@ -90,7 +90,7 @@ pub(crate) async fn key(
     .map_err(from_sqlx)
 }
 
-/// Bytes that the database takes on the server's disk.
+/// The size of the database on the server's disk, in bytes.
 pub(crate) async fn size(connection: &mut PgConnection) -> Result<i64> {
     sqlx::query_scalar!(r#"SELECT pg_database_size(current_database()) AS "size!""#)
         .fetch_one(connection)

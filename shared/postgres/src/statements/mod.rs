@@ -1,8 +1,8 @@
-//! All SQL of this crate: one function a statement, by subject.
+//! All SQL of this crate, by subject, with one function for each statement.
 //!
-//! Many values go into one statement as arrays, and the place of each in them (`WITH ORDINALITY`) comes back with the rows
-//! that were found for it. Joins with such a list are lateral, with `OFFSET 0`: PostgreSQL caches a plan after a few
-//! executions, and one that was made while a table was still empty read it as a whole from then on.
+//! Many values go into one statement as arrays, and the rows come back with the place of their value in the array
+//! (`WITH ORDINALITY`). Joins with such a list are lateral, with `OFFSET 0`. PostgreSQL caches a plan after a few
+//! executions, and a plan that was made while a table was empty kept reading the whole table.
 
 pub(crate) mod accounts;
 pub(crate) mod arrivals;
@@ -30,7 +30,7 @@ use matrix2acrobits_shared::{
 
 use crate::errors::from_sqlx;
 
-/// Puts found rows beside what was asked for: each comes with its place, counted from 1.
+/// Groups found rows by the place in the list that was asked for, counted from 1.
 fn by_place<T>(places: usize, found: impl IntoIterator<Item = (i64, T)>) -> Vec<Vec<T>> {
     let mut lists: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(places).collect();
     for (place, row) in found {
@@ -86,7 +86,7 @@ fn status(word: &str) -> Status {
 }
 
 fn state(word: &str) -> Result<State> {
-    let found = State::ALL.into_iter().find(|it| it.as_str() == word);
+    let found = State::ALL.into_iter().find(|state| state.as_str() == word);
     found.ok_or_else(|| not_ours(word))
 }
 

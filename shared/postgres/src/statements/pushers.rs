@@ -17,9 +17,9 @@ use crate::errors::from_sqlx;
 /// Whether the jobs that are read will be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Jobs {
-    /// They are only looked at.
+    /// The jobs are only read.
     Read,
-    /// They are kept from workers and others until the end of the transaction.
+    /// The jobs are locked until the end of the transaction.
     Lock,
 }
 
@@ -29,11 +29,11 @@ pub(crate) async fn pairs(
     pairs: &[Pair<'_>],
     with: Jobs,
 ) -> Result<Vec<PairFacts>> {
-    let apps: Vec<_> = pairs.iter().map(|it| it.app_id).collect();
-    let pushkeys: Vec<_> = pairs.iter().map(|it| it.pushkey).collect();
+    let apps: Vec<_> = pairs.iter().map(|pair| pair.app_id).collect();
+    let pushkeys: Vec<_> = pairs.iter().map(|pair| pair.pushkey).collect();
     let holders = holders(connection, &apps, &pushkeys).await?;
     let mut pushers = of_pairs(connection, &apps, &pushkeys).await?;
-    let ids: Vec<_> = pushers.iter().map(|(_, it)| it.id).collect();
+    let ids: Vec<_> = pushers.iter().map(|(_, pusher)| pusher.id).collect();
     if !ids.is_empty() {
         let jobs = match with {
             Jobs::Read => jobs::of(connection, &ids).await?,
@@ -170,17 +170,32 @@ pub(crate) async fn pairs_of(
     Ok(pairs.collect())
 }
 
-/// Makes pushers; returns their ids, in order.
+/// Creates pushers. Returns their ids, in order.
 pub(crate) async fn insert(connection: &mut PgConnection, pushers: &[&Pusher]) -> Result<Vec<i64>> {
-    let users: Vec<_> = pushers.iter().map(|it| it.user_id.as_str()).collect();
-    let apps: Vec<_> = pushers.iter().map(|it| it.app_id.as_str()).collect();
-    let pushkeys: Vec<_> = pushers.iter().map(|it| it.pushkey.as_str()).collect();
-    let selectors: Vec<_> = pushers.iter().map(|it| it.selector.as_str()).collect();
-    let wanted: Vec<_> = pushers.iter().map(|it| wanted_word(it.wanted)).collect();
-    let states: Vec<_> = pushers.iter().map(|it| it.state.as_str()).collect();
-    let generations: Vec<_> = pushers.iter().map(|it| it.generation).collect();
-    let claims: Vec<_> = pushers.iter().map(|it| it.claim).collect();
-    let times: Vec<_> = pushers.iter().map(|it| it.updated_at).collect();
+    let users: Vec<_> = pushers
+        .iter()
+        .map(|pusher| pusher.user_id.as_str())
+        .collect();
+    let apps: Vec<_> = pushers
+        .iter()
+        .map(|pusher| pusher.app_id.as_str())
+        .collect();
+    let pushkeys: Vec<_> = pushers
+        .iter()
+        .map(|pusher| pusher.pushkey.as_str())
+        .collect();
+    let selectors: Vec<_> = pushers
+        .iter()
+        .map(|pusher| pusher.selector.as_str())
+        .collect();
+    let wanted: Vec<_> = pushers
+        .iter()
+        .map(|pusher| wanted_word(pusher.wanted))
+        .collect();
+    let states: Vec<_> = pushers.iter().map(|pusher| pusher.state.as_str()).collect();
+    let generations: Vec<_> = pushers.iter().map(|pusher| pusher.generation).collect();
+    let claims: Vec<_> = pushers.iter().map(|pusher| pusher.claim).collect();
+    let times: Vec<_> = pushers.iter().map(|pusher| pusher.updated_at).collect();
     sqlx::query_scalar!(
         "INSERT INTO pushers (user_id, app_id, pushkey, selector, wanted, state, generation, claim, created_at,
              updated_at)
@@ -205,23 +220,32 @@ pub(crate) async fn insert(connection: &mut PgConnection, pushers: &[&Pusher]) -
     .map_err(from_sqlx)
 }
 
-/// Writes pushers: all that can change.
+/// Writes all columns of pushers that can change.
 pub(crate) async fn update(connection: &mut PgConnection, pushers: &[&Pusher]) -> Result<()> {
-    let ids: Vec<_> = pushers.iter().map(|it| it.id).collect();
-    let selectors: Vec<_> = pushers.iter().map(|it| it.selector.as_str()).collect();
-    let wanted: Vec<_> = pushers.iter().map(|it| wanted_word(it.wanted)).collect();
-    let states: Vec<_> = pushers.iter().map(|it| it.state.as_str()).collect();
-    let generations: Vec<_> = pushers.iter().map(|it| it.generation).collect();
-    let claims: Vec<_> = pushers.iter().map(|it| it.claim).collect();
-    let ask_first: Vec<_> = pushers.iter().map(|it| it.ask_first).collect();
-    let attempts: Vec<_> = pushers.iter().map(|it| it.attempts).collect();
-    let errors: Vec<_> = pushers.iter().map(|it| it.last_error.as_deref()).collect();
+    let ids: Vec<_> = pushers.iter().map(|pusher| pusher.id).collect();
+    let selectors: Vec<_> = pushers
+        .iter()
+        .map(|pusher| pusher.selector.as_str())
+        .collect();
+    let wanted: Vec<_> = pushers
+        .iter()
+        .map(|pusher| wanted_word(pusher.wanted))
+        .collect();
+    let states: Vec<_> = pushers.iter().map(|pusher| pusher.state.as_str()).collect();
+    let generations: Vec<_> = pushers.iter().map(|pusher| pusher.generation).collect();
+    let claims: Vec<_> = pushers.iter().map(|pusher| pusher.claim).collect();
+    let ask_first: Vec<_> = pushers.iter().map(|pusher| pusher.ask_first).collect();
+    let attempts: Vec<_> = pushers.iter().map(|pusher| pusher.attempts).collect();
+    let errors: Vec<_> = pushers
+        .iter()
+        .map(|pusher| pusher.last_error.as_deref())
+        .collect();
     let registered: Vec<_> = pushers
         .iter()
-        .map(|it| it.registered_as.as_deref())
+        .map(|pusher| pusher.registered_as.as_deref())
         .collect();
-    let refresh: Vec<_> = pushers.iter().map(|it| it.refresh_at).collect();
-    let times: Vec<_> = pushers.iter().map(|it| it.updated_at).collect();
+    let refresh: Vec<_> = pushers.iter().map(|pusher| pusher.refresh_at).collect();
+    let times: Vec<_> = pushers.iter().map(|pusher| pusher.updated_at).collect();
     sqlx::query!(
         "UPDATE pushers t
          SET selector = i.selector,
@@ -259,7 +283,7 @@ pub(crate) async fn update(connection: &mut PgConnection, pushers: &[&Pusher]) -
     Ok(())
 }
 
-/// Up to `limit` pushers that were removed before a time and that no job is for.
+/// Up to `limit` pushers that were removed before a time and that have no job.
 pub(crate) async fn removed(
     connection: &mut PgConnection,
     before: i64,
@@ -305,7 +329,7 @@ pub(crate) async fn delete_removed(
     Ok(done.rows_affected())
 }
 
-/// The next ids of pushers that are not as wanted, each with whether no job is for it.
+/// The next ids of pushers that are not as wanted, each with whether it lacks a job.
 pub(crate) async fn without_job(
     connection: &mut PgConnection,
     after: i64,
@@ -360,7 +384,7 @@ pub(crate) async fn outdated(
     Ok(rows.into_iter().map(|row| (row.id, row.outdated)).collect())
 }
 
-/// How many pushers a replay is about.
+/// How many pushers a replay covers.
 pub(crate) async fn count_replay(connection: &mut PgConnection, replay: &Replay) -> Result<i64> {
     let (dead, user, since) = filter(replay);
     sqlx::query_scalar!(
@@ -379,7 +403,7 @@ pub(crate) async fn count_replay(connection: &mut PgConnection, replay: &Replay)
     .map_err(from_sqlx)
 }
 
-/// The next ids that a replay is about.
+/// The next pushers that a replay covers.
 pub(crate) async fn replay(
     connection: &mut PgConnection,
     replay: &Replay,
@@ -417,7 +441,7 @@ fn filter(replay: &Replay) -> (bool, Option<&str>, Option<i64>) {
     }
 }
 
-/// Pushers by state.
+/// The number of pushers by state.
 pub(crate) async fn count(connection: &mut PgConnection) -> Result<Vec<(String, i64)>> {
     let rows = sqlx::query!(
         r#"SELECT p.state, count(*) AS "count!"

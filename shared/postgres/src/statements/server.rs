@@ -1,12 +1,12 @@
-//! What the server says of itself and of our rights.
+//! Facts that the server reports about itself and our rights.
 
 use matrix2acrobits_shared::flow::server::{Connections, OldTransaction, ServerFacts};
 use sqlx::PgConnection;
 
-/// What names the connection of a process' change feed, at its end. Every process has one.
+/// The end of the name of a change feed's connection. Every process has one such connection.
 pub(crate) const FEED: &str = " feed";
 
-/// All that one statement tells.
+/// The facts that one statement can read.
 pub(crate) async fn facts(connection: &mut PgConnection) -> Result<ServerFacts, sqlx::Error> {
     let row = sqlx::query!(
         r#"SELECT split_part(current_setting('server_version'), ' ', 1) AS "version!",
@@ -42,7 +42,7 @@ pub(crate) async fn facts(connection: &mut PgConnection) -> Result<ServerFacts, 
     })
 }
 
-/// Counts connections. `examining` are those of whoever asks.
+/// Counts connections. `examining` is the name of the connections that examine the server.
 pub(crate) async fn connections(
     connection: &mut PgConnection,
     examining: &str,
@@ -80,7 +80,7 @@ pub(crate) async fn connections(
     })
 }
 
-/// Tells whoever listens to a channel.
+/// Sends a notification to a channel.
 pub(crate) async fn tell(connection: &mut PgConnection, channel: &str) -> Result<(), sqlx::Error> {
     sqlx::query!(r#"SELECT pg_notify($1, '')::text AS "told!""#, channel)
         .fetch_one(connection)
@@ -88,8 +88,8 @@ pub(crate) async fn tell(connection: &mut PgConnection, channel: &str) -> Result
     Ok(())
 }
 
-/// Up to `limit` transactions of this database that have been open for so many seconds, the oldest first. Of other users'
-/// the server does not tell us since when, but how many transactions ago.
+/// Up to `limit` transactions of this database that have been open for this many seconds, the oldest first. For other
+/// users' transactions, the server does not say since when, but how many transactions ago.
 pub(crate) async fn old_transactions(
     connection: &mut PgConnection,
     age: i64,

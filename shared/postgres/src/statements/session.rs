@@ -1,14 +1,14 @@
-//! A connection's own settings, and whether it is one: behind a pooler two connections of ours may share one of the
-//! server's. None of these is prepared, since such a pooler may not know what was prepared, and an old server not the
-//! statements.
+//! A connection's settings, and whether it is one: behind a pooler, two of our connections may share one of the
+//! server's. No statement here is prepared, because such a pooler may not know prepared statements, and an old server
+//! may not know the statements.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-/// A setting's name and value. They are ours, so nothing in them needs quotes of its own.
+/// A setting's name and value. Both are constants of ours, so they need no escaping.
 pub(crate) type Setting = (&'static str, &'static str);
 
-/// Gives a connection its settings, in one way there and back; returns whether the server is a standby. Whatever the server
-/// is set to, what is acknowledged is on its disk.
+/// Gives a connection its settings in one round trip. Returns whether the server is a standby. With any settings of the
+/// server, acknowledged writes are on its disk.
 pub(crate) async fn set(
     connection: &mut PgConnection,
     settings: &[Setting],
@@ -27,7 +27,7 @@ pub(crate) async fn set(
     row.try_get(0)
 }
 
-/// The number of the server's process that answers.
+/// The number of the server's process for this connection.
 pub(crate) async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     let row = sqlx::raw_sql("SELECT pg_backend_pid()")
         .fetch_one(connection)
@@ -35,7 +35,7 @@ pub(crate) async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::
     row.try_get(0)
 }
 
-/// The server's release, as a number and in words.
+/// The server's release, as a number and as text.
 pub(crate) async fn version(connection: &mut PgConnection) -> Result<(i32, String), sqlx::Error> {
     let sql =
         "SELECT current_setting('server_version_num')::int4, current_setting('server_version')";

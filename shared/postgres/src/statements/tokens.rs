@@ -1,4 +1,4 @@
-//! Finding the row for a push.
+//! Finds the row for a push.
 
 use matrix2acrobits_shared::{
     flow::{PushTarget, Result, TargetRow},
@@ -22,7 +22,7 @@ struct Row {
 }
 
 impl Row {
-    /// None for a row that an operator's shell has broken: it is passed over rather than failing every push.
+    /// None for a row that was broken by hand. Such a row is skipped, so that it does not make every push fail.
     fn target(&self) -> Option<TargetRow> {
         let user = self.user.as_deref();
         Some(TargetRow {
@@ -76,8 +76,8 @@ pub(crate) async fn of(
     Ok(by_place(pushkeys.len(), targets))
 }
 
-/// The only rows that hold their pushkeys among the next `limit` live ones with ids below `before`, the latest
-/// phones first, and the last id that was looked at. None when there are no more.
+/// The live rows that alone hold their pushkey, among the next `limit` live rows with ids below `before`, the latest
+/// phones first. Also the last id that was read. None when there are no more.
 pub(crate) async fn live(
     connection: &mut PgConnection,
     before: i64,
@@ -123,7 +123,7 @@ pub(crate) async fn live(
     Ok(Some((last, targets.collect())))
 }
 
-/// Whether this database has ever held a token: an empty one may be a lost volume.
+/// Whether this database has ever held a token. One that has not may be a lost volume.
 pub(crate) async fn held_any(connection: &mut PgConnection) -> Result<bool> {
     sqlx::query_scalar!(
         r#"SELECT is_called AS "held!"
@@ -134,7 +134,7 @@ pub(crate) async fn held_any(connection: &mut PgConnection) -> Result<bool> {
     .map_err(from_sqlx)
 }
 
-/// How many tokens for messages belong to nobody yet, and so have no pusher.
+/// How many tokens for messages belong to no user yet, and so have no pusher.
 pub(crate) async fn count_unmapped(connection: &mut PgConnection) -> Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "unmapped!"

@@ -1,11 +1,12 @@
-//! Workers: when each was last heard of, its settings, and what its gate does.
+//! Workers: their last heartbeats, settings, and the states of their gates.
 
 use matrix2acrobits_shared::flow::{GateStatus, Heartbeat, Result, WorkerStatus};
 use sqlx::PgConnection;
 
 use crate::errors::from_sqlx;
 
-/// Makes a worker known, though it may be known by a commit of its own that was not answered; returns its place in the order in which workers started.
+/// Registers a worker, even if an earlier commit without a response has registered it. Returns its place in the order
+/// in which workers started.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     worker: &str,
@@ -27,7 +28,7 @@ pub(crate) async fn insert(
     .map_err(from_sqlx)
 }
 
-/// Notes that a worker lives, and what its gate does.
+/// Notes that a worker is alive, and the state of its gate.
 pub(crate) async fn beat(
     connection: &mut PgConnection,
     heartbeat: &Heartbeat,
@@ -55,8 +56,8 @@ pub(crate) async fn beat(
     Ok(())
 }
 
-/// Corrects workers that were last seen in the future: that was before the clock was set back, and those who died
-/// then would count as alive until that hour comes again.
+/// Corrects workers that were last seen in the future, which happens when the clock is set back. Otherwise workers that
+/// died before would count as alive until that time comes again.
 pub(crate) async fn correct_last_seen(connection: &mut PgConnection, now: i64) -> Result<()> {
     sqlx::query!(
         "UPDATE workers
@@ -73,7 +74,7 @@ pub(crate) async fn correct_last_seen(connection: &mut PgConnection, now: i64) -
     Ok(())
 }
 
-/// The settings of the worker that started last, among those heard of since a time.
+/// The settings of the worker that started last, among those with a heartbeat since a time.
 pub(crate) async fn newest_settings(
     connection: &mut PgConnection,
     since: i64,
@@ -91,7 +92,7 @@ pub(crate) async fn newest_settings(
     .map_err(from_sqlx)
 }
 
-/// Forgets a worker.
+/// Deletes a worker.
 pub(crate) async fn delete(connection: &mut PgConnection, worker: &str) -> Result<()> {
     sqlx::query!(
         "DELETE FROM workers
@@ -104,7 +105,7 @@ pub(crate) async fn delete(connection: &mut PgConnection, worker: &str) -> Resul
     Ok(())
 }
 
-/// Forgets workers that have not been heard of since a time and hold nothing.
+/// Deletes workers that have had no heartbeat since a time and hold no jobs.
 pub(crate) async fn delete_old(connection: &mut PgConnection, since: i64) -> Result<u64> {
     let done = sqlx::query!(
         "DELETE FROM workers w
@@ -118,7 +119,7 @@ pub(crate) async fn delete_old(connection: &mut PgConnection, since: i64) -> Res
     Ok(done.rows_affected())
 }
 
-/// Up to `limit` workers, those that live first.
+/// Up to `limit` workers, those that are alive first.
 pub(crate) async fn list(
     connection: &mut PgConnection,
     now: i64,

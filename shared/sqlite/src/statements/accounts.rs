@@ -9,7 +9,8 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 use super::{from_json, inserted, json};
 use crate::errors::from_sqlx;
 
-/// What there is of each account: the operator's word, a login's, and the rows of this device and of none.
+/// What is stored about each account: its user by the mapping and by a login, and the rows of this device and without a
+/// device.
 pub(crate) async fn accounts(
     connection: &mut SqliteConnection,
     asked: &[(&str, &str)],
@@ -150,13 +151,13 @@ pub(crate) async fn count_of_nobody(executor: impl SqliteExecutor<'_>) -> Result
     .map_err(from_sqlx)
 }
 
-/// Makes rows; returns their ids, in order.
+/// Creates rows. Returns their ids, in order.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     phones: &[&Phone],
     now: i64,
 ) -> Result<Vec<i64>> {
-    let rows = json(phones.iter().map(|it| row(it)))?;
+    let rows = json(phones.iter().map(|phone| row(phone)))?;
     let done = sqlx::query!(
         "INSERT INTO push_tokens (selector, device, owner, token_msgs, app_id_msgs, token_calls, app_id_calls,
              imported, report, dead_at, created_at, updated_at, of_nobody)
@@ -180,7 +181,7 @@ pub(crate) async fn insert(
 
 /// Writes rows.
 pub(crate) async fn update(connection: &mut SqliteConnection, phones: &[&Phone]) -> Result<()> {
-    let rows = json(phones.iter().map(|it| row(it)))?;
+    let rows = json(phones.iter().map(|phone| row(phone)))?;
     sqlx::query!(
         "UPDATE push_tokens
          SET device = i.value ->> 2,

@@ -1,4 +1,4 @@
-//! What is known of pushes to phones: `arrivals`, and the pages that show it.
+//! The table `arrivals`, with what we know about the pushes to phones, and the listings that show it.
 
 use matrix2acrobits_shared::{
     flow::{NamedPhone, PhoneListing, Result, SilentCursor},
@@ -11,14 +11,20 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 use super::{Text, by_place, from_json, json};
 use crate::errors::from_sqlx;
 
-/// Adds what happened to what is stored. Another api may have written meanwhile, in any order.
+/// Adds events to the stored ones. Another api may have written meanwhile, in any order.
 pub(crate) async fn note(
     connection: &mut SqliteConnection,
     arrivals: &[(i64, Arrivals)],
 ) -> Result<()> {
-    let rows = arrivals
-        .iter()
-        .map(|(phone, it)| (phone, it.pushed, it.waiting, it.received, it.receipts));
+    let rows = arrivals.iter().map(|(phone, noted)| {
+        (
+            phone,
+            noted.pushed,
+            noted.waiting,
+            noted.received,
+            noted.receipts,
+        )
+    });
     let rows = json(rows)?;
     sqlx::query!(
         "INSERT INTO arrivals (phone, pushed_at, waiting_since, received_at, receipts)
@@ -66,15 +72,15 @@ impl From<Found> for Candidate {
     }
 }
 
-/// The rows that receipts may be about: by the token where one is named, else by the selector.
+/// The rows that receipts may be about: by the token if the receipt names one, otherwise by the selector.
 pub(crate) async fn candidates(
     executor: impl SqliteExecutor<'_>,
     named: &[NamedPhone],
 ) -> Result<Vec<Vec<Candidate>>> {
-    let list = json(named.iter().map(|it| {
-        let selector = it.selector.as_ref().map(Selector::as_str);
-        let device = it.device.as_ref().map(Device::as_str);
-        (it.token.as_ref().map(Pushkey::as_str), selector, device)
+    let list = json(named.iter().map(|phone| {
+        let selector = phone.selector.as_ref().map(Selector::as_str);
+        let device = phone.device.as_ref().map(Device::as_str);
+        (phone.token.as_ref().map(Pushkey::as_str), selector, device)
     }))?;
     let rows = sqlx::query_scalar!(
         r#"SELECT CAST(json_group_array(json_array(f.place, json_object(
@@ -131,7 +137,7 @@ pub(crate) async fn page(
     .map_err(from_sqlx)
 }
 
-/// Up to `limit` phones of a user with ids above `after`. A mapping outranks a login.
+/// Up to `limit` phones of a user with ids above `after`. A mapping takes precedence over a login.
 pub(crate) async fn of_user(
     executor: impl SqliteExecutor<'_>,
     user: &str,
@@ -182,8 +188,8 @@ pub(crate) async fn of_selector(
     .map_err(from_sqlx)
 }
 
-/// Up to `limit` phones whose pushes have waited for a receipt since `until` or before, those first that have waited
-/// longest; and the cursor of each.
+/// Up to `limit` phones whose pushes have waited for a receipt since `until` or earlier, the longest waiting first,
+/// each with its cursor.
 pub(crate) async fn silent(
     executor: impl SqliteExecutor<'_>,
     until: i64,
@@ -235,7 +241,7 @@ pub(crate) async fn count_silent(executor: impl SqliteExecutor<'_>, until: i64) 
     .map_err(from_sqlx)
 }
 
-/// What is known of these phones, in the order of their ids.
+/// What we know about these phones, in the order of their ids.
 pub(crate) async fn phones(
     executor: impl SqliteExecutor<'_>,
     ids: &[i64],

@@ -1,5 +1,5 @@
-//! Everything, page by page, for a copy of the database. Each row is a JSON object with the columns that both kinds of
-//! database have.
+//! Reads and writes all tables page by page, for a copy of the database. Each row is a JSON object with the columns
+//! that both kinds of database have.
 
 use matrix2acrobits_shared::{
     flow::{
@@ -14,7 +14,7 @@ use ulid::Ulid;
 
 use crate::errors::from_sqlx;
 
-/// How much there is.
+/// The number of rows.
 pub(crate) async fn rows(connection: &mut SqliteConnection) -> Result<Rows> {
     sqlx::query_as!(
         Rows,
@@ -54,7 +54,7 @@ pub(crate) async fn keys(connection: &mut SqliteConnection, after: &str) -> Resu
     from_json(&page.fetch_one(connection).await.map_err(from_sqlx)?)
 }
 
-/// Writes the keys, and no others are there then.
+/// Writes the keys, and deletes all other keys.
 pub(crate) async fn insert_keys(connection: &mut SqliteConnection, rows: &[Row]) -> Result<()> {
     let rows = to_json(rows)?;
     sqlx::query!(
@@ -161,7 +161,7 @@ pub(crate) async fn insert_phones(connection: &mut SqliteConnection, rows: &[Row
     Ok(())
 }
 
-/// What is known of the pushes to phones.
+/// What we know about the pushes to phones.
 pub(crate) async fn arrivals(connection: &mut SqliteConnection, after: i64) -> Result<Vec<Row>> {
     let page = sqlx::query_scalar!(
         r#"SELECT CAST(json_group_array(json_object(
@@ -182,7 +182,7 @@ pub(crate) async fn arrivals(connection: &mut SqliteConnection, after: i64) -> R
     from_json(&page.fetch_one(connection).await.map_err(from_sqlx)?)
 }
 
-/// Writes what is known of the pushes to phones.
+/// Writes what we know about the pushes to phones.
 pub(crate) async fn insert_arrivals(connection: &mut SqliteConnection, rows: &[Row]) -> Result<()> {
     let rows = to_json(rows)?;
     sqlx::query!(
@@ -319,7 +319,7 @@ pub(crate) async fn insert_jobs(connection: &mut SqliteConnection, rows: &[Row])
     Ok(())
 }
 
-/// The highest ids that were ever given: an empty table is told from a lost one by them, and no id is given twice.
+/// The highest ids ever used. They distinguish an empty table from a lost one, and prevent an id from being used twice.
 pub(crate) async fn ids(connection: &mut SqliteConnection, after: &str) -> Result<Vec<Row>> {
     let page = sqlx::query_scalar!(
         r#"SELECT CAST(json_group_array(json_object(
@@ -335,7 +335,7 @@ pub(crate) async fn ids(connection: &mut SqliteConnection, after: &str) -> Resul
     from_json(&page.fetch_one(connection).await.map_err(from_sqlx)?)
 }
 
-/// Writes them.
+/// Writes the highest ids.
 pub(crate) async fn insert_ids(connection: &mut SqliteConnection, rows: &[Row]) -> Result<()> {
     let rows = to_json(rows)?;
     sqlx::query!(

@@ -8,7 +8,7 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 
 use crate::errors::from_sqlx;
 
-/// The row, and how many workers have been heard of since a time.
+/// The row, and how many workers have had a heartbeat since a time.
 pub(crate) async fn read(executor: impl SqliteExecutor<'_>, alive_since: i64) -> Result<GateView> {
     let row = sqlx::query!(
         r#"SELECT version,
@@ -35,7 +35,7 @@ pub(crate) async fn read(executor: impl SqliteExecutor<'_>, alive_since: i64) ->
         row: SharedGate {
             version: row.version,
             epoch: row.epoch,
-            // The table allows no other word.
+            // The table allows no other words.
             condition: Condition::parse(&row.state).unwrap_or(Condition::Open),
             since_ms: row.since_ms,
             next_try_ms: row.next_try_ms,
@@ -47,7 +47,7 @@ pub(crate) async fn read(executor: impl SqliteExecutor<'_>, alive_since: i64) ->
     })
 }
 
-/// Writes the row if it still has this version; false if another worker was first.
+/// Writes the row if it still has this version. False if another worker was first.
 pub(crate) async fn swap(
     connection: &mut SqliteConnection,
     expected: i64,

@@ -1,4 +1,4 @@
-//! The queue: apalis' table `Jobs`, with columns of ours.
+//! The queue: apalis' table `Jobs`, with our own columns.
 
 use matrix2acrobits_shared::{
     flow::{QueuedJob, Result},
@@ -11,8 +11,8 @@ use ulid::Ulid;
 use super::{from_json, json};
 use crate::errors::from_sqlx;
 
-/// Gives each of these pushers, which have none, a job that is due at its time. It writes what apalis' own `push_tasks`
-/// writes and the pusher's id, but all in one statement.
+/// Gives a job to each of these pushers, which have none. Each comes with the time when its job is due. This writes
+/// what apalis' own `push_tasks` writes, plus the pusher's id, in one statement.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     pushers: &[(i64, i64)],
@@ -38,7 +38,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// Writes jobs: all that can change.
+/// Writes all columns of jobs that can change.
 pub(crate) async fn update(connection: &mut SqliteConnection, jobs: &[&Job]) -> Result<()> {
     let rows = json(jobs.iter().map(|job| {
         (
@@ -99,7 +99,7 @@ struct Row {
     job: Job,
 }
 
-/// A job has to say which pusher it is for in its column and in its payload.
+/// A job is readable only if its column and its payload name the same pusher.
 impl From<Row> for QueuedJob {
     fn from(row: Row) -> Self {
         let payload: Option<SyncPusher> = serde_json::from_str(&row.payload).ok();
@@ -112,7 +112,7 @@ impl From<Row> for QueuedJob {
     }
 }
 
-/// These jobs, in this order.
+/// These jobs, in the same order.
 pub(crate) async fn read(
     connection: &mut SqliteConnection,
     keys: Vec<i64>,
@@ -151,7 +151,7 @@ pub(crate) async fn read(
     Ok(rows.into_iter().map(QueuedJob::from).collect())
 }
 
-/// Up to `limit` jobs that are due and that no worker died with.
+/// Up to `limit` due jobs that no worker died with.
 pub(crate) async fn due(
     connection: &mut SqliteConnection,
     now: i64,
@@ -176,7 +176,7 @@ pub(crate) async fn due(
     from_json(&keys)
 }
 
-/// The first job that is due and that a worker died with.
+/// The first due job that a worker died with.
 pub(crate) async fn due_suspect(
     connection: &mut SqliteConnection,
     now: i64,
@@ -222,7 +222,7 @@ pub(crate) async fn hand_out(
     Ok(())
 }
 
-/// Notes that a worker begins with a job that it holds.
+/// Notes that a worker begins a job that it holds.
 pub(crate) async fn begin(
     connection: &mut SqliteConnection,
     pusher_id: i64,
@@ -261,7 +261,7 @@ pub(crate) async fn drop_held(
     Ok(done.rows_affected() > 0)
 }
 
-/// Up to `limit` jobs of workers that have not been heard of since a time.
+/// Up to `limit` jobs of workers that have had no heartbeat since a time.
 pub(crate) async fn stranded(
     connection: &mut SqliteConnection,
     since: i64,
@@ -295,7 +295,7 @@ pub(crate) async fn held_by(connection: &mut SqliteConnection, worker: &str) -> 
     .map_err(from_sqlx)
 }
 
-/// Up to `limit` jobs in backoff for which the homeserver did not ask to wait, those first that are due first.
+/// Up to `limit` jobs in backoff for which the homeserver did not ask to wait, in the order in which they are due.
 pub(crate) async fn in_backoff(
     executor: impl SqliteExecutor<'_>,
     now: i64,
@@ -321,7 +321,7 @@ pub(crate) async fn in_backoff(
     from_json(&keys)
 }
 
-/// Makes these jobs due now if they are in backoff still and the homeserver did not ask for it.
+/// Makes these jobs due now if they are still in backoff and the homeserver did not ask to wait.
 pub(crate) async fn make_due(
     connection: &mut SqliteConnection,
     keys: &[i64],
@@ -345,8 +345,8 @@ pub(crate) async fn make_due(
     Ok(done.rows_affected())
 }
 
-/// Up to `limit` jobs that wait for a time that no rule of ours could have set: later than `soon` without
-/// backoff, than `longest` in it, or than `asked` where the homeserver asked for it.
+/// Up to `limit` jobs that wait for a time that none of our rules can have set: later than `soon` without backoff,
+/// later than `longest` in backoff, or later than `asked` at the homeserver's request.
 pub(crate) async fn wait_too_long(
     executor: impl SqliteExecutor<'_>,
     soon: i64,
@@ -406,7 +406,7 @@ pub(crate) async fn correct_waits(
     Ok(done.rows_affected())
 }
 
-/// When the next job that waits is due.
+/// When the next waiting job is due.
 pub(crate) async fn next_due(executor: impl SqliteExecutor<'_>) -> Result<Option<i64>> {
     sqlx::query_scalar!(
         r#"SELECT CAST(min(run_at) AS INTEGER) AS "run_at: i64"
@@ -430,7 +430,7 @@ pub(crate) async fn next_due(executor: impl SqliteExecutor<'_>) -> Result<Option
     .map_err(from_sqlx)
 }
 
-/// Jobs by status.
+/// The number of jobs by status.
 pub(crate) async fn count(executor: impl SqliteExecutor<'_>) -> Result<Vec<(String, i64)>> {
     let rows = sqlx::query!(
         r#"SELECT status AS "status!: String", count(*) AS "count!: i64"

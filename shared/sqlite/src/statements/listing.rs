@@ -1,4 +1,4 @@
-//! Pages for the operator: tokens, pushers, jobs, dead letters. Each reads what it shows and no more.
+//! Listings for the operator: tokens, pushers, jobs, dead letters. Each statement reads only what it shows.
 
 use matrix2acrobits_shared::flow::{DeadLetter, JobListing, PusherListing, Result, TokenListing};
 use sqlx::SqliteExecutor;

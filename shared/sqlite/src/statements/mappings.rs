@@ -1,4 +1,4 @@
-//! The operator's word on whose selectors are: `mappings`.
+//! The table `mappings`: the operator's mappings of selectors to users.
 
 use matrix2acrobits_shared::{flow::Result, rules::import::Mapping};
 use sqlx::{SqliteConnection, SqliteExecutor};
@@ -6,7 +6,7 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 use super::{Text, from_json, json};
 use crate::errors::from_sqlx;
 
-/// What there is of these selectors, in their order.
+/// The mappings of these selectors, in the same order.
 pub(crate) async fn of(
     connection: &mut SqliteConnection,
     selectors: &[&str],
@@ -28,7 +28,7 @@ pub(crate) async fn of(
     from_json(&rows)
 }
 
-/// Says whose selectors are.
+/// Maps selectors to users.
 pub(crate) async fn put(
     connection: &mut SqliteConnection,
     mappings: &[(&str, &str)],
@@ -53,7 +53,7 @@ pub(crate) async fn put(
     Ok(())
 }
 
-/// Takes one back; false when there was none.
+/// Deletes a mapping. False when there was none.
 pub(crate) async fn delete(connection: &mut SqliteConnection, selector: &str) -> Result<bool> {
     let done = sqlx::query!(
         "DELETE FROM mappings

@@ -1,4 +1,4 @@
-//! The key of the marks that pushers carry, in `meta`: made once, changed when the operator asks for it.
+//! The key of the marks that pushers carry, in `meta`. It is made once, and changes when the operator asks for it.
 
 use matrix2acrobits_shared::{
     flow::Result,
@@ -8,7 +8,7 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 
 use crate::errors::from_sqlx;
 
-/// The keys that count.
+/// The keys whose marks count.
 pub(crate) async fn keys(executor: impl SqliteExecutor<'_>) -> Result<MarkKeys> {
     let rows = sqlx::query!(
         "SELECT name, value
@@ -41,7 +41,7 @@ pub(crate) async fn keys(executor: impl SqliteExecutor<'_>) -> Result<MarkKeys> 
     })
 }
 
-/// Keeps the key as the one before.
+/// Keeps the current key as the previous one.
 pub(crate) async fn keep_before(connection: &mut SqliteConnection) -> Result<()> {
     sqlx::query!(
         "INSERT INTO meta (name, value)
@@ -57,7 +57,7 @@ pub(crate) async fn keep_before(connection: &mut SqliteConnection) -> Result<()>
     Ok(())
 }
 
-/// Puts a new key in its place, and the time until which the one before counts.
+/// Stores a new key, and the time until which the previous one counts.
 pub(crate) async fn put(
     connection: &mut SqliteConnection,
     fresh: &[u8],

@@ -1,11 +1,11 @@
-//! Small facts about the database: keys, and the counter of changes that make a cached token stale.
+//! Small facts about the database: the keys, and the counter of changes that make cached tokens out of date.
 
 use matrix2acrobits_shared::flow::Result;
 use sqlx::{SqliteConnection, SqliteExecutor};
 
 use crate::errors::from_sqlx;
 
-/// The counter, which triggers keep, whoever makes the change.
+/// The counter. Triggers keep it, whoever makes the change.
 pub(crate) async fn token_epoch(executor: impl SqliteExecutor<'_>) -> Result<i64> {
     sqlx::query_scalar!(
         "SELECT value
@@ -16,7 +16,7 @@ pub(crate) async fn token_epoch(executor: impl SqliteExecutor<'_>) -> Result<i64
     .map_err(from_sqlx)
 }
 
-/// Counts a change that whatever caches remember has to notice.
+/// Counts a change that all caches have to notice.
 pub(crate) async fn count_change(connection: &mut SqliteConnection) -> Result<()> {
     sqlx::query!(
         "UPDATE token_epoch
@@ -28,7 +28,7 @@ pub(crate) async fn count_change(connection: &mut SqliteConnection) -> Result<()
     Ok(())
 }
 
-/// The key by this name; made of `fresh` if there is none.
+/// The key with this name. If there is none, `fresh` is stored and returned.
 pub(crate) async fn key(
     connection: &mut SqliteConnection,
     name: &str,

@@ -1,9 +1,8 @@
-//! All SQL of this crate: one function a statement, by subject.
+//! All SQL of this crate, by subject, with one function for each statement.
 //!
-//! Many values go into one statement as a JSON list (`json_each`), and many rows come out of one as a JSON list
-//! (`json_group_array`): sqlx runs SQLite in a thread of its own, and each row that it hands over by itself wakes
-//! two threads. What comes out is taken as bytes: a text that is not UTF-8 (an operator's shell can write one)
-//! is then wrong by itself and hides no other row.
+//! Many values go into one statement as a JSON list (`json_each`), and many rows come out as a JSON list
+//! (`json_group_array`). sqlx runs SQLite in a separate thread, and each row that it hands over wakes two threads.
+//! Lists are read as bytes, so that a text that is not UTF-8 (somebody may write one by hand) does not hide other rows.
 
 pub(crate) mod accounts;
 pub(crate) mod arrivals;
@@ -25,20 +24,19 @@ use crate::errors::from_sqlx;
 
 /// A list for `json_each`.
 ///
-/// What SQLite reads is what we wrote as long as no text holds a NUL character, which ends texts there; our
-/// ids cannot hold any (`shared::ids`).
+/// SQLite ends texts at a NUL character. Our ids cannot contain one (`shared::ids`), so SQLite reads what we wrote.
 fn json<T: serde::Serialize>(values: impl IntoIterator<Item = T>) -> Result<String> {
     let values: Vec<T> = values.into_iter().collect();
     serde_json::to_string(&values).map_err(|e| from_sqlx(sqlx::Error::Encode(Box::new(e))))
 }
 
-/// Reads what `json_group_array` made of many rows.
+/// Reads the list that `json_group_array` made of many rows.
 fn from_json<T: serde::de::DeserializeOwned>(rows: &[u8]) -> Result<T> {
     let rows = String::from_utf8_lossy(rows);
     serde_json::from_str(&rows).map_err(|e| from_sqlx(sqlx::Error::Decode(Box::new(e))))
 }
 
-/// Puts found rows beside what was asked for: each comes with its place.
+/// Groups found rows by the place in the list that was asked for.
 fn by_place<T>(places: usize, found: Vec<(usize, T)>) -> Vec<Vec<T>> {
     let mut lists: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(places).collect();
     for (place, row) in found {
@@ -49,16 +47,15 @@ fn by_place<T>(places: usize, found: Vec<(usize, T)>) -> Vec<Vec<T>> {
     lists
 }
 
-/// The ids of the `count` rows that one statement has just inserted, the last of them `last`. In a table with
-/// AUTOINCREMENT each row's is by one larger than the largest that ever was
-/// (<https://sqlite.org/autoinc.html>), and nobody else writes meanwhile. (With RETURNING each row would wake
-/// us in another thread.)
+/// The ids of the `count` rows that one statement has just inserted, where `last` is the last id. In a table with
+/// AUTOINCREMENT, each new id is one more than the largest ever used (<https://sqlite.org/autoinc.html>), and nobody
+/// else writes meanwhile. (With RETURNING, each row would wake another thread.)
 fn inserted(last: i64, count: usize) -> Vec<i64> {
     let count = i64::try_from(count).unwrap_or(i64::MAX);
     (last - count + 1..=last).collect()
 }
 
-/// A text for people, whatever bytes it is made of.
+/// A text for people, read from any bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Text(String);
 

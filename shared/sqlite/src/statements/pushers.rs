@@ -14,7 +14,7 @@ pub(crate) async fn pairs(
     executor: impl SqliteExecutor<'_>,
     pairs: &[Pair<'_>],
 ) -> Result<Vec<PairFacts>> {
-    let pairs = json(pairs.iter().map(|it| (it.app_id, it.pushkey)))?;
+    let pairs = json(pairs.iter().map(|pair| (pair.app_id, pair.pushkey)))?;
     let rows = sqlx::query_scalar!(
         r#"SELECT CAST(json_group_array(json_object(
                'holders', (SELECT json_group_array(json_object(
@@ -89,7 +89,7 @@ pub(crate) async fn pairs_of(
     from_json(&rows)
 }
 
-/// Makes pushers; returns their ids, in order.
+/// Creates pushers. Returns their ids, in order.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     pushers: &[&Pusher],
@@ -111,7 +111,7 @@ pub(crate) async fn insert(
     Ok(inserted(done.last_insert_rowid(), pushers.len()))
 }
 
-/// Writes pushers: all that can change.
+/// Writes all columns of pushers that can change.
 pub(crate) async fn update(connection: &mut SqliteConnection, pushers: &[&Pusher]) -> Result<()> {
     let rows = json(pushers)?;
     sqlx::query!(
@@ -137,7 +137,7 @@ pub(crate) async fn update(connection: &mut SqliteConnection, pushers: &[&Pusher
     Ok(())
 }
 
-/// Deletes up to `limit` pushers that were removed before a time and that no job is for.
+/// Deletes up to `limit` pushers that were removed before a time and that have no job.
 pub(crate) async fn delete_removed(
     connection: &mut SqliteConnection,
     before: i64,
@@ -160,7 +160,7 @@ pub(crate) async fn delete_removed(
     Ok(done.rows_affected())
 }
 
-/// The next ids of pushers that are not as wanted and that no job is for, and the last id that was looked at.
+/// The next ids of pushers that are not as wanted, each with whether it lacks a job.
 pub(crate) async fn without_job(
     executor: impl SqliteExecutor<'_>,
     after: i64,
@@ -212,7 +212,7 @@ pub(crate) async fn outdated(
     Ok(rows.into_iter().map(|row| (row.id, row.outdated)).collect())
 }
 
-/// How many pushers a replay is about.
+/// How many pushers a replay covers.
 pub(crate) async fn count_replay(
     executor: impl SqliteExecutor<'_>,
     replay: &Replay,
@@ -234,7 +234,7 @@ pub(crate) async fn count_replay(
     .map_err(from_sqlx)
 }
 
-/// The next ids that a replay is about.
+/// The next pushers that a replay covers.
 pub(crate) async fn replay(
     executor: impl SqliteExecutor<'_>,
     replay: &Replay,
@@ -272,7 +272,7 @@ fn filter(replay: &Replay) -> (bool, Option<&str>, Option<i64>) {
     }
 }
 
-/// Pushers by state.
+/// The number of pushers by state.
 pub(crate) async fn count(executor: impl SqliteExecutor<'_>) -> Result<Vec<(String, i64)>> {
     let rows = sqlx::query!(
         r#"SELECT state, count(*) AS "count!"

@@ -1,4 +1,4 @@
-//! Workers: apalis' table `Workers`, what their gates do, and their settings.
+//! Workers: apalis' table `Workers`, the states of their gates, and their settings.
 
 use matrix2acrobits_shared::flow::{GateStatus, Heartbeat, Result, WorkerStatus};
 use sqlx::{SqliteConnection, SqliteExecutor};
@@ -6,7 +6,7 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 use super::Text;
 use crate::errors::from_sqlx;
 
-/// Makes a worker known.
+/// Registers a worker.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     worker: &str,
@@ -27,7 +27,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// Notes a worker's settings; returns its place in the order in which workers started.
+/// Notes a worker's settings. Returns its place in the order in which workers started.
 pub(crate) async fn insert_settings(
     connection: &mut SqliteConnection,
     started: Option<i64>,
@@ -48,7 +48,7 @@ pub(crate) async fn insert_settings(
     Ok(started.unwrap_or_else(|| done.last_insert_rowid()))
 }
 
-/// The settings of the worker that started last, among those heard of since a time.
+/// The settings of the worker that started last, among those with a heartbeat since a time.
 pub(crate) async fn newest_settings(
     connection: &mut SqliteConnection,
     since: i64,
@@ -67,8 +67,8 @@ pub(crate) async fn newest_settings(
     .map_err(from_sqlx)
 }
 
-/// Corrects workers that were last seen in the future: that was before the clock was set back, and those who died
-/// then would count as alive until that hour comes again.
+/// Corrects workers that were last seen in the future, which happens when the clock is set back. Otherwise workers that
+/// died before would count as alive until that time comes again.
 pub(crate) async fn correct_last_seen(connection: &mut SqliteConnection, now: i64) -> Result<()> {
     sqlx::query!(
         "UPDATE Workers
@@ -82,7 +82,7 @@ pub(crate) async fn correct_last_seen(connection: &mut SqliteConnection, now: i6
     Ok(())
 }
 
-/// Notes what a worker's gate does, if that has changed.
+/// Notes the state of a worker's gate, if it has changed.
 pub(crate) async fn note_gate(
     connection: &mut SqliteConnection,
     heartbeat: &Heartbeat,
@@ -113,7 +113,7 @@ pub(crate) async fn note_gate(
     Ok(())
 }
 
-/// Forgets a worker.
+/// Deletes a worker.
 pub(crate) async fn delete(connection: &mut SqliteConnection, worker: &str) -> Result<()> {
     sqlx::query!(
         "DELETE FROM Workers
@@ -126,7 +126,7 @@ pub(crate) async fn delete(connection: &mut SqliteConnection, worker: &str) -> R
     Ok(())
 }
 
-/// Forgets workers that have not been heard of since a time and hold nothing.
+/// Deletes workers that have had no heartbeat since a time and hold no jobs.
 pub(crate) async fn delete_old(connection: &mut SqliteConnection, since: i64) -> Result<u64> {
     let done = sqlx::query!(
         "DELETE FROM Workers
@@ -141,7 +141,7 @@ pub(crate) async fn delete_old(connection: &mut SqliteConnection, since: i64) ->
     Ok(done.rows_affected())
 }
 
-/// Up to `limit` workers, those that live first.
+/// Up to `limit` workers, those that are alive first.
 pub(crate) async fn list(
     executor: impl SqliteExecutor<'_>,
     now: i64,
