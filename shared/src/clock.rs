@@ -31,7 +31,7 @@ impl Clock {
         Self(Source::Manual(Arc::new(AtomicI64::new(seconds))))
     }
 
-    /// Moves a manual clock; the machine's clock stays as it is.
+    /// Moves a manual clock. The machine's clock stays as it is.
     pub fn set(&self, seconds: i64) {
         if let Source::Manual(manual) = &self.0 {
             manual.store(seconds, Ordering::SeqCst);

@@ -4,7 +4,7 @@
 #[expect(clippy::struct_excessive_bools, reason = "each is one fact of its own")]
 #[derive(Debug, Clone, Default)]
 pub struct ServerFacts {
-    /// Its release, such as 15.18.
+    /// The server's release, such as 15.18.
     pub version: String,
     /// Whether the server follows another one and takes no writes.
     pub standby: bool,

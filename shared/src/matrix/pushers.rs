@@ -188,9 +188,9 @@ impl<'a> DeletePusher<'a> {
 /// A pusher as `GET /pushers` lists it. We read only the fields that we compare or have to keep.
 #[derive(Debug, Deserialize)]
 pub struct HeldPusher {
-    /// Its app id.
+    /// The app id.
     pub app_id: String,
-    /// Its pushkey.
+    /// The pushkey.
     pub pushkey: String,
     /// `http` for a push gateway.
     #[serde(default)]

@@ -9,7 +9,7 @@ const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Shorter than the idle time of usual load balancers (75 s and more), so that we close the connection and not they.
 const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
 
-/// Makes ring the TLS provider of this process; call it once, first thing.
+/// Makes ring the TLS provider of this process. Call it once, before anything else.
 pub fn install_tls() {
     // An error means that a provider is already installed, which is just as good.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -192,7 +192,7 @@ impl SharedArgs {
         file.filter(|path| !path.as_os_str().is_empty())
     }
 
-    /// Whom outgoing calls trust. The process must have a TLS provider by now.
+    /// The certificate authorities that outgoing calls trust. The process must have a TLS provider before this.
     pub fn outgoing(&self) -> Result<Outgoing, SettingError> {
         match self.extra_ca_file() {
             None => Ok(Outgoing::default()),

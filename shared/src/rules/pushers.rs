@@ -643,11 +643,11 @@ pub fn rivals(pushers: &[Pusher], at: usize, outcome: &Outcome) -> Vec<(usize, C
 pub enum Replay {
     /// Pushers with a dead letter.
     Dead,
-    /// All.
+    /// All pushers.
     All,
-    /// Those of one user.
+    /// Pushers of one user.
     User(UserId),
-    /// Those that changed at or after this time, in seconds since 1970.
+    /// Pushers that changed at or after this time, in seconds since 1970.
     Since(i64),
 }
 

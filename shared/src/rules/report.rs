@@ -415,7 +415,7 @@ mod tests {
         // Another token is another phone.
         let change = decide(&named, &account(&[phone(7, "", "u")]), false, NOW).unwrap();
         assert_eq!((change.phone.id, change.absorbed), (0, None));
-        // It has a row by its name already.
+        // The phone already has a row with its name.
         let both = account(&[phone(7, "", "t"), phone(8, "d", "u")]);
         let change = decide(&named, &both, false, NOW).unwrap();
         assert_eq!((change.phone.id, change.absorbed), (8, Some(7)));

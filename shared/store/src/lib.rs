@@ -295,8 +295,8 @@ impl Store {
         ask!(self, targets(pushkey))
     }
 
-    /// Up to `limit` rows that can receive a push, with ids below `before`, the latest phones first, and the last id
-    /// among them. None when there are no more.
+    /// The live rows that alone hold their pushkey, among the next `limit` live rows with ids below `before`, the
+    /// latest phones first. Also the last id that was read. None when there are no more.
     pub async fn live_targets(
         &self,
         before: i64,
@@ -507,7 +507,7 @@ impl Store {
         self.writer().finish(finished).await
     }
 
-    /// Makes a job whose pusher cannot be read a dead letter. False when the lock was lost.
+    /// Makes a dead letter of a job whose pusher cannot be read. False when the lock was lost.
     pub async fn kill_job(&self, held: Held, error: String) -> Result<bool> {
         self.writer()
             .write(move |tx| {

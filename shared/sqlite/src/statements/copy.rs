@@ -277,7 +277,7 @@ pub(crate) async fn jobs(connection: &mut SqliteConnection, after: i64) -> Resul
     );
     let mut rows = from_json(&page.fetch_one(connection).await.map_err(from_sqlx)?)?;
     for row in &mut rows {
-        // Its name tells when it was made.
+        // The job's name contains the time when it was made.
         let name = row.remove("id");
         let name = name.as_ref().and_then(serde_json::Value::as_str);
         let name = name.and_then(|name| Ulid::from_string(name).ok());

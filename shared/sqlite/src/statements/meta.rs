@@ -5,7 +5,7 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 
 use crate::errors::from_sqlx;
 
-/// The counter. Triggers keep it, whoever makes the change.
+/// The counter. Triggers keep it for changes by any program.
 pub(crate) async fn token_epoch(executor: impl SqliteExecutor<'_>) -> Result<i64> {
     sqlx::query_scalar!(
         "SELECT value
