@@ -1,5 +1,5 @@
-//! What happens to pushes: sent, and confirmed by the phones. It is kept in memory and written down every few seconds in
-//! one transaction, so that neither a push nor a receipt costs a write of its own. All of the memory is bounded.
+//! Remembers which pushes were sent and which the phones confirmed. Every few seconds, one transaction writes this to
+//! the database, so that neither a push nor a receipt costs its own write. All memory is bounded.
 
 mod sent;
 
@@ -24,20 +24,20 @@ use crate::{
     metrics::{self, ReceiptResult},
 };
 
-/// How often it is written down; a crash loses no more than this.
+/// How often to write to the database. A crash loses no more than this.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Every how many times silent phones are counted.
+/// Silent phones are counted once in this many writes.
 const COUNT_EVERY: u32 = 12;
-/// Most phones whose pushes are remembered until they are written down. Under more, some are not noted.
+/// The most phones whose pushes are remembered until the next write. Beyond that, some pushes are not noted.
 const MOST_PUSHED: usize = 20_000;
-/// Most phones with nothing but pushes that are written down at a time: that these are exact to the second is not worth
-/// more, and a busy api would spend its time on it.
+/// The most phones without a receipt in one write. Their times need not be exact to the second, and a busy api would
+/// spend too much time on them.
 const PUSHED_AT_A_TIME: usize = 5_000;
-/// Most phones whose receipts have to be looked up, until they are. Strangers can make them up; what there is beyond is
-/// not noted.
+/// The most receipts that wait for the lookup of their phone. Strangers can invent receipts, so those beyond this
+/// number are dropped.
 const MOST_NAMED: usize = 5_000;
 
-/// A receipt, its fields checked.
+/// A receipt with checked fields.
 #[derive(Debug)]
 pub(crate) struct Receipt {
     pub(crate) phone: NamedPhone,
@@ -49,10 +49,10 @@ pub(crate) struct Receipt {
 
 /// What happened at phones, by the ids of their rows.
 type Batch = HashMap<i64, Arrivals>;
-/// Receipts whose phones have to be looked up.
+/// Receipts that wait for the lookup of their phone.
 type Receipts = HashMap<(NamedPhone, Option<UserId>), Named>;
 
-/// The memory.
+/// The memory of pushes and receipts.
 #[derive(Debug)]
 pub(crate) struct Journal {
     clock: Clock,
@@ -68,11 +68,11 @@ struct State {
     named: Receipts,
 }
 
-/// Receipts of one phone that has to be looked up.
+/// The receipts of one phone that has to be looked up.
 #[derive(Debug, Clone, Copy)]
 struct Named {
     arrivals: Arrivals,
-    /// Whether an id of ours confirmed them: then they are counted already.
+    /// Whether all of them named one of our ids. Then they are already counted.
     confirmed: bool,
 }
 
@@ -86,7 +86,7 @@ impl Journal {
         }
     }
 
-    /// PNM took a push with this id.
+    /// Notes that PNM accepted a push with this id.
     pub(crate) fn pushed(&self, target: &PushTarget, id: Option<&str>) {
         let now = self.clock.unix();
         let mut state = self.lock();
@@ -96,7 +96,8 @@ impl Journal {
         }
     }
 
-    /// PNM took a test push with this id. It is not the phone's last push, but its receipt can be told.
+    /// Notes that PNM accepted a test push with this id. It does not count as the phone's last push, but its receipt is
+    /// recognised.
     pub(crate) fn tested(&self, target: &PushTarget, id: &str) {
         self.note_id(&mut self.lock(), target, Some(id));
     }
@@ -110,7 +111,7 @@ impl Journal {
         }
     }
 
-    /// A phone confirms a push.
+    /// Notes a receipt of a phone.
     pub(crate) fn received(&self, receipt: Receipt) {
         let now = self.clock.unix();
         let Receipt { phone, id, owner } = receipt;
@@ -127,7 +128,7 @@ impl Journal {
             if let Some(row) = confirmed.phone
                 && plain
             {
-                // No more of these than pushes.
+                // There cannot be more of these than pushes.
                 state.phones.entry(row).or_default().receipt(now);
                 return;
             }
@@ -146,7 +147,7 @@ impl Journal {
         named.confirmed &= confirmed.is_some();
     }
 
-    /// Writes down what there is, from time to time, and counts silent phones. Runs forever.
+    /// Writes to the database from time to time, and counts silent phones. Runs forever.
     pub(crate) async fn run(self: Arc<Self>, store: Store) {
         for round in 0_u32.. {
             if let Err(error) = self.flush(&store).await {
@@ -164,7 +165,7 @@ impl Journal {
         }
     }
 
-    /// Writes down what there is. What could not be written is kept for the next time.
+    /// Writes to the database. If that fails, the memory is kept for the next time.
     pub(crate) async fn flush(&self, store: &Store) -> Result<(), StoreError> {
         let (named, mut batch) = self.take();
         if !named.is_empty() {
@@ -186,7 +187,10 @@ impl Journal {
         if batch.is_empty() {
             return Ok(());
         }
-        let rows: Arc<[_]> = batch.iter().map(|(phone, it)| (*phone, *it)).collect();
+        let rows: Arc<[_]> = batch
+            .iter()
+            .map(|(phone, arrivals)| (*phone, *arrivals))
+            .collect();
         let written = store.note_arrivals(rows).await;
         if written.is_err() {
             put_back(&mut self.lock(), batch);
@@ -194,7 +198,7 @@ impl Journal {
         written
     }
 
-    /// Takes all receipts, and as many pushes as are written at a time.
+    /// Takes all receipts, and up to [`PUSHED_AT_A_TIME`] phones without one.
     fn take(&self) -> (Receipts, Batch) {
         let mut state = self.lock();
         let named = std::mem::take(&mut state.named);
@@ -202,9 +206,9 @@ impl Journal {
             return (named, std::mem::take(&mut state.phones));
         }
         let mut pushed = 0;
-        let taken = state.phones.extract_if(|_, it| {
-            pushed += usize::from(it.received.is_none());
-            it.received.is_some() || pushed <= PUSHED_AT_A_TIME
+        let taken = state.phones.extract_if(|_, arrivals| {
+            pushed += usize::from(arrivals.received.is_none());
+            arrivals.received.is_some() || pushed <= PUSHED_AT_A_TIME
         });
         let batch = taken.collect();
         (named, batch)
@@ -245,7 +249,7 @@ impl Journal {
     }
 }
 
-/// Puts back what could not be written, before what has happened meanwhile.
+/// Puts back a batch that could not be written, before the events that have happened meanwhile.
 fn put_back(state: &mut State, batch: Batch) {
     for (phone, earlier) in batch {
         let later = state.phones.remove(&phone).unwrap_or_default();

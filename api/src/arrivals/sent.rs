@@ -1,4 +1,4 @@
-//! Remembers the ids of recent pushes, so that a receipt can say which push it confirms, and when that was sent.
+//! Remembers the ids of recent pushes, to know which push a receipt confirms and when it was sent.
 
 use std::{
     collections::VecDeque,
@@ -7,37 +7,37 @@ use std::{
 
 use crate::keyed_hash::{Hashed, HashedMap};
 
-/// Most keys remembered, two for each push; the oldest go first. They take about 3 MiB, and last for 100 s at 200 pushes a
-/// second.
+/// The most keys that are remembered, two for each push. The oldest are dropped first. They take about 3 MiB, and last
+/// for 100 s at 200 pushes a second.
 const MOST: usize = 40_000;
 /// A receipt that comes later says nothing about how long the push took.
 const MEMORY: Duration = Duration::from_hours(1);
 
-/// A push that PNM took.
+/// A push that PNM accepted.
 #[derive(Debug, Clone, Copy)]
 struct Push {
-    /// The row of its phone; none where the key fits several phones.
+    /// The row of its phone. None if the key fits several phones.
     phone: Option<i64>,
     sent: Instant,
 }
 
-/// The memory.
+/// The memory of recent pushes.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     pushes: HashedMap<Hashed, Push>,
     order: VecDeque<(Instant, Hashed)>,
 }
 
-/// What is known of the push that a receipt confirms.
+/// What we know about a push that a receipt confirms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Confirmed {
-    /// The row of its phone, where that is certain.
+    /// The row of its phone, if that is certain.
     pub(super) phone: Option<i64>,
     pub(super) took: Duration,
 }
 
 impl Sent {
-    /// Remembers a push under a key made of its id and what names its phone.
+    /// Remembers a push under a key made of its id and its phone's token or selector.
     pub(super) fn note(&mut self, key: Hashed, phone: i64, now: Instant) {
         while self.order.len() >= MOST || self.oldest_is_past(now) {
             let Some((sent, key)) = self.order.pop_front() else {
@@ -56,8 +56,8 @@ impl Sent {
         self.order.push_back((now, key));
     }
 
-    /// The push under this key. It is confirmed once: a repeat says nothing new. One that fits several phones stays, for
-    /// each of them confirms it.
+    /// Takes the push under this key, because a repeated receipt says nothing new. A push whose key fits several phones
+    /// stays, because each of them confirms it.
     pub(super) fn confirm(&mut self, key: Hashed, now: Instant) -> Option<Confirmed> {
         let push = *self.pushes.get(&key)?;
         let took = now.saturating_duration_since(push.sent);
