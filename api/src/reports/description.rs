@@ -17,9 +17,9 @@ pub(super) struct Report {
     #[schema(min_length = 1)]
     #[param(min_length = 1)]
     selector: String,
-    /// Token for messages, the Matrix pushkey. At most 512 bytes, needs app_id_msgs. Also pushTokenOther, pushToken
+    /// Token for messages, the Matrix pushkey. At most 512 bytes, needs app_id_msgs. Also pushTokenOther, pushToken, token
     token_msgs: Option<String>,
-    /// App id for messages, at most 64 characters. Also appid_msgs, appId_msgs, pushappid_other, pushappid
+    /// App id for messages, at most 64 characters. Also appid_msgs, appId_msgs, pushappid_other, pushappid, appid
     app_id_msgs: Option<String>,
     /// Token for calls, which is only stored. Also pushTokenIncomingCall
     token_calls: Option<String>,
@@ -61,6 +61,8 @@ pub(super) struct Removal {
     selector: String,
     /// The phone's name. If absent, all phones with this account
     device: Option<String>,
+    /// Token for messages. If present, a phone with this account that has another token by now stays
+    token_msgs: Option<String>,
     /// For REPORT_AUTH=nethcti and matrix
     username: Option<String>,
     /// For REPORT_AUTH=nethcti and matrix
