@@ -26,6 +26,7 @@ pub(crate) struct RunArgs {
     matrix_as_token_file: Option<PathBuf>,
 
     /// Public base URL of the api, such as https://push.example.org; no pusher is set while it is unset
+    #[expect(rustdoc::bare_urls, reason = "--help shows it as it stands")]
     #[arg(long, env = "PROXY_URL", value_name = "URL", global = true)]
     proxy_url: Option<String>,
 

@@ -1,5 +1,5 @@
 //! The store of matrix2acrobits in a PostgreSQL database: the connections, the writer, the change feed, and all SQL in
-//! [`statements`].
+//! `statements`.
 
 mod access;
 mod connection;

@@ -37,7 +37,7 @@ const MET: Duration = Duration::from_millis(500);
 const ALONE: Duration = Duration::from_millis(200);
 
 /// How a process shares the write lock with others. A process cannot see who waits, so a busy one leaves the lock alone
-/// from time to time, for longer than [`ASK`].
+/// from time to time, for longer than `ASK`.
 #[derive(Debug, Clone, Copy)]
 pub struct Sharing {
     /// How long to wait for another process' lock.

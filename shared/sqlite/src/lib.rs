@@ -1,5 +1,5 @@
 //! The store of matrix2acrobits in an SQLite file: the connections, the writer, the change feed, and all SQL in
-//! [`statements`].
+//! `statements`.
 
 mod connection;
 mod copy;

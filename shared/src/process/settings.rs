@@ -86,6 +86,7 @@ pub struct SharedArgs {
     pub admin_token_file: Option<PathBuf>,
 
     /// Base URL of the Matrix homeserver, such as https://matrix.example.org
+    #[expect(rustdoc::bare_urls, reason = "--help shows it as it stands")]
     #[arg(long, env = "MATRIX_HOMESERVER_URL", value_name = "URL", global = true)]
     pub matrix_homeserver_url: Option<String>,
 
