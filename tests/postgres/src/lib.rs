@@ -133,9 +133,12 @@ impl Server {
         self.create(&[])
     }
 
-    /// Makes a database with what is in another one, to which nobody may be connected.
+    /// Makes a database with what is in another one, to which nobody may be connected. What that writes is on disk when
+    /// it returns: the next measurement must not pay for it.
     pub fn copy_of(&self, database: &Database) -> Database {
-        self.create(&["-T", &database.name])
+        let copy = self.create(&["-T", &database.name]);
+        copy.client("psql", &["-qc", "CHECKPOINT", &copy.name]);
+        copy
     }
 
     fn create(&self, options: &[&str]) -> Database {

@@ -35,7 +35,7 @@ pub(crate) async fn start(bench: &Bench) -> Result<Report, Error> {
             drop(bench.pass_through(&homeserver).await?);
             times[0].push(millis(started));
             let started = Instant::now();
-            let mut api = bench.api(file, &homeserver.pnm()).await?;
+            let mut api = bench.api(file, Some(&homeserver)).await?;
             ready(api.admin()?).await?;
             times[1].push(millis(started));
             api.process.terminate().await;
@@ -81,7 +81,7 @@ pub(crate) async fn idle(bench: &Bench) -> Result<Report, Error> {
         &[Rows::Tokens, Rows::Mappings, Rows::Registered],
     )
     .await?;
-    let api = bench.api(&file, &homeserver.pnm()).await?;
+    let api = bench.api(&file, Some(&homeserver)).await?;
     let worker = bench.worker(&file, homeserver.addr, false).await?;
     let base = bench.pass_through(&homeserver).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -105,8 +105,8 @@ pub(crate) async fn idle(bench: &Bench) -> Result<Report, Error> {
     report.tables.push(table);
     let memory = |pid| system::memory(pid).now;
     report.goals.extend([
-        Goal::at_most("idle CPU of both", 2.0, of_api + of_worker, " % of a core"),
-        Goal::at_most("memory of the api, idle", 15.0, memory(api.pid), " MiB"),
+        Goal::at_most("idle CPU of both", 1.0, of_api + of_worker, " % of a core"),
+        Goal::at_most("memory of the api, idle", 12.0, memory(api.pid), " MiB"),
         Goal::at_most(
             "memory of the worker, idle",
             20.0,

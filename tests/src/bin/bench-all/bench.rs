@@ -83,7 +83,7 @@ impl Bench {
     /// A file with the schema and nothing in it: the api has started and ended on it.
     pub(crate) async fn new_file(&self) -> Result<PathBuf, Error> {
         let file = self.new_path();
-        let mut api = self.api(&file, "http://127.0.0.1:9/").await?;
+        let mut api = self.api(&file, None).await?;
         api.process.terminate().await;
         Ok(file)
     }
@@ -92,7 +92,7 @@ impl Bench {
     pub(crate) async fn api(
         &self,
         place: &(impl Place + ?Sized),
-        pnm: &str,
+        pnm: Option<&Upstream>,
     ) -> Result<Gateway, Error> {
         self.api_on(place, pnm, true).await
     }
@@ -101,13 +101,10 @@ impl Bench {
     pub(crate) async fn api_on(
         &self,
         place: &(impl Place + ?Sized),
-        pnm: &str,
+        pnm: Option<&Upstream>,
         alone: bool,
     ) -> Result<Gateway, Error> {
-        let mut env = common(place);
-        env.insert("LISTEN_ADDR".into(), "127.0.0.1:0".into());
-        env.insert("PNM_URL".into(), pnm.into());
-        env.insert("NEW_SELECTORS_PER_HOUR".into(), "0".into());
+        let env = api_env(place, pnm);
         let start = || Process::start(Program::Api, &[], &env);
         let mut process = self.cores.bound(alone, start);
         process.listening().await;
@@ -132,18 +129,7 @@ impl Bench {
         homeserver: SocketAddr,
         alone: bool,
     ) -> Result<Gateway, Error> {
-        let mut env = common(place);
-        env.insert(
-            "MATRIX_HOMESERVER_URL".into(),
-            format!("http://{homeserver}"),
-        );
-        env.insert("MATRIX_AS_TOKEN".into(), "as-token".into());
-        env.insert(
-            "PROXY_URL".into(),
-            "https://matrix-proxy.example.com".into(),
-        );
-        // Jobs in backoff are due in an hour; the worker must not take that for a jump of the clock.
-        env.insert("RETRY_MAX_INTERVAL".into(), "2h".into());
+        let env = worker_env(place, homeserver);
         let start = || Process::start(Program::Worker, &[], &env);
         let mut process = self.cores.bound(alone, start);
         process.listening().await;
@@ -164,19 +150,32 @@ impl Bench {
     /// The stand-in in a process of its own, beside the load.
     pub(crate) async fn stand_in(&self, delay: Duration) -> Result<Upstream, Error> {
         let delay = delay.as_millis().to_string();
-        let helper = Helper::start(&["stand-in", &delay]).await?;
+        self.upstream(&["stand-in", &delay]).await
+    }
+
+    /// The same behind TLS.
+    pub(crate) async fn stand_in_with_tls(&self) -> Result<Upstream, Error> {
+        self.upstream(&["stand-in", "0", "--tls"]).await
+    }
+
+    async fn upstream(&self, args: &[&str]) -> Result<Upstream, Error> {
+        let helper = Helper::start(args).await?;
+        let tls = helper.more.split_once(' ').map(|(url, authority)| Tls {
+            url: url.to_owned(),
+            authority: authority.to_owned(),
+        });
         Ok(Upstream {
             addr: helper.addr,
+            tls,
             _helper: helper,
         })
     }
 
     /// The pass-through, on the gateway's core.
     pub(crate) async fn pass_through(&self, upstream: &Upstream) -> Result<Helper, Error> {
-        let url = upstream.pnm();
-        let started = self
-            .cores
-            .bound(true, || Helper::spawn(&["pass-through", &url]))?;
+        let args = upstream.pass_through();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let started = self.cores.bound(true, || Helper::spawn(&args))?;
         Helper::listening(started).await
     }
 
@@ -233,6 +232,36 @@ fn println_failed(failed: u64, good: u64) {
     println!("  NOTE: {failed} requests failed, {good} were good");
 }
 
+/// The settings of an api; without a PNM it needs none.
+pub(crate) fn api_env(place: &(impl Place + ?Sized), pnm: Option<&Upstream>) -> Env {
+    let mut env = common(place);
+    env.insert("LISTEN_ADDR".into(), "127.0.0.1:0".into());
+    let url = pnm.map_or_else(|| "http://127.0.0.1:9/".to_owned(), Upstream::pnm);
+    env.insert("PNM_URL".into(), url);
+    if let Some(tls) = pnm.and_then(|upstream| upstream.tls.as_ref()) {
+        env.insert("EXTRA_CA_FILE".into(), tls.authority.clone());
+    }
+    env.insert("NEW_SELECTORS_PER_HOUR".into(), "0".into());
+    env
+}
+
+/// The settings of a worker.
+pub(crate) fn worker_env(place: &(impl Place + ?Sized), homeserver: SocketAddr) -> Env {
+    let mut env = common(place);
+    env.insert(
+        "MATRIX_HOMESERVER_URL".into(),
+        format!("http://{homeserver}"),
+    );
+    env.insert("MATRIX_AS_TOKEN".into(), "as-token".into());
+    env.insert(
+        "PROXY_URL".into(),
+        "https://matrix-proxy.example.com".into(),
+    );
+    // Jobs in backoff are due in an hour; the worker must not take that for a jump of the clock.
+    env.insert("RETRY_MAX_INTERVAL".into(), "2h".into());
+    env
+}
+
 fn common(place: &(impl Place + ?Sized)) -> Env {
     let settings = [
         ("DATABASE_URL", place.url()),
@@ -277,28 +306,42 @@ impl Gateway {
 /// This program in another role; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Helper {
-    _child: Child,
+    child: Child,
     addr: SocketAddr,
+    more: String,
     pub(crate) pid: u32,
 }
 
 impl Helper {
     fn spawn(args: &[&str]) -> std::io::Result<Child> {
-        Command::new(std::env::current_exe()?)
-            .args(args)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
+        let own = std::env::current_exe()?;
+        Self::spawn_command(Command::new(own).args(args))
     }
 
-    /// Reads its address, which is the first line that it prints.
-    async fn listening(mut child: Child) -> Result<Self, Error> {
+    /// A command that ends in this program.
+    pub(crate) fn spawn_command(command: &mut Command) -> std::io::Result<Child> {
+        command.stdout(Stdio::piped()).kill_on_drop(true).spawn()
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub(crate) async fn end(&mut self) -> Result<(), Error> {
+        let pid = self.pid.to_string();
+        Command::new("kill").arg(pid).status().await?;
+        self.child.wait().await?;
+        Ok(())
+    }
+
+    /// Reads its first line, which begins with its address.
+    pub(crate) async fn listening(mut child: Child) -> Result<Self, Error> {
         let pid = child.id().ok_or("a helper has ended")?;
         let stdout = child.stdout.take().ok_or("no pipe to a helper")?;
         let line = BufReader::new(stdout).lines().next_line().await?;
+        let line = line.ok_or("a helper has ended")?;
+        let (addr, more) = line.split_once(' ').unwrap_or((&line, ""));
         Ok(Self {
-            addr: line.ok_or("a helper has ended")?.parse()?,
-            _child: child,
+            addr: addr.parse()?,
+            more: more.to_owned(),
+            child,
             pid,
         })
     }
@@ -316,12 +359,29 @@ impl Helper {
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) addr: SocketAddr,
+    tls: Option<Tls>,
     _helper: Helper,
 }
 
+/// Where it is reached by TLS, and the file with the certificate authority to trust.
+#[derive(Debug)]
+struct Tls {
+    url: String,
+    authority: String,
+}
+
 impl Upstream {
-    pub(crate) fn pnm(&self) -> String {
-        format!("http://{}{PNM_PATH}", self.addr)
+    fn pnm(&self) -> String {
+        let plain = || format!("http://{}", self.addr);
+        let base = self.tls.as_ref().map_or_else(plain, |tls| tls.url.clone());
+        format!("{base}{PNM_PATH}")
+    }
+
+    /// How the pass-through to it is started.
+    pub(crate) fn pass_through(&self) -> Vec<String> {
+        let authority = self.tls.as_ref().map(|tls| tls.authority.clone());
+        let args = ["pass-through".to_owned(), self.pnm()];
+        args.into_iter().chain(authority).collect()
     }
 
     /// What it has seen; this asking is not counted.

@@ -2,7 +2,7 @@
 //! markers is written by hand and stays.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::bench::{Bench, Error};
 use crate::report::Report;
@@ -26,9 +26,8 @@ fn put(document: &str, name: &str, text: &str) -> String {
 
 /// Writes what the parts that have run have found.
 pub(crate) fn renew(bench: &Bench, reports: &[(String, Report)]) -> Result<(), Error> {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    let file = docs.join("performance.md");
-    let mut document = fs::read_to_string(&file).unwrap_or_else(|_| "# Performance\n".into());
+    let docs = folder();
+    let mut document = fs::read_to_string(file()).unwrap_or_else(|_| "# Performance\n".into());
     document = put(&document, "machine", &machine(bench));
     fs::create_dir_all(docs.join("performance"))?;
     for (name, report) in reports {
@@ -37,8 +36,30 @@ pub(crate) fn renew(bench: &Bench, reports: &[(String, Report)]) -> Result<(), E
             fs::write(docs.join("performance").join(chart.file), &chart.svg)?;
         }
     }
-    fs::write(file, document)?;
+    fs::write(file(), document)?;
     Ok(())
+}
+
+/// The figures of the row that begins with `name` in the committed table of `part`, as far as there are any.
+pub(crate) fn row(part: &str, name: &str) -> Vec<f64> {
+    let document = fs::read_to_string(file()).unwrap_or_default();
+    let begin = format!("<!-- begin {part}:");
+    let part = document.split_once(&begin).map_or("", |(_, rest)| rest);
+    let row = part
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("| {name} |")));
+    let cells = row.unwrap_or_default().split('|');
+    cells
+        .filter_map(|cell| cell.trim().replace(',', "").parse().ok())
+        .collect()
+}
+
+fn file() -> PathBuf {
+    folder().join("performance.md")
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
 /// In general words: which machine it was is nobody's business.

@@ -11,6 +11,7 @@ mod chart;
 mod connection;
 mod docs;
 mod fill;
+mod instructions;
 mod load;
 mod notify;
 mod operators;
@@ -22,10 +23,12 @@ mod stand_in;
 mod system;
 mod worker;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use matrix2acrobits_tests::tls::TlsFront;
 use url::Url;
 
 use bench::{Bench, Error};
@@ -53,9 +56,17 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Role {
     #[command(hide = true)]
-    StandIn { delay_ms: u64 },
+    StandIn {
+        delay_ms: u64,
+        #[arg(long)]
+        tls: bool,
+    },
     #[command(hide = true)]
-    PassThrough { upstream: Url },
+    PassThrough {
+        upstream: Url,
+        /// A certificate authority to trust
+        authority: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,6 +77,8 @@ enum Part {
     Tokens,
     /// /notify behind a slow PNM
     SlowPnm,
+    /// /notify with TLS to PNM
+    Tls,
     /// Reports per second, with the worker beside
     Reports,
     /// From a report to the pusher on an idle system
@@ -80,6 +93,8 @@ enum Part {
     Start,
     /// CPU and memory with nothing to do
     Idle,
+    /// Instructions per push, report and job; needs valgrind
+    Instructions,
     /// Several apis and workers at a PostgreSQL database, beside one at an SQLite file
     Postgres,
 }
@@ -90,6 +105,7 @@ impl Part {
             Self::Connections => notify::over_connections(bench).await,
             Self::Tokens => notify::over_tokens(bench).await,
             Self::SlowPnm => notify::slow_pnm(bench).await,
+            Self::Tls => notify::over_tls(bench).await,
             Self::Reports => reports::rate(bench).await,
             Self::Latency => reports::latency(bench).await,
             Self::Backlog => worker::backlog(bench).await,
@@ -97,6 +113,7 @@ impl Part {
             Self::Operators => operators::operators(bench).await,
             Self::Start => at_rest::start(bench).await,
             Self::Idle => at_rest::idle(bench).await,
+            Self::Instructions => instructions::instructions(bench).await,
             Self::Postgres => postgres::postgres(bench).await,
         }
     }
@@ -131,10 +148,20 @@ async fn play(args: Args) -> Result<(), Error> {
     // For reqwest, which is built without a TLS provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match args.role {
-        Some(Role::PassThrough { upstream }) => return pass_through::serve(upstream).await,
-        Some(Role::StandIn { delay_ms }) => {
-            let stand_in = StandIn::start(Duration::from_millis(delay_ms))?;
-            println!("{}", stand_in.addr);
+        Some(Role::PassThrough {
+            upstream,
+            authority,
+        }) => {
+            return pass_through::serve(upstream, authority.as_deref()).await;
+        }
+        Some(Role::StandIn { delay_ms, tls }) => {
+            let addr = StandIn::start(Duration::from_millis(delay_ms))?.addr;
+            if tls {
+                let front = TlsFront::start(addr).await;
+                println!("{addr} {} {}", front.url(), front.authority());
+                return std::future::pending().await;
+            }
+            println!("{addr}");
             return std::future::pending().await;
         }
         None => {}

@@ -89,7 +89,7 @@ async fn all(bench: &Bench, rows: u64) -> Result<Vec<Cost>, Error> {
         fill::fill(&file, rows, &[Rows::Mappings, Rows::Dead]).await?;
     }
     fill::fill(&file, more, &[Rows::Tokens]).await?;
-    let api = bench.api(&file, "http://127.0.0.1:9/").await?;
+    let api = bench.api(&file, None).await?;
     let list = bench.new_path();
     let mut costs = Vec::new();
     for args in [&["jobs"][..], &["replay", "--dead"], &["replay", "--all"]] {
@@ -104,7 +104,7 @@ async fn all(bench: &Bench, rows: u64) -> Result<Vec<Cost>, Error> {
     // The same phones before they were mapped: each gets a pusher and a job.
     let unmapped = bench.new_file().await?;
     fill::fill(&unmapped, more, &[Rows::Tokens]).await?;
-    let other = bench.api(&unmapped, "http://127.0.0.1:9/").await?;
+    let other = bench.api(&unmapped, None).await?;
     let name = list.display().to_string();
     let args = ["mappings", "import", &name];
     let import = run(bench, Program::Api, &args, &unmapped);

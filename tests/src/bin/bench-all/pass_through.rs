@@ -1,6 +1,7 @@
 //! The least that a push gateway can cost: axum reads the body, reqwest posts a fixed message, axum answers.
 //! No lookup, no translation, no de-duplication, no promise.
 
+use std::path::Path;
 use std::time::Duration;
 
 use axum::Router;
@@ -39,10 +40,15 @@ struct Device<'a> {
 
 /// Says where it listens, and serves until it is killed.
 #[expect(clippy::print_stdout, reason = "the parent process reads the address")]
-pub(crate) async fn serve(upstream: Url) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) async fn serve(
+    upstream: Url,
+    authority: Option<&Path>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let authority = authority.map(std::fs::read).transpose()?;
+    let authority = authority.map(|pem| reqwest::Certificate::from_pem(&pem));
     let client = reqwest::Client::builder()
+        .tls_certs_merge(authority.transpose()?)
         .no_proxy()
-        .http1_only()
         .tcp_nodelay(true)
         .timeout(Duration::from_secs(10))
         .pool_max_idle_per_host(512)

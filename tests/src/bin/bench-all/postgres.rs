@@ -99,7 +99,7 @@ impl Rig<'_> {
     async fn database(&self, count: u64, rows: &[Rows]) -> Result<Template, Error> {
         let database = self.server.database();
         // It makes the schema.
-        let mut api = self.bench.api(&database, "http://127.0.0.1:9/").await?;
+        let mut api = self.bench.api(&database, None).await?;
         api.process.terminate().await;
         fill::fill_postgres(&database, count, rows).await?;
         Ok(Template::InServer(database))
@@ -148,8 +148,8 @@ impl Rig<'_> {
         let place = self.copy(scenario.template)?;
         let mut apis = Vec::new();
         for _ in 0..scenario.processes {
-            let pnm = self.upstream.pnm();
-            apis.push(self.bench.api_on(&*place, &pnm, false).await?);
+            let pnm = Some(&self.upstream);
+            apis.push(self.bench.api_on(&*place, pnm, false).await?);
         }
         self.settle(scenario.template, &apis).await;
         let run = async |time: Duration| {
@@ -338,10 +338,7 @@ async fn quiet(rig: &Rig<'_>, report: &mut Report) -> Result<(), Error> {
     let place = rig.copy(&database)?;
     // In this process, so that one clock sees both ends.
     let homeserver = StandIn::start(Duration::ZERO)?;
-    let api = rig
-        .bench
-        .api_on(&*place, "http://127.0.0.1:9/", false)
-        .await?;
+    let api = rig.bench.api_on(&*place, None, false).await?;
     let worker = rig.bench.worker(&*place, homeserver.addr, false).await?;
     let [_, set] = reports::times(&api, &homeserver, count).await?;
     let millis = |quantile| float(set.value_at_quantile(quantile)) / 1000.0;

@@ -99,7 +99,7 @@ fn found(sizes: &[u64], base: &Sample, of_ours: &[Vec<Drained>]) -> Report {
         table.row([name.clone(), short(rate), share, format!("{cost:.1}")]);
         report
             .goals
-            .push(Goal::at_least(format!("jobs/s, {name}"), 2_000.0, rate, ""));
+            .push(Goal::at_least(format!("jobs/s, {name}"), 5_000.0, rate, ""));
         rates.push(rate);
         costs.push(cost);
     }
@@ -170,7 +170,7 @@ pub(crate) async fn backoff(bench: &Bench) -> Result<Report, Error> {
     // Ticks of the clock are 10 ms: below 0.5 % a ratio says little.
     let growth = shares[1].max(0.5) / shares[0].max(0.5);
     let what = "idle cost with 200,000 waiting, of that with one";
-    report.goals.push(Goal::at_most(what, 1.5, growth, " ×"));
+    report.goals.push(Goal::at_most(what, 1.1, growth, " ×"));
     Ok(report)
 }
 
