@@ -18,6 +18,8 @@ pub const FAILURES_TO_SHUT: usize = 5;
 const BURST: i64 = 5;
 /// Time until one more slot is there.
 const SLOT_MS: i64 = 200;
+/// How far the workers' ideas of the server's time may be apart. A clock that is set back by less only costs this wait.
+const CLOCKS_DIFFER_MS: i64 = 5_000;
 /// A success vouches for later requests for this long.
 const LATELY_MS: i64 = 50;
 /// How many requests a success vouches for although another request has failed since. This is enough to meet a success
@@ -233,8 +235,8 @@ impl SharedGate {
     /// The row with one more slot taken, or the time when a slot is free.
     fn slot(&self, now: i64) -> Result<Self, i64> {
         let most = (BURST - 1) * SLOT_MS;
-        // Slots cannot be taken this far ahead, so the clock was set back.
-        let taken = if self.slot_ms > now + most + SLOT_MS {
+        // Slots cannot be taken this far ahead, so the clock was set back. The workers' clocks differ a little.
+        let taken = if self.slot_ms > now + most + SLOT_MS + CLOCKS_DIFFER_MS {
             now
         } else {
             self.slot_ms.max(now)
