@@ -176,6 +176,28 @@ async fn with_append_both_users_keep_their_pushers() {
 }
 
 #[tokio::test]
+async fn without_append_again_the_user_who_reported_last_has_the_phone() {
+    let mut app = App::builder().both("PUSHER_APPEND", "true").start().await;
+    let bobs = Phone::new("bobs").with_token("one-phone");
+    let alices = Phone::new("alices").with_token("one-phone").of(ALICE);
+    for phone in [&alices, &bobs] {
+        app.enroll(&[phone]).await;
+        app.pusher_set(phone).await;
+    }
+    app.settled().await;
+    app.worker_mut().terminate().await;
+    app.worker_env.remove("PUSHER_APPEND");
+    let sets = app.homeserver.sets().len();
+    app.start_worker().await;
+    app.pushers_are(ALICE, &[]).await;
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs]).await;
+    let after = &app.homeserver.sets()[sets..];
+    let set = after.iter().any(|call| call.body["kind"] == "http");
+    assert!(!set, "Bob's was set again: {after:?}");
+}
+
+#[tokio::test]
 async fn the_full_format_is_a_setting() {
     let app = App::builder().worker("PUSH_FORMAT", "full").start().await;
     let phone = Phone::seed();

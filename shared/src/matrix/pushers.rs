@@ -65,7 +65,9 @@ impl PusherSettings {
         } else {
             ""
         };
-        format!("{format} {}{badges}", self.notify_url)
+        // The homeserver's pushers do not show it. But without it, users who shared a phone have to be parted.
+        let append = if self.append { " append" } else { "" };
+        format!("{format} {}{badges}{append}", self.notify_url)
     }
 }
 
