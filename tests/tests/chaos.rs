@@ -13,9 +13,10 @@ use matrix2acrobits_tests::fixtures::Phone;
 use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::process::{Process, Program};
 use matrix2acrobits_tests::{SOON, eventually};
+use reqwest::Method;
 use serde_json::json;
 use tokio::task::block_in_place;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::several_apis::{Api, Apis};
 
@@ -155,4 +156,34 @@ async fn workers_do_not_take_each_other_for_dead_after_an_outage() {
         assert!(!log.contains("took over"), "{log}");
     }
     assert_eq!(app.database.count("jobs WHERE lost IS NOT NULL").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_end_soon_when_the_server_stands_still() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let app = App::builder().database(Database::of(server.database()));
+    let app = app.start().await;
+    let pages = ["push_tokens", "mappings", "mappings/x", "pushers"];
+    let get = async |page: &str| {
+        let path = format!("/api/internal/{page}");
+        let asked = app.admin(Method::GET, &path, None);
+        let reply = timeout(Duration::from_secs(10), asked).await;
+        reply
+            .unwrap_or_else(|_| panic!("{page} does not end"))
+            .status
+    };
+    // The connections are there already.
+    for page in pages {
+        get(page).await;
+    }
+    block_in_place(|| server.signal("STOP"));
+    let statuses = join_all(pages.map(get)).await;
+    block_in_place(|| server.signal("CONT"));
+    assert_eq!(statuses, [503; 4]);
+    eventually(SOON, "the pages are back", async || {
+        get("push_tokens").await == 200
+    })
+    .await;
 }

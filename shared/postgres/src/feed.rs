@@ -61,6 +61,15 @@ impl Hearing {
         }
     }
 
+    /// Ends when the server does not respond at all, and says how long it took to find that.
+    pub(crate) async fn silence(&self) -> Duration {
+        let begin = Instant::now();
+        while self.freshness() != Freshness::NoDatabase {
+            tokio::time::sleep(PAUSE).await;
+        }
+        begin.elapsed()
+    }
+
     fn heard_until(&self, until: Instant) {
         let mut heard = self.lock();
         heard.until = Some(until);

@@ -117,7 +117,9 @@ impl Postgres {
         let rest = connections - 2 - u32::from(spare);
         let for_pages = if rest >= 4 { 2 } else { 1 };
         let readers = Pool::new(access.clone(), rest - for_pages, LOOKUP);
+        let hearing = Hearing::default();
         let operators = Pool::new(Access::new(database, PAGE), for_pages, PAGE_LIMIT);
+        let operators = operators.watched(hearing.clone());
         let vital = Vital::default();
         let process = Arc::new(Process::new(format!("{:016x}", rand::random::<u64>())));
         let connection = WriteConnection::new(
@@ -137,7 +139,7 @@ impl Postgres {
             process,
             readers,
             operators,
-            hearing: Hearing::default(),
+            hearing,
             follows: Arc::default(),
             spare,
             options: Arc::new(access.options().clone()),

@@ -2,13 +2,18 @@
 
 use std::{
     ops::{Deref, DerefMut},
+    sync::Arc,
     time::Duration,
 };
 
 use matrix2acrobits_shared::flow::{Result, StoreError};
 use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgPoolOptions};
 
-use crate::{access::Access, errors::from_sqlx};
+use crate::{
+    access::Access,
+    errors::{NoAnswer, from_sqlx, within},
+    feed::Hearing,
+};
 
 /// The longest wait for a connection. The pool retries refused connections meanwhile.
 pub(crate) const ACQUIRE: Duration = Duration::from_secs(2);
@@ -18,7 +23,8 @@ pub(crate) const ACQUIRE: Duration = Duration::from_secs(2);
 pub(crate) struct Pool {
     connections: PgPool,
     most: u32,
-    pub(crate) limit: Duration,
+    limit: Duration,
+    hearing: Option<Hearing>,
 }
 
 impl Pool {
@@ -40,6 +46,25 @@ impl Pool {
             connections,
             most,
             limit,
+            hearing: None,
+        }
+    }
+
+    /// Gives answers up as soon as the change feed finds that the server does not respond: a long limit is for a server
+    /// that works.
+    pub(crate) fn watched(mut self, hearing: Hearing) -> Self {
+        self.hearing = Some(hearing);
+        self
+    }
+
+    /// Waits for an answer as long as it may take.
+    pub(crate) async fn wait<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let Some(hearing) = &self.hearing else {
+            return within(self.limit, answer).await;
+        };
+        tokio::select! {
+            answer = within(self.limit, answer) => answer,
+            waited = hearing.silence() => Err(StoreError::Unavailable(Arc::new(NoAnswer(waited)))),
         }
     }
 
@@ -102,11 +127,7 @@ macro_rules! read {
         let mut tries = pool.tries();
         loop {
             let mut lease = pool.lease().await?;
-            let answer = $crate::errors::within(
-                pool.limit,
-                $($function)::+(&mut lease $(, $argument)*),
-            );
-            let answer = answer.await;
+            let answer = pool.wait($($function)::+(&mut lease $(, $argument)*)).await;
             let answer = lease.end(answer);
             tries -= 1;
             match answer {
