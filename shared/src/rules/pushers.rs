@@ -10,6 +10,8 @@ use crate::ids::{AppId, Pushkey, Selector, UserId};
 
 /// A row whose time is further ahead than this was written by a wrong clock, in seconds.
 const CLOCK_SLACK: i64 = 60;
+/// The longest PUSHER_REFRESH_INTERVAL, in seconds: a year.
+const LONGEST_REFRESH: i64 = 366 * 24 * 3600;
 
 /// Whether the homeserver should hold a pusher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,7 +194,8 @@ impl Pusher {
     /// Whether a report makes the worker check the pusher. A time in the future comes from a wrong clock, so such a
     /// pusher is checked as well.
     pub fn is_due(&self, now: i64) -> bool {
-        self.refresh_at.is_none_or(|at| now >= at) || self.updated_at > now + CLOCK_SLACK
+        let due = |at| now >= at || at > now + LONGEST_REFRESH;
+        self.refresh_at.is_none_or(due) || self.updated_at > now + CLOCK_SLACK
     }
 
     fn has_live_job(&self) -> bool {
@@ -688,6 +691,27 @@ mod tests {
     fn present(at: usize, selector: &str, claim: i64) -> Planned {
         let selector = selector.into();
         Planned::Change(at, Change::Present { selector, claim })
+    }
+
+    #[test]
+    fn a_pusher_is_due_after_its_time_and_when_a_wrong_clock_wrote_it() {
+        let year = LONGEST_REFRESH;
+        for (refresh_at, updated_at, due) in [
+            (Some(101), 0, false),
+            (Some(100), 0, true),
+            (None, 0, true),
+            (Some(100 + year), 0, false),
+            (Some(101 + year), 0, true),
+            (Some(101), 100 + CLOCK_SLACK, false),
+            (Some(101), 101 + CLOCK_SLACK, true),
+        ] {
+            let pusher = Pusher {
+                refresh_at,
+                updated_at,
+                ..pusher(1, "a", "s", Present, Registered, 1)
+            };
+            assert_eq!(pusher.is_due(100), due, "{refresh_at:?}, {updated_at}");
+        }
     }
 
     #[test]
