@@ -237,8 +237,7 @@ fn no_response(error: &reqwest::Error) -> (&'static str, bool) {
     }
 }
 
-/// Reads the part of a response that decides. The body's `retry_after_ms` takes precedence, because the header is
-/// rounded to seconds.
+/// Reads the part of a response that decides. Where header and body name different waits, the longer one counts.
 fn read(status: u16, from_header: Option<Duration>, body: Option<&Map<String, Value>>) -> Response {
     let text = |key: &str| Some(cut(body?.get(key)?.as_str()?));
     let from_body = body
@@ -247,11 +246,17 @@ fn read(status: u16, from_header: Option<Duration>, body: Option<&Map<String, Va
     Response {
         status,
         json: body.is_some(),
-        errcode: text("errcode"),
+        errcode: text("errcode").filter(|code| is_errcode(code)),
         error: text("error"),
         location: None,
-        retry_after: from_body.or(from_header),
+        retry_after: from_body.max(from_header),
     }
+}
+
+/// Whether a homeserver may have written it: `M_…`, or a name of its own like a Java package
+/// (<https://spec.matrix.org/v1.16/client-server-api/#standard-error-response>).
+fn is_errcode(code: &str) -> bool {
+    code.starts_with("M_") || code.contains('.')
 }
 
 /// Shortens a text from a response, and replaces control characters. PostgreSQL cannot store a NUL in a text.
@@ -263,9 +268,12 @@ fn cut(text: &str) -> String {
 /// A Retry-After in either of its forms (RFC 9110, 10.2.3): seconds, or a date.
 fn wait(text: &str, now: i64) -> Option<Duration> {
     let text = text.trim();
-    let seconds = match text.parse() {
-        Ok(seconds) => seconds,
-        Err(_) => u64::try_from(seconds(text)? - now).unwrap_or(0),
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = if is_number {
+        // A number that does not fit is a long wait all the same.
+        text.parse().unwrap_or(u64::MAX)
+    } else {
+        u64::try_from(seconds(text)? - now).unwrap_or(0)
     };
     Some(Duration::from_secs(seconds))
 }
@@ -290,6 +298,7 @@ mod tests {
         for (text, expected) in [
             ("3", Some(3)),
             (" 0 ", Some(0)),
+            ("99999999999999999999", Some(u64::MAX)),
             ("Sun, 06 Nov 1994 08:49:45 GMT", Some(8)),
             ("Sunday, 06-Nov-94 08:49:45 GMT", Some(8)),
             ("Sun, 06 Nov 1994 08:49:30 GMT", Some(0)),
@@ -303,23 +312,37 @@ mod tests {
     }
 
     #[test]
-    fn the_bodys_wait_is_finer_than_the_headers() {
+    fn the_longer_wait_of_header_and_body_counts() {
         let header = Some(Duration::from_secs(3));
         for (body, expected) in [
             (json!({}), header),
             (
-                json!({"retry_after_ms": 10}),
-                Some(Duration::from_millis(10)),
+                json!({"retry_after_ms": 3001}),
+                Some(Duration::from_millis(3001)),
             ),
             (
-                json!({"retry_after_ms": 10.5}),
-                Some(Duration::from_micros(10_500)),
+                json!({"retry_after_ms": 4000.5}),
+                Some(Duration::from_micros(4_000_500)),
             ),
+            (json!({"retry_after_ms": 10}), header),
             (json!({"retry_after_ms": -1}), header),
             (json!({"retry_after_ms": "1"}), header),
         ] {
             let response = read(429, header, body.as_object());
             assert_eq!(response.retry_after, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn only_a_matrix_errcode_counts() {
+        for (code, counts) in [
+            ("M_FORBIDDEN", true),
+            ("ORG.EXAMPLE.TEAPOT", true),
+            ("", false),
+            ("NOPE", false),
+        ] {
+            let response = read(403, None, json!({"errcode": code}).as_object());
+            assert_eq!(response.errcode.is_some(), counts, "{code}");
         }
     }
 
