@@ -259,9 +259,9 @@ async fn who_may_not_chat_any_more_loses_the_pusher_at_the_next_report() {
     app.pushers_are(BOB, &[&bobs, &by_extension]).await;
     app.pushers_are(ALICE, &[&alices]).await;
 
-    // The list is out of reach: nobody's right is gone by that.
+    // The list is out of reach, since a firewall answers with its page: nobody's right is gone by that.
     nethcti.break_at(Step::Chat, Fault::Status(403));
-    refused(app.report(&by(&bobs, "bob", RIGHT)).await);
+    app.report(&by(&bobs, "bob", RIGHT)).await.expect_error(502);
     nethcti.repair().await;
     app.settled().await;
     app.pushers_are(BOB, &[&bobs, &by_extension]).await;
@@ -317,6 +317,8 @@ async fn trouble_at_nethcti_is_never_a_refusal() {
         (Step::Login, Fault::Huge, 502),
         (Step::Login, Fault::Status(404), 502),
         (Step::Login, Fault::Status(302), 502),
+        (Step::Login, Fault::Status(401), 502),
+        (Step::Login, Fault::Status(403), 502),
         (Step::Login, Fault::Json(json!({"code": 200})), 502),
         (Step::Login, Fault::Json(json!([])), 502),
         (Step::Login, Fault::Json(well), 502),
@@ -326,6 +328,7 @@ async fn trouble_at_nethcti_is_never_a_refusal() {
         (Step::Chat, Fault::Garbage, 502),
         (Step::Chat, Fault::Huge, 502),
         (Step::Chat, Fault::Status(404), 502),
+        (Step::Chat, Fault::Status(403), 502),
         // What NethCTI answers when it cannot read its list.
         (Step::Chat, Fault::Json(json!({"matrix": {}})), 502),
         (Step::Chat, Fault::Json(json!({"users": {}})), 502),

@@ -173,7 +173,7 @@ impl NethCti {
                 })
                 .ok_or_else(|| unreadable("the answer to /user/me has no username"))
             }
-            401 | 403 => Err(AuthError::Refused),
+            _ if answer.is_refusal() => Err(AuthError::Refused),
             _ => Err(answer.trouble("NethCTI's /user/me", None)),
         }
     }
@@ -194,7 +194,7 @@ impl NethCti {
                 let name = name.to_owned();
                 Ok(Proof { name, token })
             }
-            401 | 403 => Err(AuthError::Refused),
+            _ if answer.is_refusal() => Err(AuthError::Refused),
             _ => Err(answer.trouble("NethCTI's /api/login", None)),
         }
     }
@@ -215,7 +215,7 @@ impl NethCti {
             }
             // NethCTI responds so to users with a second factor, among others, whose password alone is not enough. The
             // response does not concern the right to chat, so no pusher goes.
-            401 | 403 => Err(AuthError::NoChat { users: Vec::new() }),
+            _ if answer.is_refusal() => Err(AuthError::NoChat { users: Vec::new() }),
             _ => Err(answer.trouble("NethCTI's /api/chat", None)),
         }
     }

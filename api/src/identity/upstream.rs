@@ -79,6 +79,12 @@ impl Answer {
         serde_json::from_slice(&self.body).ok()
     }
 
+    /// Whether the login service refuses. A page in HTML comes from a proxy or a firewall, and says nothing about the
+    /// user.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.status, 401 | 403) && !self.body.trim_ascii_start().starts_with(b"<")
+    }
+
     /// What a response means that is neither a success nor a refusal. `what` names the call in the log, and
     /// `retry_after` comes from the body.
     pub(super) fn trouble(&self, what: &'static str, retry_after: Option<Duration>) -> AuthError {
