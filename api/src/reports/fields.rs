@@ -227,15 +227,18 @@ impl<'a> Values<'a> {
     }
 
     fn add_form(&mut self, form: &'a [u8]) {
-        for (name, value) in form_urlencoded::parse(form) {
-            let name = without_entity(&name);
-            let known = spelling(self.fields, name);
-            // A name without a value may be part of a password that contains an `&`.
-            if known.is_some() || !value.is_empty() {
-                self.note(name);
-            }
-            if let Some((_, known)) = known {
-                self.known.entry(known).or_insert(value);
+        for pair in form.split(|byte| *byte == b'&') {
+            for (name, value) in form_urlencoded::parse(pair) {
+                let value = unfilled(pair).map_or(value, Cow::Borrowed);
+                let name = without_entity(&name);
+                let known = spelling(self.fields, name);
+                // A name without a value may be part of a password that contains an `&`.
+                if known.is_some() || !value.is_empty() {
+                    self.note(name);
+                }
+                if let Some((_, known)) = known {
+                    self.known.entry(known).or_insert(value);
+                }
             }
         }
     }
@@ -317,6 +320,13 @@ fn without_entity(mut name: &str) -> &str {
         name = rest;
     }
     name.trim()
+}
+
+/// The placeholder in a field of a form, where the app did not fill and so did not escape it: `%de` of `%device%` would
+/// be read as a byte.
+fn unfilled(pair: &[u8]) -> Option<&str> {
+    let (_, value) = str::from_utf8(pair).ok()?.split_once('=')?;
+    is_placeholder(value).then_some(value)
 }
 
 /// A token. Tokens have no spaces, so a space inside one is a `+` that was not escaped.
@@ -449,6 +459,14 @@ mod tests {
             form("selector=%25selector%25").unwrap_err(),
             FieldError::NoSelector
         );
+        for name in ["%device%", "%account[cloud_username]%", "%pushTokenOther%"] {
+            let form = form(&format!("selector=s&token_msgs={name}&device={name}")).unwrap();
+            assert_eq!(
+                (form.token_msgs, form.device),
+                (Field::Absent, None),
+                "{name}"
+            );
+        }
         for value in ["%", "%%", "100%", "%a", "a%b%", "%a b%"] {
             assert!(!is_placeholder(value), "{value}");
         }
