@@ -44,7 +44,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let admin_token = cli.shared.admin_token()?;
     let servers = Servers::new(&cli.shared)?;
     let database = Database::of(&cli.shared)?;
-    logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    logs::init_logs(&cli.shared.log_filter()?, cli.shared.log_format()?);
     exposed.warn();
     go_proxy::log_notes(&cli.shared, true);
     raise_file_limit();

@@ -160,7 +160,7 @@ async fn help_shows_no_secret_of_the_environment() {
 }
 
 /// Both programs refuse these.
-const WRONG_ANYWHERE: [(&str, Option<&str>); 18] = [
+const WRONG_ANYWHERE: [(&str, Option<&str>); 21] = [
     ("EXTRA_CA_FILE", Some("/no/such/file")),
     ("EXTRA_CA_FILE", Some("/etc/hostname")),
     ("DATABASE_URL", Some("mysql://localhost/x")),
@@ -183,6 +183,9 @@ const WRONG_ANYWHERE: [(&str, Option<&str>); 18] = [
     ("ADMIN_TOKEN_FILE", Some("/no/such/file")),
     ("MATRIX_SERVER_NAME", Some("not a name")),
     ("LOGLEVEL", Some("matrix2acrobits_api=loud")),
+    ("LOGLEVEL", Some("VERBOSE")),
+    ("RUST_LOG", Some("a=b=c")),
+    ("ADMIN_TOKEN", Some("one\ntwo")),
     ("LOG_FORMAT", Some("xml")),
     ("MATRIX_HOMESERVER_URL", Some("matrix.example.org")),
 ];

@@ -29,7 +29,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let admin_addr = cli.admin.addr()?;
     let database = Database::of(&cli.shared)?;
     cli.shared.admin_token()?;
-    logs::init_logs(&cli.shared.log_filter(), cli.shared.log_format()?)?;
+    logs::init_logs(&cli.shared.log_filter()?, cli.shared.log_format()?);
     exposed.warn();
     go_proxy::log_notes(&cli.shared, false);
     let metrics = metrics::start();

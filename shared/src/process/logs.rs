@@ -8,8 +8,6 @@ use std::{
 
 use tracing_subscriber::EnvFilter;
 
-use crate::process::settings::SettingError;
-
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -24,21 +22,27 @@ pub enum LogFormat {
 pub struct LogFilter(String);
 
 impl LogFilter {
-    /// From LOGLEVEL or RUST_LOG.
-    pub fn new(text: &str) -> Self {
-        let level = match text.trim().to_ascii_uppercase().as_str() {
+    /// From LOGLEVEL or RUST_LOG. None if it is neither a level nor a list of filters.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let level = match text.to_ascii_uppercase().as_str() {
             "TRACE" => "trace",
             "DEBUG" => "debug",
             "" | "INFO" => "info",
             "WARNING" | "WARN" => "warn",
             "CRITICAL" | "ERROR" | "FATAL" => "error",
-            _ => return Self(text.trim().to_owned()),
+            "OFF" => return Some(Self("off".to_owned())),
+            // A word alone would be a target, but here it is a level that does not exist.
+            _ => {
+                let filters = text.contains('=') && EnvFilter::try_new(text).is_ok();
+                return filters.then(|| Self(text.to_owned()));
+            }
         };
         // A level applies to our crates only. At debug and trace, libraries log headers and frames, which nobody asked
         // for and which could show secrets.
         let others = if level == "error" { "error" } else { "warn" };
         // The filter compares the beginnings of targets, so this name covers all our crates.
-        Self(format!("{others},matrix2acrobits={level}"))
+        Some(Self(format!("{others},matrix2acrobits={level}")))
     }
 
     /// The filter in the syntax of tracing's `EnvFilter`.
@@ -48,10 +52,8 @@ impl LogFilter {
 }
 
 /// Starts logging to standard output.
-pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingError> {
-    let filter = EnvFilter::try_new(filter.directives()).map_err(|_| {
-        SettingError::new("LOGLEVEL", "is not a level or a list of tracing filters")
-    })?;
+pub fn init_logs(filter: &LogFilter, format: LogFormat) {
+    let filter = EnvFilter::new(filter.directives());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stdout().is_terminal())
@@ -64,7 +66,6 @@ pub fn init_logs(filter: &LogFilter, format: LogFormat) -> Result<(), SettingErr
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
-    Ok(())
 }
 
 /// Writes an error and its causes in one line: `a: b: c`. A cause that the line already contains is not repeated.
@@ -92,17 +93,23 @@ mod tests {
 
     #[test]
     fn levels_are_ours_alone_and_filters_pass_through() {
-        assert!(
-            LogFilter::new("Debug")
-                .directives()
-                .starts_with("warn,matrix2acrobits=debug")
-        );
-        assert!(
-            LogFilter::new("CRITICAL")
-                .directives()
-                .starts_with("error,")
-        );
-        assert_eq!(LogFilter::new("sqlx=debug").directives(), "sqlx=debug");
+        for (text, directives) in [
+            ("Debug", Some("warn,matrix2acrobits=debug")),
+            ("CRITICAL", Some("error,matrix2acrobits=error")),
+            (" sqlx=debug ", Some("sqlx=debug")),
+            ("warn,sqlx=debug", Some("warn,sqlx=debug")),
+            ("VERBOSE", None),
+            ("foo bar", None),
+            ("sqlx=loud", None),
+            ("a=b=c", None),
+        ] {
+            let filter = LogFilter::parse(text);
+            assert_eq!(
+                filter.as_ref().map(LogFilter::directives),
+                directives,
+                "{text}"
+            );
+        }
     }
 
     #[derive(Debug, thiserror::Error)]

@@ -210,11 +210,13 @@ impl SharedArgs {
     }
 
     /// Which log lines to write.
-    pub fn log_filter(&self) -> LogFilter {
-        match self.rust_log.as_deref().map(str::trim) {
-            Some(filter) if !filter.is_empty() => LogFilter::new(filter),
-            _ => LogFilter::new(&self.loglevel),
-        }
+    pub fn log_filter(&self) -> Result<LogFilter, SettingError> {
+        let (name, text) = match self.rust_log.as_deref().map(str::trim) {
+            Some(filter) if !filter.is_empty() => ("RUST_LOG", filter),
+            _ => ("LOGLEVEL", self.loglevel.as_str()),
+        };
+        LogFilter::parse(text)
+            .ok_or_else(|| SettingError::new(name, "is not a level or a list of tracing filters"))
     }
 
     /// How to write them.
@@ -345,7 +347,7 @@ pub fn secret_or_file(
             file_name,
             format!("must not be set together with {name}"),
         )),
-        (Some(secret), None) => Ok(Some(Secret::new(secret.expose().trim()))),
+        (Some(secret), None) => one_line(name, secret.expose()).map(Some),
         (None, Some(path)) => {
             let text = std::fs::read_to_string(path).map_err(|e| {
                 SettingError::new(
@@ -360,10 +362,19 @@ pub fn secret_or_file(
                     format!("names an empty file: {}", path.display()),
                 ));
             }
-            Ok(Some(Secret::new(text)))
+            one_line(file_name, text).map(Some)
         }
         (None, None) => Ok(None),
     }
+}
+
+/// A secret without line ends and the like, which no header can carry.
+fn one_line(name: &'static str, text: &str) -> Result<Secret, SettingError> {
+    let text = text.trim();
+    if text.chars().any(char::is_control) {
+        return Err(SettingError::new(name, "must be one line"));
+    }
+    Ok(Secret::new(text))
 }
 
 /// The same for a secret that must be there.
