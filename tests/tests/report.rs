@@ -193,6 +193,21 @@ async fn a_report_without_a_token_is_answered_and_said() {
 
 /// Field case 15.
 #[tokio::test]
+async fn a_removal_with_a_device_finds_the_phone_that_reported_without_one() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    let mut removal = json!({"selector": phone.selector, "device": "d", "token_msgs": "another"});
+    app.removal(&removal).await.expect_status(200);
+    assert_eq!(app.database.count("push_tokens").await, 1);
+    removal["token_msgs"] = json!(phone.token);
+    app.removal(&removal).await.expect_status(200);
+    assert_eq!(app.database.count("push_tokens").await, 0);
+    app.pushers_are(BOB, &[]).await;
+}
+
+#[tokio::test]
 async fn a_removal_of_an_older_token_leaves_the_newer_phone_alone() {
     let app = App::start().await;
     let old = Phone::seed();

@@ -33,14 +33,19 @@ pub async fn remove_account(
         return Ok(Saved::NotYours);
     }
     let device = from.device.as_ref().map(|_| from.device());
-    let has_another = |phone: &Phone| {
+    // None if we cannot compare.
+    let same_token = |phone: &Phone| {
         let stored = phone.contents.token_msgs.as_deref();
         stored
             .zip(token)
-            .is_some_and(|(stored, named)| stored != named.as_str())
+            .map(|(stored, named)| stored == named.as_str())
     };
-    phones
-        .retain(|phone| device.is_none_or(|device| phone.device == device) && !has_another(phone));
+    phones.retain(|phone| {
+        // As in a report, a phone with a device may have reported without one before: its token shows it.
+        let by_token = phone.device.is_empty() && same_token(phone) == Some(true);
+        let meant = device.is_none_or(|device| phone.device == device) || by_token;
+        meant && same_token(phone) != Some(false)
+    });
     let changed = forget(tx, &phones).await? > 0;
     Ok(Saved::Done {
         changed,
