@@ -328,3 +328,36 @@ async fn a_row_that_postgresql_cannot_hold_is_named_and_nothing_is_copied() {
         (0, 0)
     );
 }
+
+#[tokio::test]
+async fn another_programs_database_is_not_filled_up() {
+    let mut app = App::builder().without_worker().start().await;
+    app.enroll(&[&Phone::seed()]).await;
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    let source = app.api_env["DATABASE_URL"].clone();
+    let folder = folder();
+    let file = folder.path().join("notes.db");
+    std::fs::write(&file, "").unwrap();
+    in_file(&file, &["CREATE TABLE notes (text)"]).await;
+    let mut targets = vec![url(&file)];
+    let database = new_database();
+    if let Some(database) = &database {
+        let mut server = PgConnection::connect(&database.url()).await.unwrap();
+        let sql = "CREATE TABLE notes (words TEXT)";
+        sqlx::query(sql).execute(&mut server).await.unwrap();
+        server.close().await.unwrap();
+        targets.push(database.url());
+    }
+    for target in targets {
+        for more in [&[][..], &["--dry-run"]] {
+            let (code, said) = copy(&source, &target, more).await;
+            assert_eq!(code, Some(2), "{said}");
+            let named = said.contains("--to") && said.contains("of another program");
+            assert!(named, "{said}");
+        }
+    }
+    // An empty file is as good as none.
+    let empty = folder.path().join("empty.db");
+    std::fs::write(&empty, "").unwrap();
+    copied(&source, &url(&empty)).await;
+}

@@ -33,9 +33,18 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     let connection = SqliteConnection::connect_with(&options).await;
     let mut connection = connection.map_err(unreadable)?;
     let applied = versions(&mut connection).await.map_err(unreadable)?;
+    if applied.is_none() && is_empty(&mut connection).await.map_err(unreadable)? {
+        return Err(LookError::Missing(format!("table in {name}")));
+    }
     // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     judge(&name, &applied.unwrap_or_default(), &known_versions())
+}
+
+async fn is_empty(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)")
+        .fetch_one(connection)
+        .await
 }
 
 /// A database that is only read, with the statements of the current schema.

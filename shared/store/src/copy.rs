@@ -66,6 +66,11 @@ impl Copy {
         Store::look(from).await.map_err(Problem::From)?;
         let mut source = alone(from).await.map_err(Problem::From)?;
         let rows = rows(from, source.as_mut()).await?;
+        match Store::look(to).await {
+            Ok(()) | Err(LookError::Missing(_) | LookError::Older(_)) => {}
+            // Another program's tables are not for us to fill up.
+            Err(error) => return Err(Problem::To(error)),
+        }
         prepare(to).await.map_err(Problem::Open)?;
         let mut target = alone(to).await.map_err(Problem::To)?;
         must_be_empty(to, target.as_mut()).await?;
