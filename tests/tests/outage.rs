@@ -503,3 +503,25 @@ async fn a_report_brings_a_waiting_retry_forward() {
     app.report(&phone.report()).await.expect_status(200);
     app.pusher_set(&phone).await;
 }
+
+/// Connections that hang hold their places for the whole time-out; the backlog must not wait for them.
+#[tokio::test]
+async fn requests_that_hang_hold_up_nobody_once_the_homeserver_answers_again() {
+    let app = App::builder()
+        .worker("HOMESERVER_TIMEOUT", "5m")
+        .worker("WORKER_CONCURRENCY", "4")
+        .start()
+        .await;
+    app.homeserver.break_with(Fault::Hang).await;
+    let phones: Vec<_> = (0..20).map(|n| Phone::new(&format!("p{n}"))).collect();
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    eventually(SOON, "all places are taken", async || {
+        app.homeserver.calls().len() >= 4
+    })
+    .await;
+    app.homeserver.repair().await;
+    app.pushers_are(BOB, &phones.iter().collect::<Vec<_>>())
+        .await;
+    app.settled().await;
+    app.dead_letters(0).await;
+}

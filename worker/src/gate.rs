@@ -8,7 +8,7 @@ use std::{
 
 use matrix2acrobits_shared::{
     flow::{GateReport, GateState},
-    rules::gate::{Admission, Event, Gate as Rules, News, Sign, Step, Ticket},
+    rules::gate::{Admission, Event, Gate as Rules, News, OVERDUE_MS, Sign, Step, Ticket},
 };
 use matrix2acrobits_store::{Store, StoreError};
 use tokio::sync::watch;
@@ -99,7 +99,7 @@ impl Gate {
             let until = match admission {
                 Admission::Enter(ticket) => return Pass { gate: self, ticket },
                 Admission::Slot if self.claim_slot().await => {
-                    let ticket = self.rules().enter_with_slot();
+                    let ticket = self.rules().enter_with_slot(self.now());
                     if let Some(ticket) = ticket {
                         return Pass { gate: self, ticket };
                     }
@@ -131,6 +131,21 @@ impl Gate {
                 Some(Admission::Wait) => None,
             };
             wait(&mut changes, until).await;
+        }
+    }
+
+    /// Ends when the homeserver has lost the job's request, see [`Rules::is_lost`].
+    pub(crate) async fn lost(&self, pass: &Pass<'_>) {
+        // Nearly all jobs end before that; only then it is worth to be told of each change.
+        tokio::time::sleep(span(OVERDUE_MS)).await;
+        let mut changes = self.changed.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let now = self.now();
+            if self.rules().is_lost(pass.ticket, now) {
+                return;
+            }
+            wait(&mut changes, None).await;
         }
     }
 

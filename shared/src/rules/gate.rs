@@ -44,6 +44,9 @@ const TRIES: u32 = 3;
 /// While the homeserver responds to probes and nothing else, a job in backoff is brought forward only this long after
 /// the last request. So backoff still has an effect, and we still notice when the homeserver is back.
 const QUIET_MS: i64 = 10_000;
+/// A job that has been inside for longer keeps no other out: the homeserver may have lost its request, and a connection
+/// that hangs must not hold up the backlog.
+pub const OVERDUE_MS: i64 = 5_000;
 /// Nobody waits longer than a homeserver may ask for. A time further ahead comes from a clock that was wrong.
 const LONGEST_MS: i64 = 3_600_000;
 
@@ -311,6 +314,7 @@ pub enum Step {
 pub struct Ticket {
     epoch: i64,
     trial: bool,
+    began_ms: i64,
 }
 
 /// Whether a request may be sent.
@@ -360,7 +364,10 @@ pub struct Gate {
     hold_ms: i64,
     /// Requests that shut the gate and are not in the row yet.
     shutting: usize,
-    inside: usize,
+    /// When the jobs that are inside began.
+    inside: Vec<i64>,
+    /// The latest beginning of a job that succeeded.
+    well_began_ms: i64,
     trial: Option<Trial>,
     /// When the last request ended, whatever the outcome.
     last_end_ms: Option<i64>,
@@ -386,7 +393,8 @@ impl Gate {
             running_free: false,
             hold_ms: 0,
             shutting: 0,
-            inside: 0,
+            inside: Vec::new(),
+            well_began_ms: 0,
             trial: None,
             last_end_ms: None,
             turn_ms: 0,
@@ -455,15 +463,24 @@ impl Gate {
 
     /// Asks to let one more job in.
     pub fn admit(&mut self, now: i64) -> Admission {
-        match self.may_enter() {
+        match self.may_enter(now) {
             Some(ticket) => self.with_slot(ticket, now, true),
-            None => Admission::Wait,
+            None => self
+                .next_overdue(now)
+                .map_or(Admission::Wait, Admission::Until),
         }
     }
 
+    /// When the next job inside keeps no other out any more, if there is room for others then.
+    fn next_overdue(&self, now: i64) -> Option<i64> {
+        let room = self.is_open() && self.inside.len() < 2 * self.concurrency;
+        let overdue = self.inside.iter().map(|began| began + OVERDUE_MS);
+        overdue.filter(|at| *at > now).min().filter(|_| room)
+    }
+
     /// Lets one more job in, after a slot was taken from the row. None if the gate has shut meanwhile.
-    pub fn enter_with_slot(&mut self) -> Option<Ticket> {
-        let ticket = self.may_enter()?;
+    pub fn enter_with_slot(&mut self, now: i64) -> Option<Ticket> {
+        let ticket = self.may_enter(now)?;
         self.enter(ticket);
         Some(ticket)
     }
@@ -479,21 +496,29 @@ impl Gate {
         ticket.epoch == self.row.epoch && self.shutting == 0
     }
 
-    fn may_enter(&self) -> Option<Ticket> {
+    /// Whether the homeserver has lost the request of a job that is inside: it answered one of a job that began later.
+    pub fn is_lost(&self, ticket: Ticket, now: i64) -> bool {
+        now - ticket.began_ms >= OVERDUE_MS && self.well_began_ms > ticket.began_ms
+    }
+
+    fn may_enter(&self, now: i64) -> Option<Ticket> {
         let trial = !self.is_open();
         let room = if trial {
             self.is_trying()
         } else {
-            self.inside < self.concurrency
+            let timely = |began: &&i64| now - **began < OVERDUE_MS;
+            self.inside.iter().filter(timely).count() < self.concurrency
+                && self.inside.len() < 2 * self.concurrency
         };
         room.then_some(Ticket {
             epoch: self.row.epoch,
             trial,
+            began_ms: now,
         })
     }
 
     fn enter(&mut self, ticket: Ticket) {
-        self.inside += 1;
+        self.inside.push(ticket.began_ms);
         if let (true, Some(trial)) = (ticket.trial, &mut self.trial) {
             trial.running = true;
         }
@@ -535,7 +560,13 @@ impl Gate {
 
     /// A job has ended.
     pub fn leave(&mut self, ticket: Ticket, now: i64) {
-        self.inside = self.inside.saturating_sub(1);
+        if let Some(at) = self
+            .inside
+            .iter()
+            .position(|began| *began == ticket.began_ms)
+        {
+            self.inside.swap_remove(at);
+        }
         if let (true, Some(trial)) = (ticket.trial, &mut self.trial) {
             trial.running = false;
             trial.since_ms = now;
@@ -547,6 +578,9 @@ impl Gate {
     pub fn record(&mut self, ticket: Ticket, sign: &Sign, now: i64) -> Option<Event> {
         self.last_end_ms = Some(now);
         self.tried = true;
+        if *sign == Sign::Well {
+            self.well_began_ms = self.well_began_ms.max(ticket.began_ms);
+        }
         let open = self.row.condition == Condition::Open;
         let event = match sign {
             Sign::Limited(wait) => {

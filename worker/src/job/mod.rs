@@ -127,6 +127,16 @@ impl Jobs {
         let act = AssertUnwindSafe(self.act(row, key, pass)).catch_unwind();
         let ended = tokio::select! {
             ended = tokio::time::timeout(longest, act) => ended,
+            // Once: a homeserver that takes its time for this one gets it at the next attempt.
+            () = self.gate.lost(pass), if held.attempts == 0 => {
+                // This says nothing new about the homeserver, so the gate is not told.
+                let lost = Meaning::Outage {
+                    reason: "no response, while later requests got theirs".into(),
+                    maybe_done: true,
+                    asked: None,
+                };
+                return self.outcome(held, row, lost).1;
+            }
             () = self.stopping.abandon.cancelled() => return self.abandoned(),
         };
         let meaning = match ended {

@@ -307,6 +307,28 @@ fn one_worker_has_the_turn_and_who_dies_with_it_is_followed_by_another() {
 }
 
 #[test]
+fn what_hangs_holds_nobody_up_and_is_lost_once_a_later_request_succeeds() {
+    let mut alone = Alone::new();
+    let began = alone.now;
+    let hanging: Vec<_> = (0..16).map(|_| alone.enter()).collect();
+    let next = Admission::Until(began + OVERDUE_MS);
+    assert_eq!(alone.gate.admit(alone.now), next);
+    alone.now += OVERDUE_MS;
+    let later = alone.enter();
+    assert!(!hanging.iter().any(|t| alone.gate.is_lost(*t, alone.now)));
+    alone.end(later, &Sign::Well);
+    assert!(hanging.iter().all(|t| alone.gate.is_lost(*t, alone.now)));
+    let quick = alone.enter();
+    alone.job(&Sign::Well);
+    assert!(!alone.gate.is_lost(quick, alone.now), "it is not overdue");
+    // There is an end of it.
+    while alone.gate.inside.len() < 32 {
+        alone.enter();
+    }
+    assert_eq!(alone.gate.admit(alone.now), Admission::Wait);
+}
+
+#[test]
 fn a_clock_that_was_set_back_holds_nobody_up() {
     let mut alone = Alone::new();
     alone.now += 86_400_000;
@@ -556,7 +578,7 @@ impl World {
         let ticket = match self.workers[number].gate.admit(now) {
             Admission::Enter(ticket) => Some(ticket),
             Admission::Slot if self.apply(number, &Event::Slot) => {
-                self.workers[number].gate.enter_with_slot()
+                self.workers[number].gate.enter_with_slot(now)
             }
             Admission::Slot | Admission::Until(_) | Admission::Wait => None,
         };
