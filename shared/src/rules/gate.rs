@@ -171,8 +171,11 @@ impl SharedGate {
                 let waits = matches!(self.condition, Condition::Down | Condition::Misconfigured)
                     && self.next_try_ms > now
                     && self.holder.is_none();
-                waits.then(|| Self {
-                    next_try_ms: now,
+                // Workers that work alone count slots on their own, and several that start at once do not know of each
+                // other yet. So nobody starts with slots to spare.
+                Some(Self {
+                    next_try_ms: if waits { now } else { self.next_try_ms },
+                    slot_ms: self.slots_taken(now).max(now + BURST * SLOT_MS),
                     ..next()
                 })
             }
@@ -238,12 +241,7 @@ impl SharedGate {
     /// The row with one more slot taken, or the time when a slot is free.
     fn slot(&self, now: i64) -> Result<Self, i64> {
         let most = (BURST - 1) * SLOT_MS;
-        // Slots cannot be taken this far ahead, so the clock was set back. The workers' clocks differ a little.
-        let taken = if self.slot_ms > now + most + SLOT_MS + CLOCKS_DIFFER_MS {
-            now
-        } else {
-            self.slot_ms.max(now)
-        };
+        let taken = self.slots_taken(now);
         if taken > now + most {
             return Err(taken - most);
         }
@@ -252,6 +250,17 @@ impl SharedGate {
             slot_ms: taken + SLOT_MS,
             ..self.clone()
         })
+    }
+
+    /// Slots are taken up to this time, which is not in the past.
+    fn slots_taken(&self, now: i64) -> i64 {
+        // They cannot be taken further ahead, so the clock was set back. The workers' clocks differ a little.
+        let plausible = self.slot_ms <= now + BURST * SLOT_MS + CLOCKS_DIFFER_MS;
+        if plausible {
+            self.slot_ms.max(now)
+        } else {
+            now
+        }
     }
 
     /// The same row, without times that only a wrong clock can have produced.

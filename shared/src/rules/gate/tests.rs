@@ -200,7 +200,17 @@ fn who_starts_tries_at_once_what_somebody_may_have_mended() {
     );
     let mut alone = Alone::new();
     alone.job(&Sign::Limited(LONG));
-    assert_eq!(alone.row.after(&Event::Started, alone.now), None);
+    let started = alone.row.after(&Event::Started, alone.now).unwrap();
+    assert_eq!(started.next_try_ms, alone.row.next_try_ms);
+}
+
+#[test]
+fn who_starts_has_no_slots_to_spare() {
+    let now = START;
+    let row = SharedGate::new().after(&Event::Started, now).unwrap();
+    assert_eq!(row.slot(now), Err(now + SLOT_MS));
+    let row = row.after(&Event::Started, now + SLOT_MS - 1).unwrap();
+    assert!(row.slot(now + 2 * SLOT_MS).is_ok());
 }
 
 #[test]
