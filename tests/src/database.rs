@@ -128,7 +128,8 @@ impl Database {
     pub async fn jobs(&self) -> Vec<Job> {
         match self {
             Self::Sqlite { pool, .. } => {
-                let sql = "SELECT status, attempts, run_at, lock_by,
+                // Some tests write what is no number.
+                let sql = "SELECT status, CAST(attempts AS INTEGER) AS attempts, run_at, lock_by,
                                iif(typeof(pusher_id) = 'integer', pusher_id, NULL) AS pusher_id
                            FROM Jobs";
                 sqlx::query_as(sql).fetch_all(pool).await.unwrap()

@@ -104,9 +104,10 @@ impl Server {
             }
             let noted = fs::read_to_string(folder.join("port"));
             let Ok(port) = noted else {
-                used.unlock().unwrap();
-                used.lock().unwrap();
-                if lock.exists() && !folder.join("port").exists() {
+                // By a lock of its own: the one above alone would only be had when all other tests have ended.
+                let making = File::create(folder.join("making")).unwrap();
+                making.lock().unwrap();
+                if !folder.join("port").exists() {
                     let port = set_up(&programs, &folder, fsync);
                     fs::write(folder.join("port"), port.to_string()).unwrap();
                 }
