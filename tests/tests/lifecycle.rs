@@ -465,3 +465,19 @@ async fn a_panic_in_a_task_of_the_store_ends_the_process_with_an_error() {
     }
     assert_eq!(app.api_mut().ended(SOON).await, Some(1));
 }
+
+/// A backup is put in the place of the file under the running processes: what they acknowledged from then on would be lost.
+#[tokio::test]
+async fn processes_end_when_their_file_is_replaced() {
+    let mut app = App::start().await;
+    if app.database.is_postgres() {
+        return;
+    }
+    app.report(&Phone::seed().report()).await.expect_status(200);
+    let backup = app.file.with_extension("backup");
+    std::fs::copy(&app.file, &backup).unwrap();
+    std::fs::rename(&backup, &app.file).unwrap();
+    assert_eq!(app.api_mut().ended(SOON).await, Some(1));
+    assert_eq!(app.worker_mut().ended(SOON).await, Some(1));
+    assert!(app.api().log().contains("replaced or removed"));
+}

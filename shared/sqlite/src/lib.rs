@@ -8,6 +8,7 @@ mod feed;
 pub mod go_proxy;
 mod look;
 mod open;
+mod same_file;
 mod statements;
 mod url;
 
@@ -113,6 +114,8 @@ impl Sqlite {
         };
         let (readers, operators) = (pool(READERS), pool(OPERATORS));
         let (feed, vital, epoch) = (Feed::default(), Vital::default(), feed::Epoch::default());
+        let file = options.get_filename().to_owned();
+        vital.spawn("watch of the file", same_file::watch(file, vital.clone()));
         let unreadable = |e| OpenError::Unreadable(database.to_string(), e);
         let known = meta::token_epoch(&mut connection)
             .await
