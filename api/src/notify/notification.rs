@@ -11,7 +11,7 @@ mod content;
 
 pub(crate) use self::content::Content;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// Most devices of a notification. Synapse names one, and no user has a hundred phones.
@@ -448,7 +448,11 @@ impl<'de> Visitor<'de> for TextBytes {
         f.write_str("a string")
     }
 
-    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+    fn visit_borrowed_bytes<E: de::Error>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+        // serde_json checks that for texts alone.
+        if bytes.iter().any(|byte| *byte < 0x20) {
+            return Err(E::custom("a control character"));
+        }
         Ok(Cow::Borrowed(bytes))
     }
 

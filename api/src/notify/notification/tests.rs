@@ -91,6 +91,7 @@ fn refuses_only_what_cannot_be_delivered() {
         ("", ParseError::NotJson),
         ("{", ParseError::NotJson),
         ("notification=1", ParseError::NotJson),
+        ("{\"a\nb\":1,\"notification\":{}}", ParseError::NotJson),
         (r#"{"notification":{}} x"#, ParseError::NotJson),
         (
             r#"{"notification":{"devices":[{"app_id":"a","pushkey":"k"}],}}"#,
