@@ -23,6 +23,9 @@ pub struct LogFilter(String);
 
 impl LogFilter {
     /// From LOGLEVEL or RUST_LOG. None if it is neither a level nor a list of filters.
+    ///
+    /// A filter may be the name of a target alone. But a word of letters is a level that does not exist, and would make us
+    /// log nothing.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let level = match text.to_ascii_uppercase().as_str() {
@@ -32,9 +35,11 @@ impl LogFilter {
             "WARNING" | "WARN" => "warn",
             "CRITICAL" | "ERROR" | "FATAL" => "error",
             "OFF" => return Some(Self("off".to_owned())),
-            // A word alone would be a target, but here it is a level that does not exist.
             _ => {
-                let filters = text.contains('=') && EnvFilter::try_new(text).is_ok();
+                let word = text.bytes().all(|byte| byte.is_ascii_alphabetic());
+                let filters = !word
+                    && !text.contains(char::is_whitespace)
+                    && EnvFilter::try_new(text).is_ok();
                 return filters.then(|| Self(text.to_owned()));
             }
         };
@@ -98,6 +103,8 @@ mod tests {
             ("CRITICAL", Some("error,matrix2acrobits=error")),
             (" sqlx=debug ", Some("sqlx=debug")),
             ("warn,sqlx=debug", Some("warn,sqlx=debug")),
+            ("matrix2acrobits_api", Some("matrix2acrobits_api")),
+            ("sqlx::query", Some("sqlx::query")),
             ("VERBOSE", None),
             ("foo bar", None),
             ("sqlx=loud", None),
