@@ -468,16 +468,23 @@ async fn a_panic_in_a_task_of_the_store_ends_the_process_with_an_error() {
 
 /// A backup is put in the place of the file under the running processes: what they acknowledged from then on would be lost.
 #[tokio::test]
-async fn processes_end_when_their_file_is_replaced() {
-    let mut app = App::start().await;
+async fn nothing_is_accepted_while_the_file_is_another_one() {
+    let app = App::start().await;
     if app.database.is_postgres() {
         return;
     }
-    app.report(&Phone::seed().report()).await.expect_status(200);
-    let backup = app.file.with_extension("backup");
+    let [first, second] = ["first", "second"].map(Phone::new);
+    app.report(&first.report()).await.expect_status(200);
+    let [backup, kept] = ["backup", "kept"].map(|end| app.file.with_extension(end));
     std::fs::copy(&app.file, &backup).unwrap();
+    std::fs::hard_link(&app.file, &kept).unwrap();
     std::fs::rename(&backup, &app.file).unwrap();
-    assert_eq!(app.api_mut().ended(SOON).await, Some(1));
-    assert_eq!(app.worker_mut().ended(SOON).await, Some(1));
+    app.report(&second.report()).await.expect_error(503);
+    let ready = app.admin_bare(Method::GET, "/health/ready");
+    assert_eq!(send(ready).await.status, 503);
     assert!(app.api().log().contains("replaced or removed"));
+    // The administrator sees it and puts the file back.
+    std::fs::rename(&kept, &app.file).unwrap();
+    app.report(&second.report()).await.expect_status(200);
+    assert_eq!(app.database.count("push_tokens").await, 2);
 }

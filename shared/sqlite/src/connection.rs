@@ -1,6 +1,9 @@
 //! The connection that writes, how it shares SQLite's one write lock with other processes, and its transactions.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use matrix2acrobits_shared::{
@@ -24,6 +27,7 @@ use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use crate::{
     errors::{from_sqlx, is_busy},
     feed::Epoch,
+    same_file::SameFile,
     statements::{accounts, arrivals, gate, jobs, mappings, marks, meta, pushers, workers},
 };
 
@@ -103,6 +107,7 @@ pub(crate) struct WriteConnection {
     clock: Clock,
     feed: Feed,
     epoch: Epoch,
+    file: Arc<SameFile>,
 }
 
 impl WriteConnection {
@@ -113,6 +118,7 @@ impl WriteConnection {
         clock: Clock,
         feed: Feed,
         epoch: Epoch,
+        file: Arc<SameFile>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -127,6 +133,7 @@ impl WriteConnection {
             clock,
             feed,
             epoch,
+            file,
         }
     }
 }
@@ -159,6 +166,7 @@ impl Connection for WriteConnection {
     }
 
     async fn begin(&mut self) -> Result<Box<dyn Transaction + '_>> {
+        self.file.check()?;
         if self.connection.is_none() {
             let connection = SqliteConnection::connect_with(&self.options).await;
             let mut connection = connection.map_err(from_sqlx)?;

@@ -52,6 +52,7 @@ pub use open::{OpenError, prepare};
 pub use url::DatabaseUrl;
 
 use connection::WriteConnection;
+use same_file::SameFile;
 use statements::{
     accounts, arrivals, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers,
 };
@@ -82,6 +83,7 @@ pub struct Sqlite {
     /// Whether the feed reports changes of other processes.
     follows: Arc<AtomicBool>,
     options: Arc<SqliteConnectOptions>,
+    file: Arc<SameFile>,
 }
 
 /// A job's question about its pusher, and whether users may share a pushkey.
@@ -114,8 +116,7 @@ impl Sqlite {
         };
         let (readers, operators) = (pool(READERS), pool(OPERATORS));
         let (feed, vital, epoch) = (Feed::default(), Vital::default(), feed::Epoch::default());
-        let file = options.get_filename().to_owned();
-        vital.spawn("watch of the file", same_file::watch(file, vital.clone()));
+        let file = Arc::new(SameFile::opened(options.get_filename()));
         let unreadable = |e| OpenError::Unreadable(database.to_string(), e);
         let known = meta::token_epoch(&mut connection)
             .await
@@ -131,6 +132,7 @@ impl Sqlite {
             clock.clone(),
             feed.clone(),
             epoch.clone(),
+            file.clone(),
         );
         Ok(Self {
             writer: Writer::start(&vital, Box::new(connection)),
@@ -146,6 +148,7 @@ impl Sqlite {
             epoch,
             follows: Arc::default(),
             options: Arc::new(options),
+            file,
         })
     }
 
@@ -180,6 +183,7 @@ impl Sqlite {
 
     /// Whether the database responds.
     pub async fn ping(&self) -> Result<()> {
+        self.file.check()?;
         meta::token_epoch(&self.operators).await.map(drop)
     }
 

@@ -1,40 +1,66 @@
-//! Notices that the database's file was replaced or removed under this process, whose writes would be lost from then on.
+//! Notices that the database's file was replaced or removed under this process. What it wrote from then on would be lost,
+//! so it must acknowledge nothing.
 
 use std::{
+    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use matrix2acrobits_shared::flow::feed::Vital;
+use matrix2acrobits_shared::flow::{Result, StoreError};
 
-/// How often to look. One look costs one system call.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Ends the process when the path no longer leads to the file that it leads to now. Then a supervisor starts the process
-/// again, with the new file.
-pub(crate) async fn watch(path: PathBuf, vital: Vital) {
-    let Some(opened) = identity(&path).await else {
-        return;
-    };
-    let mut other = 0;
-    // Twice, because somebody who restores a backup may move the file away and back.
-    while other < 2 {
-        tokio::time::sleep(LOOK).await;
-        other = match identity(&path).await {
-            Some(now) if now == opened => 0,
-            _ => other + 1,
-        };
-    }
-    tracing::error!(
-        file = %path.display(),
-        "the database's file was replaced or removed while this process used it: stopping, because what it writes would be \
-         lost; stop all processes before you restore a backup"
-    );
-    vital.end();
+/// The file that was opened.
+#[derive(Debug)]
+pub(crate) struct SameFile {
+    path: PathBuf,
+    opened: Option<(u64, u64)>,
+    told: AtomicBool,
 }
 
-async fn identity(path: &Path) -> Option<(u64, u64)> {
-    let metadata = tokio::fs::metadata(path).await.ok()?;
-    Some((metadata.dev(), metadata.ino()))
+/// The path leads to another file now, or to none.
+#[derive(Debug, thiserror::Error)]
+#[error("the database's file was replaced or removed while this process used it")]
+struct Replaced;
+
+impl SameFile {
+    /// The file at this path, which has just been opened.
+    pub(crate) fn opened(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            opened: std::fs::metadata(path).ok().map(|file| identity(&file)),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    /// An error if it is another file now. One system call, which no disk delays.
+    ///
+    /// The process goes on, because a new one would take what the old write-ahead log holds for part of the new file.
+    pub(crate) fn check(&self) -> Result<()> {
+        let now = std::fs::metadata(&self.path);
+        let same = match (&now, self.opened) {
+            (Ok(file), Some(opened)) => identity(file) == opened,
+            (Err(error), Some(_)) => error.kind() != ErrorKind::NotFound,
+            (_, None) => true,
+        };
+        if same {
+            self.told.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                file = %self.path.display(),
+                "the database's file was replaced or removed while this process used it: nothing is accepted any more. Stop \
+                 all processes, remove the -wal and -shm files of the former one, and start them again"
+            );
+        }
+        Err(StoreError::Unavailable(Arc::new(Replaced)))
+    }
+}
+
+fn identity(file: &std::fs::Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }

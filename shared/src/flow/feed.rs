@@ -83,11 +83,6 @@ impl Vital {
         });
     }
 
-    /// Says that the process has to end, for a reason that was logged.
-    pub fn end(&self) {
-        self.0.cancel();
-    }
-
     /// Returns when one of them has died.
     pub async fn died(&self) {
         self.0.cancelled().await;
