@@ -520,8 +520,10 @@ async fn requests_that_hang_hold_up_nobody_once_the_homeserver_answers_again() {
     })
     .await;
     app.homeserver.repair().await;
-    app.pushers_are(BOB, &phones.iter().collect::<Vec<_>>())
-        .await;
+    eventually(Duration::from_mins(1), "all 20 pushers", async || {
+        app.homeserver.pushkeys_of(BOB).len() == 20
+    })
+    .await;
     app.settled().await;
     app.dead_letters(0).await;
 }

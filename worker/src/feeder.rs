@@ -96,7 +96,7 @@ async fn take(shared: &Shared, wanted: usize, doubtful: bool) -> Result<Vec<Held
     }
     if outdated != shared.outdated.swap(outdated, Ordering::SeqCst) && outdated {
         tracing::warn!(
-            "a worker that started later has another PROXY_URL, PUSH_FORMAT or PUSHER_DISABLE_BADGE_COUNT: this one takes no jobs while that one lives"
+            "a worker that started later has another PROXY_URL, PUSH_FORMAT, PUSHER_APPEND or PUSHER_DISABLE_BADGE_COUNT: this one takes no jobs while that one lives"
         );
     }
     shared.held().extend(jobs.iter().map(|held| held.pusher_id));

@@ -2,13 +2,16 @@
 //! are in `rules::gate`.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
 use matrix2acrobits_shared::{
     flow::{GateReport, GateState},
-    rules::gate::{Admission, Event, Gate as Rules, News, OVERDUE_MS, Sign, Step, Ticket},
+    rules::gate::{Admission, Event, Gate as Rules, LOST_MS, News, Sign, Step, Ticket},
 };
 use matrix2acrobits_store::{Store, StoreError};
 use tokio::sync::watch;
@@ -24,6 +27,8 @@ pub(crate) struct Gate {
     long: Duration,
     rules: Mutex<Rules>,
     changed: watch::Sender<u64>,
+    /// Held by the job that waits to enter next, so that a change wakes one job and not all.
+    next: tokio::sync::Mutex<()>,
     /// Held from reading the row until the rules have followed it. Otherwise this worker could mistake its own writes
     /// for another worker's, and its jobs could get in each other's way.
     row: tokio::sync::Mutex<()>,
@@ -34,6 +39,40 @@ pub(crate) struct Gate {
 pub(crate) struct Pass<'a> {
     gate: &'a Gate,
     ticket: Ticket,
+    /// When the request was sent that is under way. 0 if there is none.
+    sent_ms: AtomicI64,
+}
+
+impl<'a> Pass<'a> {
+    fn new(gate: &'a Gate, ticket: Ticket) -> Self {
+        Self {
+            gate,
+            ticket,
+            sent_ms: AtomicI64::new(0),
+        }
+    }
+
+    /// Waits for the response to a request.
+    pub(crate) async fn during<T>(&self, request: impl Future<Output = T>) -> T {
+        self.sent_ms.store(self.gate.now(), Ordering::Relaxed);
+        let response = request.await;
+        self.sent_ms.store(0, Ordering::Relaxed);
+        response
+    }
+
+    /// Ends when the homeserver has lost the request that is under way, see [`Rules::is_lost`].
+    pub(crate) async fn lost(&self) {
+        // Nearly all jobs end before that.
+        tokio::time::sleep(span(LOST_MS)).await;
+        loop {
+            let sent = self.sent_ms.load(Ordering::Relaxed);
+            let now = self.gate.now();
+            if sent != 0 && self.gate.rules().is_lost(sent, now) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
 }
 
 impl Drop for Pass<'_> {
@@ -61,6 +100,7 @@ impl Gate {
             long,
             rules: Mutex::new(Rules::new(name, concurrency, long)),
             changed: watch::Sender::new(0),
+            next: tokio::sync::Mutex::new(()),
             row: tokio::sync::Mutex::new(()),
         }
     }
@@ -91,17 +131,18 @@ impl Gate {
 
     /// Waits until one more job may run.
     pub(crate) async fn enter(&self) -> Pass<'_> {
+        let _next = self.next.lock().await;
         let mut changes = self.changed.subscribe();
         loop {
             changes.mark_unchanged();
             let now = self.now();
             let admission = self.rules().admit(now);
             let until = match admission {
-                Admission::Enter(ticket) => return Pass { gate: self, ticket },
+                Admission::Enter(ticket) => return Pass::new(self, ticket),
                 Admission::Slot if self.claim_slot().await => {
                     let ticket = self.rules().enter_with_slot(self.now());
                     if let Some(ticket) = ticket {
-                        return Pass { gate: self, ticket };
+                        return Pass::new(self, ticket);
                     }
                     continue;
                 }
@@ -131,21 +172,6 @@ impl Gate {
                 Some(Admission::Wait) => None,
             };
             wait(&mut changes, until).await;
-        }
-    }
-
-    /// Ends when the homeserver has lost the job's request, see [`Rules::is_lost`].
-    pub(crate) async fn lost(&self, pass: &Pass<'_>) {
-        // Nearly all jobs end before that; only then it is worth to be told of each change.
-        tokio::time::sleep(span(OVERDUE_MS)).await;
-        let mut changes = self.changed.subscribe();
-        loop {
-            changes.mark_unchanged();
-            let now = self.now();
-            if self.rules().is_lost(pass.ticket, now) {
-                return;
-            }
-            wait(&mut changes, None).await;
         }
     }
 
@@ -266,7 +292,10 @@ impl Gate {
             let news = self.rules().follow(view.row, view.workers, now);
             news.inspect(|news| self.log(news, false));
             let Some(new) = new else {
-                self.tell();
+                // Who waits for a slot would wake at once, over and over.
+                if *event != Event::Slot {
+                    self.tell();
+                }
                 return Ok(false);
             };
             if let Some(row) = self.store.swap_gate(version, new).await? {

@@ -46,7 +46,9 @@ const TRIES: u32 = 3;
 const QUIET_MS: i64 = 10_000;
 /// A job that has been inside for longer keeps no other out: the homeserver may have lost its request, and a connection
 /// that hangs must not hold up the backlog.
-pub const OVERDUE_MS: i64 = 5_000;
+const OVERDUE_MS: i64 = 5_000;
+/// A request that has no response for this long may be lost.
+pub const LOST_MS: i64 = 10_000;
 /// Nobody waits longer than a homeserver may ask for. A time further ahead comes from a clock that was wrong.
 const LONGEST_MS: i64 = 3_600_000;
 
@@ -505,9 +507,10 @@ impl Gate {
         ticket.epoch == self.row.epoch && self.shutting == 0
     }
 
-    /// Whether the homeserver has lost the request of a job that is inside: it answered one of a job that began later.
-    pub fn is_lost(&self, ticket: Ticket, now: i64) -> bool {
-        now - ticket.began_ms >= OVERDUE_MS && self.well_began_ms > ticket.began_ms
+    /// Whether the homeserver has lost a request that was sent at this time: it has not answered for long, but has answered a
+    /// job that began later.
+    pub fn is_lost(&self, sent_ms: i64, now: i64) -> bool {
+        now - sent_ms >= LOST_MS && self.well_began_ms > sent_ms
     }
 
     fn may_enter(&self, now: i64) -> Option<Ticket> {
@@ -588,7 +591,8 @@ impl Gate {
         self.last_end_ms = Some(now);
         self.tried = true;
         if *sign == Sign::Well {
-            self.well_began_ms = self.well_began_ms.max(ticket.began_ms);
+            // A time in the future is from a clock that was set back.
+            self.well_began_ms = self.well_began_ms.min(now).max(ticket.began_ms);
         }
         let open = self.row.condition == Condition::Open;
         let event = match sign {

@@ -58,13 +58,19 @@ impl Jobs {
             Goal::Delete => self.delete(row, pass).await,
             Goal::Check => self.check(row, set, pass).await,
             Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => {
-                Some(self.set(row, &set).await)
+                Some(self.set(row, &set, pass).await)
             }
         }
     }
 
-    async fn set(&self, row: &PusherTask, pusher: &SetPusher<'_>) -> (Option<Reply>, Meaning) {
-        let reply = self.homeserver.set(&row.user_id, pusher).await;
+    async fn set(
+        &self,
+        row: &PusherTask,
+        pusher: &SetPusher<'_>,
+        pass: &Pass<'_>,
+    ) -> (Option<Reply>, Meaning) {
+        let set = self.homeserver.set(&row.user_id, pusher);
+        let reply = pass.during(set).await;
         let meaning = meaning(&reply, Request::Set);
         (Some(reply), meaning)
     }
@@ -72,7 +78,7 @@ impl Jobs {
     async fn delete(&self, row: &PusherTask, pass: &Pass<'_>) -> Option<(Option<Reply>, Meaning)> {
         if self.homeserver.wants_device() {
             // The homeserver deletes by pushkey, so it would delete the pusher of the phone's current app.
-            let held = match self.look(row).await {
+            let held = match self.look(row, pass).await {
                 Ok(held) => held,
                 Err(meaning) => return Some((None, meaning)),
             };
@@ -87,7 +93,8 @@ impl Jobs {
             }
         }
         let pusher = DeletePusher::new(&row.app_id, &row.pushkey);
-        let reply = self.homeserver.delete(&row.user_id, &pusher).await;
+        let delete = self.homeserver.delete(&row.user_id, &pusher);
+        let reply = pass.during(delete).await;
         let meaning = meaning(&reply, Request::Delete);
         Some((Some(reply), meaning))
     }
@@ -99,7 +106,7 @@ impl Jobs {
         wanted: SetPusher<'_>,
         pass: &Pass<'_>,
     ) -> Option<(Option<Reply>, Meaning)> {
-        let held = match self.look(row).await {
+        let held = match self.look(row, pass).await {
             Ok(held) => held,
             Err(meaning) => return Some((None, meaning)),
         };
@@ -109,12 +116,13 @@ impl Jobs {
         if !self.gate.again(pass).await {
             return None;
         }
-        Some(self.set(row, &wanted.keeping(&held)).await)
+        Some(self.set(row, &wanted.keeping(&held), pass).await)
     }
 
     /// The user's pushers at the homeserver. If they cannot be read, what that means for the job.
-    async fn look(&self, row: &PusherTask) -> Result<Vec<HeldPusher>, Meaning> {
-        let (reply, held) = self.homeserver.pushers(&row.user_id).await;
+    async fn look(&self, row: &PusherTask, pass: &Pass<'_>) -> Result<Vec<HeldPusher>, Meaning> {
+        let look = self.homeserver.pushers(&row.user_id);
+        let (reply, held) = pass.during(look).await;
         match (meaning(&reply, Request::Look), held) {
             (Meaning::Done, Some(held)) => Ok(held),
             (Meaning::Done, None) => Err(Meaning::Outage {

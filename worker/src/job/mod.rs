@@ -125,10 +125,13 @@ impl Jobs {
     ) -> Outcome {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
         let act = AssertUnwindSafe(self.act(row, key, pass)).catch_unwind();
+        // Once: a homeserver that takes its time for this one gets it at the next attempt. And not where a request that comes
+        // late after all could touch another app's pusher.
+        let may_be_lost = held.attempts == 0 && !self.homeserver.wants_device();
         let ended = tokio::select! {
+            biased;
             ended = tokio::time::timeout(longest, act) => ended,
-            // Once: a homeserver that takes its time for this one gets it at the next attempt.
-            () = self.gate.lost(pass), if held.attempts == 0 => {
+            () = pass.lost(), if may_be_lost => {
                 // This says nothing new about the homeserver, so the gate is not told.
                 let lost = Meaning::Outage {
                     reason: "no response, while later requests got theirs".into(),
