@@ -104,7 +104,7 @@ mod tests {
             (" sqlx=debug ", Some("sqlx=debug")),
             ("warn,sqlx=debug", Some("warn,sqlx=debug")),
             ("matrix2acrobits_api", Some("matrix2acrobits_api")),
-            ("sqlx::query", Some("sqlx::query")),
+            ("hyper::client", Some("hyper::client")),
             ("VERBOSE", None),
             ("foo bar", None),
             ("sqlx=loud", None),
