@@ -214,7 +214,7 @@ impl<T: TokenBook> Deliverer<T> {
         match timeout_at(deadline, Persistent::new(work, &self.shared.tracker)).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => {
-                // What it was is in the line above.
+                // The panic's own message is on standard error.
                 tracing::error!("a request ended in a panic");
                 Err(DeliveryError::Retry("panic"))
             }
