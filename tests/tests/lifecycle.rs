@@ -482,6 +482,9 @@ async fn nothing_is_accepted_while_the_file_is_another_one() {
     app.report(&second.report()).await.expect_error(503);
     let ready = app.admin_bare(Method::GET, "/health/ready");
     assert_eq!(send(ready).await.status, 503);
+    // Nobody is called unknown by it.
+    let push = message("$1", &[second.device()]);
+    app.notify(&push).await.expect_error(503);
     assert!(app.api().log().contains("replaced or removed"));
     // The administrator sees it and puts the file back.
     std::fs::rename(&kept, &app.file).unwrap();

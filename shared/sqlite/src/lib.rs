@@ -189,6 +189,8 @@ impl Sqlite {
 
     /// The rows that hold this pushkey, the latest report first.
     pub async fn targets(&self, pushkey: &str) -> Result<Vec<TargetRow>> {
+        // A reading connection that is opened now would find the tokens of another file, and others unknown.
+        self.file.check()?;
         match Pushkey::parse(pushkey) {
             Ok(pushkey) => self.targets.ask(pushkey).await,
             // No row holds an invalid pushkey.
