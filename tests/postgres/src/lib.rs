@@ -17,7 +17,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     net::{Ipv4Addr, TcpListener},
-    os::unix::process::CommandExt,
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{
@@ -98,29 +98,36 @@ impl Server {
                 .unwrap();
             // Shared, or a test would wait for all others to end.
             used.lock_shared().unwrap();
-            // The janitor may have been quicker, and this is the lock of a folder that is gone.
-            if !lock.exists() {
-                continue;
+            if let Some(port) = noted_port(&folder)
+                && is_at(&used, &lock)
+                && answers(&programs, port)
+            {
+                return Some(Self {
+                    programs,
+                    folder,
+                    port,
+                    fsync,
+                    _used: used,
+                });
             }
-            let noted = fs::read_to_string(folder.join("port"));
-            let Ok(port) = noted else {
-                // By a lock of its own: the one above alone would only be had when all other tests have ended.
-                let making = File::create(folder.join("making")).unwrap();
-                making.lock().unwrap();
-                if !folder.join("port").exists() {
-                    let port = set_up(&programs, &folder, fsync);
-                    fs::write(folder.join("port"), port.to_string()).unwrap();
-                }
+            // By a lock of its own: the one above alone would only be had when all other tests have ended.
+            let Ok(making) = File::create(folder.join("making")) else {
                 continue;
             };
-            let port = port.trim().parse().unwrap();
-            return Some(Self {
-                programs,
-                folder,
-                port,
-                fsync,
-                _used: used,
-            });
+            making.lock().unwrap();
+            // The janitor may have been quicker, or another test, and this is the lock of a folder that is gone.
+            if !is_at(&used, &lock) {
+                continue;
+            }
+            if !folder.join("data").exists() {
+                let port = set_up(&programs, &folder, fsync);
+                fs::write(folder.join("port"), port.to_string()).unwrap();
+            } else if noted_port(&folder).is_none_or(|port| !answers(&programs, port)) {
+                // Of tests that were killed, or of a machine that was switched off with its janitor.
+                let gone = folder.with_extension(format!("gone.{}", std::process::id()));
+                fs::rename(&folder, &gone).unwrap();
+                fs::remove_dir_all(&gone).unwrap();
+            }
         }
     }
 
@@ -318,6 +325,26 @@ fn rights() -> Option<&'static str> {
     root.then_some("postgres")
 }
 
+/// The port of the server with its data in this folder, once it has been started.
+fn noted_port(folder: &Path) -> Option<u16> {
+    let noted = fs::read_to_string(folder.join("port")).ok()?;
+    noted.trim().parse().ok()
+}
+
+/// Whether a server is there, even one that has no time for us.
+fn answers(programs: &Path, port: u16) -> bool {
+    let asked = Command::new(programs.join("pg_isready"))
+        .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])
+        .status();
+    matches!(asked.unwrap().code(), Some(0 | 1))
+}
+
+/// Whether the open file is the one of this name, and not one that was moved away with its folder.
+fn is_at(file: &File, path: &Path) -> bool {
+    let open = file.metadata().unwrap();
+    fs::metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino()))
+}
+
 /// Runs a program of the server's as the user to whom the data belong.
 fn as_owner(program: &Path, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Output {
     let mut command = match rights() {
@@ -419,16 +446,18 @@ fn try_start(programs: &Path, folder: &Path, port: u16, fsync: &str) -> Output {
 /// Starts the shell that stops the server and deletes its data when nobody has used it for a while.
 fn janitor(programs: &Path, folder: &Path) {
     let runuser = rights().map_or(String::new(), |user| format!("runuser -u {user} --"));
-    // The lock is taken by whoever uses the server; tests in a row leave it for a moment.
+    // The lock is taken by whoever uses the server; tests in a row leave it for a moment. A folder that is another one has
+    // a janitor of its own.
     let script = format!(
-        r#"idle=0
+        r#"exec 9>>"$0/lock"
+        idle=0
         while [ $idle -lt 4 ]; do
             sleep 3
-            if flock -n -x "$0/lock" true; then idle=$((idle + 1)); else idle=0; fi
+            [ "$0/lock" -ef /dev/fd/9 ] || exit
+            if flock -n -x 9; then flock -u 9; idle=$((idle + 1)); else idle=0; fi
         done
-        exec 9>>"$0/lock"
         flock -x 9
-        cd /
+        [ "$0/lock" -ef /dev/fd/9 ] || exit
         {runuser} "$1/pg_ctl" stop -m immediate -D "$0/data"
         mv "$0" "$0.gone.$$"
         rm -rf "$0.gone.$$""#
