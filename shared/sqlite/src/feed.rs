@@ -2,8 +2,9 @@
 //! triggers keep.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use matrix2acrobits_shared::flow::{
@@ -14,8 +15,12 @@ use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::{errors::from_sqlx, statements::meta};
 
-/// How often to look for changes of other processes. A look costs one pragma and no lock.
+/// How often to look for changes of other processes. A look costs a system call, and after a write a pragma; no lock.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often to ask SQLite, whatever the file system says of the log.
+const ASK_ANYWAY: Duration = Duration::from_secs(1);
+/// More than a step of the clock by which file systems time writes, which is 1 to 10 ms.
+const GRAIN: Duration = Duration::from_millis(25);
 
 /// Distinguishes this process' changes of tokens from those of others, so that our own changes need not empty the
 /// caches.
@@ -68,6 +73,7 @@ impl Epoch {
 pub struct Watcher {
     connection: SqliteConnection,
     version: Option<i64>,
+    log: Log,
 }
 
 impl Watcher {
@@ -78,17 +84,74 @@ impl Watcher {
         Ok(Self {
             connection,
             version: None,
+            log: Log::of(options.get_filename()),
         })
     }
 
     /// Whether another connection has written since the last call. True the first time.
     pub async fn changed(&mut self) -> Result<bool> {
+        if self.version.is_some() && self.log.is_untouched() {
+            return Ok(false);
+        }
+        self.log.note();
         let version = sqlx::query_scalar("PRAGMA data_version")
             .fetch_one(&mut self.connection)
             .await
             .map_err(from_sqlx)?;
         Ok(self.version.replace(version) != Some(version))
     }
+
+    /// Makes the next call report a change.
+    fn forget(&mut self) {
+        self.version = None;
+    }
+}
+
+/// The write-ahead log, to which every commit writes. Its time tells in one system call that nobody has, where SQLite's
+/// count takes two changes of threads.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    /// Its time when SQLite was last asked. None if a later write could have the same time.
+    time: Option<SystemTime>,
+    /// When SQLite was last asked.
+    asked: Instant,
+}
+
+impl Log {
+    fn of(file: &Path) -> Self {
+        let mut path = file.as_os_str().to_owned();
+        path.push("-wal");
+        Self {
+            path: path.into(),
+            time: None,
+            asked: Instant::now(),
+        }
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.time.is_some() && self.asked.elapsed() < ASK_ANYWAY && self.modified() == self.time
+    }
+
+    /// Notes the time before SQLite is asked.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "compared with the times of files, which a test's clock does not set"
+    )]
+    fn note(&mut self) {
+        let now = SystemTime::now();
+        self.asked = Instant::now();
+        self.time = self.modified().filter(|time| is_settled(*time, now));
+    }
+
+    fn modified(&self) -> Option<SystemTime> {
+        std::fs::metadata(&self.path).ok()?.modified().ok()
+    }
+}
+
+/// Whether a write from now on gets a later time than this one.
+fn is_settled(time: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(time).is_ok_and(|age| age > GRAIN)
 }
 
 /// Tells the feed when another process has changed tokens. Runs forever.
@@ -110,7 +173,7 @@ pub(crate) async fn follow(options: SqliteConnectOptions, epoch: Epoch, feed: Fe
             let value = meta::token_epoch(&mut watcher.connection).await?;
             if epoch.commits() != commits {
                 // We can only tell who wrote if our own writer does not write meanwhile.
-                watcher.version = None;
+                watcher.forget();
             }
             Ok(epoch.found(value, commits))
         };
@@ -127,7 +190,40 @@ pub(crate) async fn follow(options: SqliteConnectOptions, epoch: Epoch, feed: Fe
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any time will do")]
+    fn a_time_tells_of_later_writes_once_the_clock_has_moved_on() {
+        let time = SystemTime::now();
+        for (age_ms, settled) in [(0, false), (10, false), (25, false), (26, true)] {
+            let now = time + Duration::from_millis(age_ms);
+            assert_eq!(is_settled(time, now), settled, "{age_ms}");
+        }
+        // A clock that was set back.
+        assert!(!is_settled(time, time - Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn no_write_after_a_look_is_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = Log::of(&folder.path().join("database"));
+        assert!(!log.is_untouched());
+        let mut file = std::fs::File::create(&log.path).unwrap();
+        for write in 0..100_u64 {
+            // Many come within one step of the clock, others after it.
+            std::thread::sleep(Duration::from_micros(write * 100));
+            log.note();
+            file.write_all(b"frame").unwrap();
+            assert!(!log.is_untouched(), "{write}");
+        }
+        while !log.is_untouched() {
+            log.note();
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn only_what_others_change_is_news() {
