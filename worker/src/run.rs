@@ -128,7 +128,8 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         .build(move |held: Held| {
             let (jobs, slot) = (jobs.clone(), Slot::new(counter.clone(), &held));
             async move {
-                jobs.run(held).await;
+                // Boxed, because apalis and tokio move the future a dozen times.
+                Box::pin(jobs.run(held)).await;
                 drop(slot);
                 Ok::<(), BoxDynError>(())
             }

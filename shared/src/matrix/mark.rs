@@ -21,7 +21,11 @@ const NAME: &str = "\0name";
 
 /// The key that marks are made with.
 #[derive(Clone)]
-pub struct MarkKey(hmac::Key);
+pub struct MarkKey {
+    key: hmac::Key,
+    /// Distinguishes keys without revealing them.
+    name: String,
+}
 
 /// The mark in the data of our pushers: 22 base64url characters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,12 +43,18 @@ pub struct MarkKeys {
 impl MarkKey {
     /// The key made of these bytes.
     pub fn new(bytes: &[u8; KEY_BYTES]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+        let key = hmac::Key::new(hmac::HMAC_SHA256, bytes);
+        let mut named = Self {
+            key,
+            name: String::new(),
+        };
+        named.name = named.mark(NAME).as_str().chars().take(8).collect();
+        named
     }
 
     /// The mark of a pushkey.
     pub fn mark(&self, pushkey: &str) -> Mark {
-        let tag = hmac::sign(&self.0, pushkey.as_bytes());
+        let tag = hmac::sign(&self.key, pushkey.as_bytes());
         let mut mark = [0; MARK_CHARS];
         // Both lengths are constants that fit.
         let _ = URL_SAFE_NO_PAD.encode_slice(&tag.as_ref()[..MARK_BYTES], &mut mark);
@@ -57,8 +67,8 @@ impl MarkKey {
     }
 
     /// A name that distinguishes keys without revealing them.
-    pub fn name(&self) -> String {
-        self.mark(NAME).as_str().chars().take(8).collect()
+    pub fn name(&self) -> &str {
+        &self.name
     }
 }
 

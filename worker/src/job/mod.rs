@@ -40,6 +40,8 @@ use crate::{
 
 /// Pause between attempts to reach our own database.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a job goes by what it has read. A change that comes later is seen when the outcome is recorded.
+const FRESH: Duration = Duration::from_millis(50);
 
 /// Everything that a job needs.
 #[derive(Debug)]
@@ -58,9 +60,10 @@ pub(crate) struct Jobs {
 impl Jobs {
     /// Runs one job until its outcome is recorded. Only a stop leaves the job unfinished, for the next worker.
     pub(crate) async fn run(&self, held: Held) {
-        let Some(row) = self.load(&held).await else {
+        let Some(mut row) = self.load(&held).await else {
             return;
         };
+        let loaded = Instant::now();
         // Use the same key from the first look until the outcome is recorded.
         let key = self.key.borrow().clone();
         if let Some(outcome) = idle_outcome(row.goal) {
@@ -77,9 +80,12 @@ impl Jobs {
             self.insist(|| self.store.begin(held.clone())).await;
         }
         // The pusher may have changed while we waited.
-        let Some(row) = self.load(&held).await else {
-            return;
-        };
+        if loaded.elapsed() > FRESH {
+            match self.load(&held).await {
+                Some(reloaded) => row = reloaded,
+                None => return,
+            }
+        }
         let outcome = match idle_outcome(row.goal) {
             Some(outcome) => outcome,
             None => self.act_guarded(&held, &row, &key, &pass).await,
@@ -124,7 +130,8 @@ impl Jobs {
         pass: &Pass<'_>,
     ) -> Outcome {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
-        let act = AssertUnwindSafe(self.act(row, key, pass)).catch_unwind();
+        // Boxed, because the future is large and would be copied from one to the next of those around it.
+        let act = AssertUnwindSafe(Box::pin(self.act(row, key, pass))).catch_unwind();
         // Once: a homeserver that takes its time for this one gets it at the next attempt. And not where a request that comes
         // late after all could touch another app's pusher.
         let may_be_lost = held.attempts == 0 && !self.homeserver.wants_device();
