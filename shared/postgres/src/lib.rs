@@ -26,7 +26,7 @@ use std::{
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
-        DeadLetter, GateView, JobListing, NamedPhone, Pair, PhoneListing, PushTarget,
+        DeadLetter, GateView, IdPage, JobListing, NamedPhone, Pair, PhoneListing, PushTarget,
         PusherListing, QueueState, Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
         batch::Batch,
         counts::Counts,
@@ -279,18 +279,14 @@ impl Postgres {
         read!(&self.operators, jobs::in_backoff(self.clock.unix(), limit))
     }
 
-    /// The next pushers after an id that are not as wanted, each with whether it lacks a job.
-    pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
+    /// Those without a job among the next `limit` pushers that are not as wanted. None when there are no more.
+    pub async fn without_job(&self, after: i64, limit: i64) -> Result<Option<IdPage>> {
         read!(&self.operators, pushers::without_job(after, limit))
     }
 
-    /// The next pushers after an id, each with whether it is registered with other settings than these.
-    pub async fn outdated(
-        &self,
-        settings: &str,
-        after: i64,
-        limit: i64,
-    ) -> Result<Vec<(i64, bool)>> {
+    /// Those that are registered with other settings than these among the next `limit` pushers. None when there are no
+    /// more.
+    pub async fn outdated(&self, settings: &str, after: i64, limit: i64) -> Result<Option<IdPage>> {
         read!(&self.operators, pushers::outdated(settings, after, limit))
     }
 

@@ -23,7 +23,7 @@ use std::{
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
-        DeadLetter, GateView, JobListing, NamedPhone, Pair, PhoneListing, PushTarget,
+        DeadLetter, GateView, IdPage, JobListing, NamedPhone, Pair, PhoneListing, PushTarget,
         PusherListing, QueueState, Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
         batch::Batch,
         counts::Counts,
@@ -230,7 +230,7 @@ impl Sqlite {
 
     /// How many pushers that the homeserver should hold do not carry the mark of this key yet. Reads all pushers.
     pub async fn count_without_mark(&self, key: &MarkKey) -> Result<i64> {
-        marks::count_without(&self.operators, &key.name()).await
+        marks::count_without(&self.operators, key.name()).await
     }
 
     /// When the next waiting job is due, in seconds since 1970. None if no job waits.
@@ -251,18 +251,14 @@ impl Sqlite {
         jobs::in_backoff(&self.operators, self.clock.unix(), limit).await
     }
 
-    /// The next pushers after an id that are not as wanted, each with whether it lacks a job.
-    pub async fn without_job(&self, after: i64, limit: i64) -> Result<Vec<(i64, bool)>> {
+    /// Those without a job among the next `limit` pushers that are not as wanted. None when there are no more.
+    pub async fn without_job(&self, after: i64, limit: i64) -> Result<Option<IdPage>> {
         pushers::without_job(&self.operators, after, limit).await
     }
 
-    /// The next pushers after an id, each with whether it is registered with other settings than these.
-    pub async fn outdated(
-        &self,
-        settings: &str,
-        after: i64,
-        limit: i64,
-    ) -> Result<Vec<(i64, bool)>> {
+    /// Those that are registered with other settings than these among the next `limit` pushers. None when there are no
+    /// more.
+    pub async fn outdated(&self, settings: &str, after: i64, limit: i64) -> Result<Option<IdPage>> {
         pushers::outdated(&self.operators, settings, after, limit).await
     }
 

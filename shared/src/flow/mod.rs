@@ -43,8 +43,8 @@ pub use queue::{beat, begin, claim, drop_job, give_up_suspects, kill_job, regist
 pub use removals::{forget_strangers, mark_dead, remove_account, remove_tokens};
 pub use upkeep::{check_pushers, enqueue_pushers, renew_pushers};
 pub use views::{
-    DeadLetter, GateReport, GateState, GateStatus, GateView, JobListing, PushTarget, PusherListing,
-    QueueState, TargetRow, TokenListing, WorkerStatus,
+    DeadLetter, GateReport, GateState, GateStatus, GateView, IdPage, JobListing, PushTarget,
+    PusherListing, QueueState, TargetRow, TokenListing, WorkerStatus,
 };
 
 /// Why the store failed.

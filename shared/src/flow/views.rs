@@ -7,6 +7,15 @@ use crate::{
     rules::{gate::SharedGate, jobs::DEAD_AFTER},
 };
 
+/// What a walk over a table finds in a piece of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdPage {
+    /// The last id of the piece: the next one begins after it.
+    pub last: i64,
+    /// The ids that were looked for.
+    pub ids: Vec<i64>,
+}
+
 /// A row that can receive a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushTarget {

@@ -66,7 +66,7 @@ pub struct Holder {
 }
 
 /// A pusher's row and its job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Pusher {
     /// The row's id. 0 until it is stored.
     pub id: i64,
@@ -99,7 +99,6 @@ pub struct Pusher {
     /// When the row last changed, in seconds since 1970.
     pub updated_at: i64,
     /// The pusher's job.
-    #[serde(skip_serializing)]
     pub job: Option<Job>,
 }
 

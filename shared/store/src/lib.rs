@@ -14,7 +14,7 @@ use matrix2acrobits_postgres::Postgres;
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
-        self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, JobListing,
+        self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, IdPage, JobListing,
         NamedPhone, PhoneListing, PushTarget, PusherListing, QueueState, Result, SilentCursor,
         Stranded, TargetRow, TokenListing, WorkerStatus,
         feed::{Changed, Freshness, SentKey, Vital},
@@ -616,12 +616,11 @@ impl Store {
     pub async fn reconcile(&self) -> Result<usize> {
         let (mut enqueued, mut after) = (0, 0);
         loop {
-            let page = ask!(self, without_job(after, CHUNK))?;
-            let Some((last, _)) = page.last() else {
+            let Some(IdPage { last, ids }) = ask!(self, without_job(after, CHUNK))? else {
                 return Ok(enqueued);
             };
-            after = *last;
-            let ids: Arc<[i64]> = marked(&page);
+            after = last;
+            let ids: Arc<[i64]> = ids.into();
             if !ids.is_empty() {
                 let enqueuing = self.writer().write(move |tx| {
                     let ids = ids.clone();
@@ -635,19 +634,18 @@ impl Store {
     /// Makes the worker set registered pushers again whose settings (URL, format, mark) differ from `settings`, one
     /// chunk per call. Returns after which id to continue, and how many pushers this chunk had. None at the end.
     pub async fn renew_outdated(&self, settings: &str, after: i64) -> Result<Option<(i64, usize)>> {
-        let page = ask!(self, outdated(settings, after, CHUNK))?;
-        let Some((last, _)) = page.last() else {
+        let Some(IdPage { last, ids }) = ask!(self, outdated(settings, after, CHUNK))? else {
             return Ok(None);
         };
-        let (ids, settings) = (marked(&page), settings.to_owned());
         if ids.is_empty() {
-            return Ok(Some((*last, 0)));
+            return Ok(Some((last, 0)));
         }
+        let (ids, settings): (Arc<[i64]>, _) = (ids.into(), settings.to_owned());
         let renewing = self.writer().write(move |tx| {
             let (ids, settings) = (ids.clone(), settings.clone());
             Box::pin(async move { flow::renew_pushers(tx, &ids, &settings).await })
         });
-        Ok(Some((*last, renewing.await?)))
+        Ok(Some((last, renewing.await?)))
     }
 
     /// Deletes rows that nobody needs any more: removed pushers and workers that are gone. Returns how many.
@@ -768,12 +766,4 @@ impl Store {
     pub async fn workers(&self, limit: u32) -> Result<Vec<WorkerStatus>> {
         ask!(self, workers(limit))
     }
-}
-
-/// The ids of a page whose flag is set.
-fn marked(page: &[(i64, bool)]) -> Arc<[i64]> {
-    page.iter()
-        .filter(|(_, meant)| *meant)
-        .map(|(id, _)| *id)
-        .collect()
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use matrix2acrobits_shared::{
-    flow::{Pair, PairFacts, Result},
+    flow::{IdPage, Pair, PairFacts, Result},
     rules::{
         jobs::Job,
         pushers::{Holder, Pusher, Replay},
@@ -329,14 +329,15 @@ pub(crate) async fn delete_removed(
     Ok(done.rows_affected())
 }
 
-/// The next ids of pushers that are not as wanted, each with whether it lacks a job.
+/// Those without a job among the next `limit` pushers that are not as wanted.
 pub(crate) async fn without_job(
     connection: &mut PgConnection,
     after: i64,
     limit: i64,
-) -> Result<Vec<(i64, bool)>> {
-    let rows = sqlx::query!(
-        r#"SELECT p.id, j.there IS NULL AS "lacks!"
+) -> Result<Option<IdPage>> {
+    let page = sqlx::query!(
+        r#"SELECT max(p.id) AS last,
+               coalesce(array_agg(p.id) FILTER (WHERE j.there IS NULL), '{}') AS "ids!"
            FROM (SELECT id
                  FROM pushers
                  WHERE state = 'pending'
@@ -347,41 +348,44 @@ pub(crate) async fn without_job(
                               FROM jobs
                               WHERE pusher_id = p.id
                                 AND state <> 'Killed'
-                              OFFSET 0) j ON true
-           ORDER BY p.id"#,
+                              OFFSET 0) j ON true"#,
         after,
         limit
     )
-    .fetch_all(connection)
+    .fetch_one(connection)
     .await
     .map_err(from_sqlx)?;
-    Ok(rows.into_iter().map(|row| (row.id, row.lacks)).collect())
+    let ids = page.ids;
+    Ok(page.last.map(|last| IdPage { last, ids }))
 }
 
-/// The next ids of pushers, each with whether it is registered with other settings than these.
+/// Those that are registered with other settings than these among the next `limit` pushers.
 pub(crate) async fn outdated(
     connection: &mut PgConnection,
     settings: &str,
     after: i64,
     limit: i64,
-) -> Result<Vec<(i64, bool)>> {
-    let rows = sqlx::query!(
-        r#"SELECT id,
-               state = 'registered'
-               AND wanted = 'present'
-               AND registered_as IS DISTINCT FROM $1 AS "outdated!"
-           FROM pushers
-           WHERE id > $2
-           ORDER BY id
-           LIMIT $3"#,
+) -> Result<Option<IdPage>> {
+    let page = sqlx::query!(
+        r#"SELECT max(id) AS last,
+               coalesce(array_agg(id) FILTER (WHERE outdated), '{}') AS "ids!"
+           FROM (SELECT id,
+                     state = 'registered'
+                     AND wanted = 'present'
+                     AND registered_as IS DISTINCT FROM $1 AS outdated
+                 FROM pushers
+                 WHERE id > $2
+                 ORDER BY id
+                 LIMIT $3) p"#,
         settings,
         after,
         limit
     )
-    .fetch_all(connection)
+    .fetch_one(connection)
     .await
     .map_err(from_sqlx)?;
-    Ok(rows.into_iter().map(|row| (row.id, row.outdated)).collect())
+    let ids = page.ids;
+    Ok(page.last.map(|last| IdPage { last, ids }))
 }
 
 /// How many pushers a replay covers.

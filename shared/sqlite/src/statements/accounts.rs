@@ -37,7 +37,7 @@ pub(crate) async fn accounts(
                                   'app_id_msgs', t.app_id_msgs,
                                   'token_calls', t.token_calls,
                                   'app_id_calls', t.app_id_calls),
-                              'imported', json(iif(t.imported, 'true', 'false')),
+                              'imported', iif(t.imported, json('true'), json('false')),
                               'report', t.report,
                               'dead_at', t.dead_at,
                               'updated_at', t.updated_at))
@@ -45,7 +45,7 @@ pub(crate) async fn accounts(
                           WHERE t.selector = i.value ->> 0
                             AND t.device IN (i.value ->> 1, ''))
            ) ORDER BY i.key) AS BLOB) AS "rows!: Vec<u8>"
-           FROM json_each(?) i"#,
+           FROM jsonb_each(?) i"#,
         asked
     )
     .fetch_one(connection)
@@ -77,13 +77,13 @@ pub(crate) async fn phones(
                    'app_id_msgs', t.app_id_msgs,
                    'token_calls', t.token_calls,
                    'app_id_calls', t.app_id_calls),
-               'imported', json(iif(t.imported, 'true', 'false')),
+               'imported', iif(t.imported, json('true'), json('false')),
                'report', t.report,
                'dead_at', t.dead_at,
                'updated_at', t.updated_at
            ) ORDER BY t.id) AS BLOB) AS "rows!: Vec<u8>"
            FROM push_tokens t
-           WHERE t.id IN (SELECT value FROM json_each(?))"#,
+           WHERE t.id IN (SELECT value FROM jsonb_each(?))"#,
         ids
     )
     .fetch_one(connection)
@@ -97,7 +97,7 @@ async fn of_selectors(connection: &mut SqliteConnection, selectors: &[&str]) -> 
     sqlx::query_scalar!(
         r#"SELECT id AS "id!"
            FROM push_tokens
-           WHERE selector IN (SELECT value FROM json_each(?))"#,
+           WHERE selector IN (SELECT value FROM jsonb_each(?))"#,
         selectors
     )
     .fetch_all(connection)
@@ -168,7 +168,7 @@ pub(crate) async fn insert(
                  AND NOT EXISTS (SELECT 1
                                  FROM mappings m
                                  WHERE m.selector = value ->> 1)
-         FROM json_each(?1)
+         FROM jsonb_each(?1)
          ORDER BY key",
         rows,
         now
@@ -199,7 +199,7 @@ pub(crate) async fn update(connection: &mut SqliteConnection, phones: &[&Phone])
                  AND NOT EXISTS (SELECT 1
                                  FROM mappings m
                                  WHERE m.selector = i.value ->> 1)
-         FROM json_each(?) i
+         FROM jsonb_each(?) i
          WHERE push_tokens.id = i.value ->> 0",
         rows
     )
@@ -234,7 +234,7 @@ pub(crate) async fn touch(connection: &mut SqliteConnection, phones: &[(i64, i64
     sqlx::query!(
         "UPDATE push_tokens
          SET updated_at = i.value ->> 1
-         FROM json_each(?) i
+         FROM jsonb_each(?) i
          WHERE push_tokens.id = i.value ->> 0",
         rows
     )
@@ -249,7 +249,7 @@ pub(crate) async fn delete(connection: &mut SqliteConnection, ids: &[i64]) -> Re
     let ids = json(ids)?;
     sqlx::query!(
         "DELETE FROM push_tokens
-         WHERE id IN (SELECT value FROM json_each(?))",
+         WHERE id IN (SELECT value FROM jsonb_each(?))",
         ids
     )
     .execute(connection)

@@ -29,7 +29,7 @@ pub(crate) async fn note(
     sqlx::query!(
         "INSERT INTO arrivals (phone, pushed_at, waiting_since, received_at, receipts)
          SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4
-         FROM json_each(?)
+         FROM jsonb_each(?)
          -- Its row may be gone by now.
          WHERE EXISTS (SELECT 1
                        FROM push_tokens t
@@ -90,12 +90,12 @@ pub(crate) async fn candidates(
                'user', coalesce(m.user_id, t.owner)
            ))) AS BLOB) AS "rows!: Vec<u8>"
            FROM (SELECT i.key AS place, o.id
-                 FROM json_each(?1) i
+                 FROM jsonb_each(?1) i
                  CROSS JOIN push_tokens o
                  WHERE o.token_msgs = i.value ->> 0
                  UNION ALL
                  SELECT i.key, o.id
-                 FROM json_each(?1) i
+                 FROM jsonb_each(?1) i
                  CROSS JOIN push_tokens o
                  WHERE i.value ->> 0 IS NULL
                    AND o.selector = i.value ->> 1
@@ -261,7 +261,7 @@ pub(crate) async fn phones(
                a.waiting_since AS "waiting_since?",
                a.received_at AS "received_at?",
                a.receipts AS "receipts?"
-           FROM json_each(?) i
+           FROM jsonb_each(?) i
            CROSS JOIN push_tokens t ON t.id = i.value
            LEFT JOIN mappings m ON m.selector = t.selector
            LEFT JOIN pushers p ON p.pushkey = t.token_msgs

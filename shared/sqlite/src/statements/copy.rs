@@ -59,7 +59,7 @@ pub(crate) async fn insert_keys(connection: &mut SqliteConnection, rows: &[Row])
     let rows = to_json(rows)?;
     sqlx::query!(
         "DELETE FROM meta
-         WHERE name NOT IN (SELECT value ->> 'name' FROM json_each(?))",
+         WHERE name NOT IN (SELECT value ->> 'name' FROM jsonb_each(?))",
         rows
     )
     .execute(&mut *connection)
@@ -68,7 +68,7 @@ pub(crate) async fn insert_keys(connection: &mut SqliteConnection, rows: &[Row])
     sqlx::query!(
         "INSERT OR REPLACE INTO meta (name, value)
          SELECT value ->> 'name', unhex(value ->> 'value')
-         FROM json_each(?)",
+         FROM jsonb_each(?)",
         rows
     )
     .execute(connection)
@@ -103,7 +103,7 @@ pub(crate) async fn insert_mappings(connection: &mut SqliteConnection, rows: &[R
     sqlx::query!(
         "INSERT INTO mappings (selector, user_id, created_at, updated_at)
          SELECT value ->> 'selector', value ->> 'user_id', value ->> 'created_at', value ->> 'updated_at'
-         FROM json_each(?)",
+         FROM jsonb_each(?)",
         rows
     )
     .execute(connection)
@@ -124,12 +124,12 @@ pub(crate) async fn phones(connection: &mut SqliteConnection, after: i64) -> Res
                'app_id_msgs', app_id_msgs,
                'token_calls', token_calls,
                'app_id_calls', app_id_calls,
-               'imported', json(iif(imported, 'true', 'false')),
+               'imported', iif(imported, json('true'), json('false')),
                'report', report,
                'dead_at', dead_at,
                'created_at', created_at,
                'updated_at', updated_at,
-               'of_nobody', json(iif(of_nobody, 'true', 'false'))
+               'of_nobody', iif(of_nobody, json('true'), json('false'))
            ) ORDER BY id) AS BLOB) AS "page!: Vec<u8>"
            FROM (SELECT *
                  FROM push_tokens
@@ -152,7 +152,7 @@ pub(crate) async fn insert_phones(connection: &mut SqliteConnection, rows: &[Row
              value ->> 'app_id_msgs', value ->> 'token_calls', value ->> 'app_id_calls', value ->> 'imported',
              value ->> 'report', value ->> 'dead_at', value ->> 'created_at', value ->> 'updated_at',
              value ->> 'of_nobody'
-         FROM json_each(?)",
+         FROM jsonb_each(?)",
         rows
     )
     .execute(connection)
@@ -189,7 +189,7 @@ pub(crate) async fn insert_arrivals(connection: &mut SqliteConnection, rows: &[R
         "INSERT INTO arrivals (phone, pushed_at, waiting_since, received_at, receipts)
          SELECT value ->> 'phone', value ->> 'pushed_at', value ->> 'waiting_since', value ->> 'received_at',
              value ->> 'receipts'
-         FROM json_each(?)",
+         FROM jsonb_each(?)",
         rows
     )
     .execute(connection)
@@ -211,7 +211,7 @@ pub(crate) async fn pushers(connection: &mut SqliteConnection, after: i64) -> Re
                'state', state,
                'generation', generation,
                'claim', claim,
-               'ask_first', json(iif(ask_first, 'true', 'false')),
+               'ask_first', iif(ask_first, json('true'), json('false')),
                'attempts', attempts,
                'last_error', last_error,
                'registered_as', registered_as,
@@ -240,7 +240,7 @@ pub(crate) async fn insert_pushers(connection: &mut SqliteConnection, rows: &[Ro
              value ->> 'wanted', value ->> 'state', value ->> 'generation', value ->> 'claim', value ->> 'ask_first',
              value ->> 'attempts', value ->> 'last_error', value ->> 'registered_as', value ->> 'refresh_at',
              value ->> 'created_at', value ->> 'updated_at'
-         FROM json_each(?)",
+         FROM jsonb_each(?)",
         rows
     )
     .execute(connection)
@@ -260,7 +260,7 @@ pub(crate) async fn jobs(connection: &mut SqliteConnection, after: i64) -> Resul
                'run_at', CAST(run_at AS INTEGER),
                'not_before', CAST(not_before AS INTEGER),
                'lost', CAST(lost AS INTEGER),
-               'recalled', json(iif(recalled, 'true', 'false')),
+               'recalled', iif(recalled, json('true'), json('false')),
                'lock_by', CAST(lock_by AS TEXT),
                'error', CAST(iif(json_valid(last_result), last_result ->> '$.Err', last_result) AS TEXT),
                'done_at', CAST(done_at AS INTEGER)
@@ -310,7 +310,7 @@ pub(crate) async fn insert_jobs(connection: &mut SqliteConnection, rows: &[Row])
              value ->> '$.job.lost',
              iif(value ->> '$.job.error' IS NULL, NULL, json_object('Err', value ->> '$.job.error')),
              value ->> '$.job.done_at', 0, '{}', value ->> '$.job.key'
-         FROM json_each(?)",
+         FROM jsonb_each(?)",
         jobs
     )
     .execute(connection)
@@ -348,7 +348,7 @@ pub(crate) async fn insert_ids(connection: &mut SqliteConnection, rows: &[Row]) 
     sqlx::query!(
         "INSERT INTO sqlite_sequence (name, seq)
          SELECT value ->> 'name', value ->> 'last'
-         FROM json_each(?)",
+         FROM jsonb_each(?)",
         rows
     )
     .execute(connection)

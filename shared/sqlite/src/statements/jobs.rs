@@ -26,7 +26,7 @@ pub(crate) async fn insert(
         "INSERT INTO Jobs (id, job, job_type, status, attempts, max_attempts, run_at, priority, metadata, pusher_id)
          SELECT value ->> 0, CAST(value ->> 1 AS BLOB), 'sync_pusher', 'Pending', 0, 2147483647, value ->> 2, 0, '{}',
              value ->> 3
-         FROM json_each(?1)
+         FROM jsonb_each(?1)
          -- An ON CONFLICT after a SELECT needs a WHERE, or it reads as a join's ON.
          WHERE true
          ON CONFLICT (pusher_id) DO NOTHING",
@@ -67,7 +67,7 @@ pub(crate) async fn update(connection: &mut SqliteConnection, jobs: &[&Job]) -> 
              -- The form in which apalis keeps an error, so that its tools can read the row.
              last_result = iif(i.value ->> 8 IS NULL, NULL, json_object('Err', i.value ->> 8)),
              done_at = i.value ->> 9
-         FROM json_each(?) i
+         FROM jsonb_each(?) i
          WHERE Jobs.rowid = i.value ->> 0",
         rows
     )
@@ -82,7 +82,7 @@ pub(crate) async fn delete(connection: &mut SqliteConnection, keys: &[i64]) -> R
     let keys = json(keys)?;
     sqlx::query!(
         "DELETE FROM Jobs
-         WHERE rowid IN (SELECT value FROM json_each(?))",
+         WHERE rowid IN (SELECT value FROM jsonb_each(?))",
         keys
     )
     .execute(connection)
@@ -134,12 +134,12 @@ pub(crate) async fn read(
                    'run_at', CAST(j.run_at AS INTEGER),
                    'not_before', CAST(j.not_before AS INTEGER),
                    'lost', CAST(j.lost AS INTEGER),
-                   'recalled', json(iif(j.recalled, 'true', 'false')),
+                   'recalled', iif(j.recalled, json('true'), json('false')),
                    'lock_by', CAST(j.lock_by AS TEXT),
                    'error', CAST(iif(json_valid(j.last_result), j.last_result ->> '$.Err', j.last_result) AS TEXT),
                    'done_at', CAST(j.done_at AS INTEGER))
            ) ORDER BY i.key) AS BLOB) AS "rows!: Vec<u8>"
-           FROM json_each(?) i
+           FROM jsonb_each(?) i
            CROSS JOIN Jobs j
            WHERE j.rowid = i.value"#,
         keys
@@ -211,7 +211,7 @@ pub(crate) async fn hand_out(
              recalled = 0,
              lock_by = ?2,
              lock_at = ?3
-         WHERE rowid IN (SELECT value FROM json_each(?1))",
+         WHERE rowid IN (SELECT value FROM jsonb_each(?1))",
         keys,
         worker,
         now
@@ -331,7 +331,7 @@ pub(crate) async fn make_due(
     let done = sqlx::query!(
         "UPDATE Jobs
          SET run_at = ?2
-         WHERE rowid IN (SELECT value FROM json_each(?1))
+         WHERE rowid IN (SELECT value FROM jsonb_each(?1))
            AND status IN ('Pending', 'Failed')
            AND lost IS NULL
            AND run_at > ?2
@@ -394,7 +394,7 @@ pub(crate) async fn correct_waits(
         "UPDATE Jobs
          SET run_at = ?2,
              not_before = NULL
-         WHERE rowid IN (SELECT value FROM json_each(?1))
+         WHERE rowid IN (SELECT value FROM jsonb_each(?1))
            AND status IN ('Pending', 'Failed')
            AND run_at > ?2",
         keys,

@@ -13,12 +13,12 @@ pub(crate) async fn of(
 ) -> Result<Vec<Option<Mapping>>> {
     let selectors = json(selectors)?;
     let rows = sqlx::query_scalar!(
-        r#"SELECT CAST(json_group_array(json(iif(m.selector IS NULL, 'null', json_object(
+        r#"SELECT CAST(json_group_array(iif(m.selector IS NULL, NULL, json_object(
                'selector', m.selector,
                'user_id', m.user_id,
-               'updated_at', m.updated_at)))
+               'updated_at', m.updated_at))
            ORDER BY i.key) AS BLOB) AS "rows!: Vec<u8>"
-           FROM json_each(?) i
+           FROM jsonb_each(?) i
            LEFT JOIN mappings m ON m.selector = i.value"#,
         selectors
     )
@@ -38,7 +38,7 @@ pub(crate) async fn put(
     sqlx::query!(
         "INSERT INTO mappings (selector, user_id, created_at, updated_at)
          SELECT value ->> 0, value ->> 1, ?2, ?2
-         FROM json_each(?1)
+         FROM jsonb_each(?1)
          -- An ON CONFLICT after a SELECT needs a WHERE, or it reads as a join's ON.
          WHERE true
          ON CONFLICT (selector) DO UPDATE

@@ -1,8 +1,11 @@
 //! All SQL of this crate, by subject, with one function for each statement.
 //!
-//! Many values go into one statement as a JSON list (`json_each`), and many rows come out as a JSON list
+//! Many values go into one statement as a JSON list (`jsonb_each`), and many rows come out as a JSON list
 //! (`json_group_array`). sqlx runs SQLite in a separate thread, and each row that it hands over wakes two threads.
 //! Lists are read as bytes, so that a text that is not UTF-8 (somebody may write one by hand) does not hide other rows.
+//!
+//! `jsonb_each`, because `json_each` makes text of a row again for each of its values that is asked for. And
+//! `iif(…, json('true'), json('false'))`, because SQLite evaluates a function of constants only once.
 
 pub(crate) mod accounts;
 pub(crate) mod arrivals;
@@ -17,12 +20,14 @@ pub(crate) mod pushers;
 pub(crate) mod tokens;
 pub(crate) mod workers;
 
+use std::borrow::Cow;
+
 use matrix2acrobits_shared::flow::Result;
 use sqlx::sqlite::SqliteValueRef;
 
 use crate::errors::from_sqlx;
 
-/// A list for `json_each`.
+/// A list for `jsonb_each`.
 ///
 /// SQLite ends texts at a NUL character. Our ids cannot contain one (`shared::ids`), so SQLite reads what we wrote.
 fn json<T: serde::Serialize>(values: impl IntoIterator<Item = T>) -> Result<String> {
@@ -32,7 +37,11 @@ fn json<T: serde::Serialize>(values: impl IntoIterator<Item = T>) -> Result<Stri
 
 /// Reads the list that `json_group_array` made of many rows.
 fn from_json<T: serde::de::DeserializeOwned>(rows: &[u8]) -> Result<T> {
-    let rows = String::from_utf8_lossy(rows);
+    // Nearly always valid, and then not gone over twice.
+    let rows = match std::str::from_utf8(rows) {
+        Ok(rows) => Cow::Borrowed(rows),
+        Err(_) => String::from_utf8_lossy(rows),
+    };
     serde_json::from_str(&rows).map_err(|e| from_sqlx(sqlx::Error::Decode(Box::new(e))))
 }
 

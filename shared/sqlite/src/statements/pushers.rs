@@ -1,7 +1,7 @@
 //! Pushers, and who holds their pushkeys.
 
 use matrix2acrobits_shared::{
-    flow::{Pair, PairFacts, Result},
+    flow::{IdPage, Pair, PairFacts, Result},
     rules::pushers::{Pusher, Replay},
 };
 use sqlx::{SqliteConnection, SqliteExecutor};
@@ -39,30 +39,30 @@ pub(crate) async fn pairs(
                                'state', p.state,
                                'generation', p.generation,
                                'claim', p.claim,
-                               'ask_first', json(iif(p.ask_first, 'true', 'false')),
+                               'ask_first', iif(p.ask_first, json('true'), json('false')),
                                'attempts', p.attempts,
                                'last_error', p.last_error,
                                'registered_as', p.registered_as,
                                'refresh_at', p.refresh_at,
                                'updated_at', p.updated_at,
-                               'job', json(iif(j.id IS NULL, 'null', json_object(
+                               'job', iif(j.id IS NULL, NULL, json_object(
                                    'key', j.rowid,
                                    'status', CAST(j.status AS TEXT),
                                    'attempts', CAST(j.attempts AS INTEGER),
                                    'run_at', CAST(j.run_at AS INTEGER),
                                    'not_before', CAST(j.not_before AS INTEGER),
                                    'lost', CAST(j.lost AS INTEGER),
-                                   'recalled', json(iif(j.recalled, 'true', 'false')),
+                                   'recalled', iif(j.recalled, json('true'), json('false')),
                                    'lock_by', CAST(j.lock_by AS TEXT),
                                    'error', CAST(iif(json_valid(j.last_result), j.last_result ->> '$.Err', j.last_result)
                                                  AS TEXT),
-                                   'done_at', CAST(j.done_at AS INTEGER))))))
+                                   'done_at', CAST(j.done_at AS INTEGER)))))
                            FROM pushers p
                            LEFT JOIN Jobs j ON j.pusher_id = p.id
                            WHERE p.pushkey = i.value ->> 1
                              AND p.app_id = i.value ->> 0)
            ) ORDER BY i.key) AS BLOB) AS "rows!: Vec<u8>"
-           FROM json_each(?) i"#,
+           FROM jsonb_each(?) i"#,
         pairs
     )
     .fetch_one(executor)
@@ -80,7 +80,7 @@ pub(crate) async fn pairs_of(
     let rows = sqlx::query_scalar!(
         r#"SELECT CAST(json_group_array(json_array(id, json_array(app_id, pushkey))) AS BLOB) AS "rows!: Vec<u8>"
            FROM pushers
-           WHERE id IN (SELECT value FROM json_each(?))"#,
+           WHERE id IN (SELECT value FROM jsonb_each(?))"#,
         ids
     )
     .fetch_one(executor)
@@ -94,14 +94,25 @@ pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     pushers: &[&Pusher],
 ) -> Result<Vec<i64>> {
-    let rows = json(pushers)?;
+    let rows = json(pushers.iter().map(|pusher| {
+        (
+            &pusher.user_id,
+            &pusher.app_id,
+            &pusher.pushkey,
+            &pusher.selector,
+            pusher.wanted,
+            pusher.state,
+            pusher.generation,
+            pusher.claim,
+            pusher.updated_at,
+        )
+    }))?;
     let done = sqlx::query!(
         "INSERT INTO pushers (user_id, app_id, pushkey, selector, wanted, state, generation, claim, created_at,
              updated_at)
-         SELECT value ->> 'user_id', value ->> 'app_id', value ->> 'pushkey', value ->> 'selector',
-             value ->> 'wanted', value ->> 'state', value ->> 'generation', value ->> 'claim',
-             value ->> 'updated_at', value ->> 'updated_at'
-         FROM json_each(?)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
+             value ->> 8, value ->> 8
+         FROM jsonb_each(?)
          ORDER BY key",
         rows
     )
@@ -113,22 +124,37 @@ pub(crate) async fn insert(
 
 /// Writes all columns of pushers that can change.
 pub(crate) async fn update(connection: &mut SqliteConnection, pushers: &[&Pusher]) -> Result<()> {
-    let rows = json(pushers)?;
+    let rows = json(pushers.iter().map(|pusher| {
+        (
+            pusher.id,
+            &pusher.selector,
+            pusher.wanted,
+            pusher.state,
+            pusher.generation,
+            pusher.claim,
+            i64::from(pusher.ask_first),
+            pusher.attempts,
+            &pusher.last_error,
+            &pusher.registered_as,
+            pusher.refresh_at,
+            pusher.updated_at,
+        )
+    }))?;
     sqlx::query!(
         "UPDATE pushers
-         SET selector = i.value ->> 'selector',
-             wanted = i.value ->> 'wanted',
-             state = i.value ->> 'state',
-             generation = i.value ->> 'generation',
-             claim = i.value ->> 'claim',
-             ask_first = i.value ->> 'ask_first',
-             attempts = i.value ->> 'attempts',
-             last_error = i.value ->> 'last_error',
-             registered_as = i.value ->> 'registered_as',
-             refresh_at = i.value ->> 'refresh_at',
-             updated_at = i.value ->> 'updated_at'
-         FROM json_each(?) i
-         WHERE pushers.id = i.value ->> 'id'",
+         SET selector = i.value ->> 1,
+             wanted = i.value ->> 2,
+             state = i.value ->> 3,
+             generation = i.value ->> 4,
+             claim = i.value ->> 5,
+             ask_first = i.value ->> 6,
+             attempts = i.value ->> 7,
+             last_error = i.value ->> 8,
+             registered_as = i.value ->> 9,
+             refresh_at = i.value ->> 10,
+             updated_at = i.value ->> 11
+         FROM jsonb_each(?) i
+         WHERE pushers.id = i.value ->> 0",
         rows
     )
     .execute(connection)
@@ -160,56 +186,68 @@ pub(crate) async fn delete_removed(
     Ok(done.rows_affected())
 }
 
-/// The next ids of pushers that are not as wanted, each with whether it lacks a job.
+/// Those without a job among the next `limit` pushers that are not as wanted.
 pub(crate) async fn without_job(
     executor: impl SqliteExecutor<'_>,
     after: i64,
     limit: i64,
-) -> Result<Vec<(i64, bool)>> {
-    let rows = sqlx::query!(
-        r#"SELECT p.id AS "id!",
-               NOT EXISTS (SELECT 1
-                           FROM Jobs j
-                           WHERE j.pusher_id = p.id
-                             AND j.status <> 'Killed') AS "lacks!: bool"
-           FROM pushers p
-           WHERE p.state = 'pending'
-             AND p.id > ?1
-           ORDER BY p.id
-           LIMIT ?2"#,
+) -> Result<Option<IdPage>> {
+    let page = sqlx::query!(
+        r#"SELECT max(id) AS "last: i64",
+               CAST(json_group_array(id) FILTER (WHERE lacks) AS BLOB) AS "ids!: Vec<u8>"
+           FROM (SELECT p.id,
+                     NOT EXISTS (SELECT 1
+                                 FROM Jobs j
+                                 WHERE j.pusher_id = p.id
+                                   AND j.status <> 'Killed') AS lacks
+                 FROM pushers p
+                 WHERE p.state = 'pending'
+                   AND p.id > ?1
+                 ORDER BY p.id
+                 LIMIT ?2)"#,
         after,
         limit
     )
-    .fetch_all(executor)
+    .fetch_one(executor)
     .await
     .map_err(from_sqlx)?;
-    Ok(rows.into_iter().map(|row| (row.id, row.lacks)).collect())
+    id_page(page.last, &page.ids)
 }
 
-/// The next ids of pushers, each with whether it is registered with other settings than these.
+/// Those that are registered with other settings than these among the next `limit` pushers.
 pub(crate) async fn outdated(
     executor: impl SqliteExecutor<'_>,
     settings: &str,
     after: i64,
     limit: i64,
-) -> Result<Vec<(i64, bool)>> {
-    let rows = sqlx::query!(
-        r#"SELECT id AS "id!",
-               state = 'registered'
-               AND wanted = 'present'
-               AND registered_as IS NOT ?1 AS "outdated!: bool"
-           FROM pushers
-           WHERE id > ?2
-           ORDER BY id
-           LIMIT ?3"#,
+) -> Result<Option<IdPage>> {
+    let page = sqlx::query!(
+        r#"SELECT max(id) AS "last: i64",
+               CAST(json_group_array(id) FILTER (WHERE outdated) AS BLOB) AS "ids!: Vec<u8>"
+           FROM (SELECT id,
+                     state = 'registered'
+                     AND wanted = 'present'
+                     AND registered_as IS NOT ?1 AS outdated
+                 FROM pushers
+                 WHERE id > ?2
+                 ORDER BY id
+                 LIMIT ?3)"#,
         settings,
         after,
         limit
     )
-    .fetch_all(executor)
+    .fetch_one(executor)
     .await
     .map_err(from_sqlx)?;
-    Ok(rows.into_iter().map(|row| (row.id, row.outdated)).collect())
+    id_page(page.last, &page.ids)
+}
+
+fn id_page(last: Option<i64>, ids: &[u8]) -> Result<Option<IdPage>> {
+    let Some(last) = last else {
+        return Ok(None);
+    };
+    let ids = from_json(ids)?;
+    Ok(Some(IdPage { last, ids }))
 }
 
 /// How many pushers a replay covers.

@@ -57,10 +57,10 @@ pub(crate) async fn of(
                'app_id', t.app_id_msgs,
                'pushkey', t.token_msgs,
                'user', coalesce(m.user_id, t.owner),
-               'owned', json(iif(t.imported OR coalesce(m.user_id, t.owner) IS NOT NULL, 'true', 'false')),
-               'dead', json(iif(t.dead_at IS NULL, 'false', 'true'))
+               'owned', iif(t.imported OR coalesce(m.user_id, t.owner) IS NOT NULL, json('true'), json('false')),
+               'dead', iif(t.dead_at IS NULL, json('false'), json('true'))
            )) ORDER BY t.updated_at DESC, t.id DESC) AS BLOB) AS "rows!: Vec<u8>"
-           FROM json_each(?) i
+           FROM jsonb_each(?) i
            CROSS JOIN push_tokens t
            LEFT JOIN mappings m ON m.selector = t.selector
            WHERE t.token_msgs = i.value
@@ -91,13 +91,13 @@ pub(crate) async fn live(
                'app_id', t.app_id_msgs,
                'pushkey', t.token_msgs,
                'user', coalesce(m.user_id, t.owner),
-               'owned', json(iif(t.imported OR coalesce(m.user_id, t.owner) IS NOT NULL, 'true', 'false')),
+               'owned', iif(t.imported OR coalesce(m.user_id, t.owner) IS NOT NULL, json('true'), json('false')),
                'dead', json('false'),
                -- Which of several rows a push is for depends on the push.
-               'shared', json(iif(EXISTS (SELECT 1
-                                          FROM push_tokens o
-                                          WHERE o.token_msgs = t.token_msgs
-                                            AND o.id <> t.id), 'true', 'false'))
+               'shared', iif(EXISTS (SELECT 1
+                                     FROM push_tokens o
+                                     WHERE o.token_msgs = t.token_msgs
+                                       AND o.id <> t.id), json('true'), json('false'))
            ) ORDER BY t.id DESC) AS BLOB) AS "rows!: Vec<u8>"
            FROM (SELECT *
                  FROM push_tokens
