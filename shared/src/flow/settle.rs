@@ -165,8 +165,8 @@ impl PairState {
         let (pusher, mark) = (&mut self.pushers[at], &mut self.marks[at]);
         match &mut pusher.job {
             Some(job) if mark.job_gone.is_none() => {
-                job.wake(now);
-                mark.job = true;
+                // A phone that reports again during an outage writes nothing.
+                mark.job |= job.wake(now);
             }
             _ => mark.new_job = (pusher.id != 0).then_some(now),
         }

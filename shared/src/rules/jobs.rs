@@ -100,15 +100,21 @@ impl Job {
     }
 
     /// Makes the job run again. A job in backoff is brought forward, a dead letter is revived, and a job in a worker's
-    /// hands is marked as recalled.
-    pub fn wake(&mut self, now: i64) {
+    /// hands is marked as recalled. Returns whether that changes the job.
+    pub fn wake(&mut self, now: i64) -> bool {
         match self.status {
             Status::Failed => {
-                self.run_at = self.run_at.min(now.max(self.not_before.unwrap_or(0)));
+                let due = now.max(self.not_before.unwrap_or(0));
+                let sooner = due < self.run_at;
+                self.run_at = self.run_at.min(due);
+                sooner
             }
-            Status::Killed => self.again(now),
-            Status::Queued | Status::Running => self.recalled = true,
-            Status::Pending | Status::Foreign => {}
+            Status::Killed => {
+                self.again(now);
+                true
+            }
+            Status::Queued | Status::Running => !std::mem::replace(&mut self.recalled, true),
+            Status::Pending | Status::Foreign => false,
         }
     }
 
@@ -216,12 +222,15 @@ mod tests {
                 not_before,
                 ..job(status)
             };
-            job.wake(NOW);
+            let before = job.clone();
+            let changed = job.wake(NOW);
             assert_eq!(
                 (job.run_at, job.recalled, job.status),
                 (run_at, recalled, after),
                 "{status:?} {not_before:?}"
             );
+            assert_eq!(changed, job != before, "{status:?} {not_before:?}");
+            assert!(!job.wake(NOW), "twice: {status:?} {not_before:?}");
         }
     }
 
