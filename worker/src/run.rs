@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{beat::Beat, feeder, gate::Gate, heartbeat, job::Jobs, marks, prober, upkeep};
 
 /// Jobs taken from the queue ahead of those that run, so that fetching shares transactions with finishing.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 /// How often the database is asked whether another process changed it; one pragma, no lock.
 pub(crate) const WATCH: Duration = Duration::from_millis(20);
 /// Pause after the database has failed.
