@@ -46,9 +46,9 @@ use crate::{
 const TRANSACTION: Duration = Duration::from_millis(2400);
 /// After somebody held a row for too long, the writer hardly waits for locks for this long.
 const HASTE: Duration = Duration::from_secs(5);
-/// The numbers of new rows after which to analyze the tables. Until then PostgreSQL assumes that they are empty, and
-/// plans reads and joins accordingly.
-const ANALYZE_AFTER: [usize; 3] = [2_000, 20_000, 200_000];
+/// The numbers of new rows after which to analyze the tables, if the statistics assume fewer. Until then PostgreSQL
+/// assumes that they are empty, and plans reads and joins accordingly.
+const ANALYZE_AFTER: [i64; 3] = [2_000, 20_000, 200_000];
 
 /// The state that the writer and the change feed of a process share.
 #[derive(Debug)]
@@ -114,9 +114,9 @@ pub(crate) struct WriteConnection {
     /// Somebody held a row for too long. Until this time the writer hardly waits for locks, so that one row does not
     /// hold up all writes.
     haste: Option<Instant>,
-    inserted: usize,
+    inserted: i64,
     /// New rows of the last transaction that are not yet counted.
-    fresh: usize,
+    fresh: i64,
 }
 
 impl WriteConnection {
@@ -161,11 +161,18 @@ impl WriteConnection {
     fn count(&mut self) {
         let before = self.inserted;
         self.inserted += std::mem::take(&mut self.fresh);
-        let due = |after: &usize| (before + 1..=self.inserted).contains(after);
-        if ANALYZE_AFTER.iter().any(due) {
+        let due = |after: &&i64| (before + 1..=self.inserted).contains(*after);
+        if let Some(rows) = ANALYZE_AFTER.iter().find(due) {
             let operators = self.operators.clone();
             tokio::spawn(async move {
-                let analyzed: Result<()> = async { read!(&operators, meta::analyze()) }.await;
+                let analyzed: Result<()> = async {
+                    // With many rows it takes as long as some thousand reports, and another process may have done it.
+                    if read!(&operators, meta::rows_assumed())? >= *rows {
+                        return Ok(());
+                    }
+                    read!(&operators, meta::analyze())
+                }
+                .await;
                 if let Err(error) = analyzed {
                     tracing::debug!(%error, "the tables cannot be analyzed");
                 }
@@ -252,7 +259,7 @@ struct WriteTransaction<'c> {
     news: News,
     /// True from sending COMMIT until its response.
     committing: bool,
-    fresh: &'c mut usize,
+    fresh: &'c mut i64,
     process: &'c Process,
 }
 
@@ -308,7 +315,7 @@ impl Transaction for WriteTransaction<'_> {
     }
 
     async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>> {
-        *self.fresh += phones.len();
+        *self.fresh += i64::try_from(phones.len()).unwrap_or(i64::MAX);
         accounts::insert(self.connection, phones, self.now).await
     }
     async fn update_phones(&mut self, phones: &[&Phone]) -> Result<()> {

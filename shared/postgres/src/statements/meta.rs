@@ -34,6 +34,18 @@ pub(crate) async fn rollback(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
+/// How many rows the statistics assume in the smaller of the two largest tables. -1 before they were first gathered.
+pub(crate) async fn rows_assumed(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT min(reltuples)::int8 AS "rows!"
+           FROM pg_class
+           WHERE oid IN ('push_tokens'::regclass, 'pushers'::regclass)"#
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
 /// Makes PostgreSQL gather statistics about the tables.
 pub(crate) async fn analyze(connection: &mut PgConnection) -> Result<()> {
     let tables = "ANALYZE push_tokens, mappings, pushers, jobs";
