@@ -207,6 +207,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "there is no runtime here")]
     fn no_write_after_a_look_is_missed() {
         let folder = tempfile::tempdir().unwrap();
         let mut log = Log::of(&folder.path().join("database"));
