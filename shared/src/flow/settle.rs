@@ -1,8 +1,6 @@
 //! Makes the wanted pushers of pairs follow the rows that hold the pairs, and writes the changes. Every transaction
 //! that touches a token or a pusher ends here.
 
-use std::collections::HashMap;
-
 use super::{Pair, PairFacts, Result, Transaction};
 use crate::rules::{
     jobs::Job,
@@ -12,8 +10,10 @@ use crate::rules::{
 /// The pushers of some pairs, with all changes so far.
 #[derive(Debug)]
 pub(super) struct Pairs {
+    /// Sorted.
+    keys: Vec<(String, String)>,
+    /// In the same order as `keys`.
     all: Vec<PairState>,
-    places: HashMap<(String, String), usize>,
 }
 
 /// One pair.
@@ -42,16 +42,16 @@ impl Pairs {
         wanted.dedup();
         if wanted.is_empty() {
             return Ok(Self {
+                keys: Vec::new(),
                 all: Vec::new(),
-                places: HashMap::new(),
             });
         }
         tx.lock_pairs(&wanted).await?;
         let all = tx.pairs(&wanted).await?.into_iter().map(PairState::from);
         let key = |pair: &Pair<'_>| (pair.app_id.to_owned(), pair.pushkey.to_owned());
         Ok(Self {
+            keys: wanted.iter().map(key).collect(),
             all: all.collect(),
-            places: wanted.iter().map(key).zip(0..).collect(),
         })
     }
 
@@ -67,10 +67,9 @@ impl Pairs {
 
     /// The state of a pair that was loaded.
     pub(super) fn get(&mut self, pair: Pair<'_>) -> Option<&mut PairState> {
-        let place = self
-            .places
-            .get(&(pair.app_id.to_owned(), pair.pushkey.to_owned()))?;
-        self.all.get_mut(*place)
+        let by_pair = |(app_id, pushkey): &(String, String)| Pair { app_id, pushkey }.cmp(&pair);
+        let place = self.keys.binary_search_by(by_pair).ok()?;
+        self.all.get_mut(place)
     }
 
     /// The pair with this pusher, and the pusher's place in it.
