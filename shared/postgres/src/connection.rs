@@ -48,7 +48,7 @@ const TRANSACTION: Duration = Duration::from_millis(2400);
 const HASTE: Duration = Duration::from_secs(5);
 /// The numbers of new rows after which to analyze the tables, if the statistics assume fewer. Until then PostgreSQL
 /// assumes that they are empty, and plans reads and joins accordingly.
-const ANALYZE_AFTER: [i64; 3] = [2_000, 20_000, 200_000];
+const ANALYZE_AFTER: [i64; 4] = [500, 5_000, 50_000, 500_000];
 
 /// The state that the writer and the change feed of a process share.
 #[derive(Debug)]
