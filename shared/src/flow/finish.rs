@@ -8,7 +8,7 @@ use super::{
 use crate::ids::log_id;
 use crate::rules::{
     jobs::DEAD_AFTER,
-    pushers::{Change, FinishSettings, Outcome, Pusher, PusherTask, record, rivals},
+    pushers::{Change, FinishSettings, Goal, Outcome, Pusher, PusherTask, goal, record, rivals},
 };
 
 /// A job that has run.
@@ -65,7 +65,11 @@ impl Finished {
     /// Applies the outcome. False when the lock was lost.
     fn finish(&self, state: &mut PairState, at: usize, newest: Option<&str>, now: i64) -> bool {
         let pusher = &state.pushers[at];
-        let unchanged = pusher.generation == self.task.generation;
+        // The user to whom the job gave way may have gone while it ran, and had nobody to give the pusher back to.
+        let outdone = self.outcome != Outcome::Outdone
+            || goal(&state.pushers, self.task.id, 0, self.settings.append, now)
+                == Some(Goal::Outdone);
+        let unchanged = pusher.generation == self.task.generation && outdone;
         let job = pusher.job.as_ref();
         let ours = job.is_some_and(|job| job.is_held_by(&self.held.worker));
         let recalled = job.is_some_and(|job| job.recalled);

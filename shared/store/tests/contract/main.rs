@@ -24,7 +24,7 @@ use proptest::{
     prelude::*,
     test_runner::{Config, RngSeed},
 };
-use steps::Step;
+use steps::{Answer, Sent, Step, Token};
 use world::{Pair, World, app, key, selector, user};
 
 /// What always holds.
@@ -201,6 +201,59 @@ proptest! {
     }
 }
 
+/// Two users report one phone's token, the second of them last, and the first one's job finds that. Before that is
+/// recorded, the second one goes.
+fn outdone_by_one_who_goes(goes: Step) -> Vec<Step> {
+    let sent = |selector| Sent {
+        selector,
+        device: 0,
+        token: Token::Set { key: 0, app: 0 },
+        owner: None,
+    };
+    let fetch = Step::Fetch {
+        worker: 0,
+        limit: 2,
+        suspect: true,
+        answered: true,
+    };
+    let advance = Step::Advance {
+        job: 0,
+        answer: Answer::Ok,
+    };
+    let map = |user| Step::Map {
+        selector: user,
+        user,
+    };
+    vec![
+        map(0),
+        map(1),
+        Step::Reports(vec![sent(1)]),
+        fetch.clone(),
+        advance.clone(),
+        advance.clone(),
+        Step::FinishAll,
+        Step::Reports(vec![sent(0), sent(1)]),
+        fetch,
+        advance,
+        goes,
+    ]
+}
+
+fn who_goes() -> [Step; 2] {
+    let removed = Step::Remove {
+        selector: 1,
+        device: None,
+    };
+    [Step::PushToGoneToken { pusher: 0 }, removed]
+}
+
+#[test]
+fn who_was_outdone_by_one_who_goes_has_the_pusher() {
+    for goes in who_goes() {
+        run_blocking(Behind::sqlite(), false, &outdone_by_one_who_goes(goes));
+    }
+}
+
 /// The same on PostgreSQL, with fewer cases, because each has to connect.
 mod on_postgres {
     use std::cell::RefCell;
@@ -220,6 +273,15 @@ mod on_postgres {
             Ok(())
         });
         assert!(ran.is_ok(), "{}", ran.unwrap_err());
+    }
+
+    #[test]
+    fn who_was_outdone_by_one_who_goes_has_the_pusher() {
+        for goes in who_goes() {
+            if let Some(behind) = Behind::postgres() {
+                run_blocking(behind, false, &outdone_by_one_who_goes(goes));
+            }
+        }
     }
 
     #[test]
