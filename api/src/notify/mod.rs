@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::{
         http::peers::Proxies,
-        notify::delivery::tests::{fixture, request},
+        notify::delivery::tests::fixture::{fixture, request},
     };
 
     #[tokio::test]

@@ -1,44 +1,32 @@
 //! The admin endpoints for tokens, mappings, pushers and replays. They need ADMIN_TOKEN and have their own listener.
 //! Every change leaves a line in the log.
 
-use std::{borrow::Cow, collections::BTreeMap};
-
 use axum::{
     Json, Router,
-    extract::{
-        Path, Query, Request, State,
-        rejection::{BytesRejection, QueryRejection},
-    },
-    http::HeaderMap,
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
+    extract::{Path, Query, State, rejection::QueryRejection},
+    middleware,
     routing::{delete, get, post},
 };
-use bytes::Bytes;
 use matrix2acrobits_shared::{
     ids::{Selector, UserId, log_id},
-    process::{logs::Chain, settings},
+    process::settings,
     rules::pushers::Replay,
     secret::Secret,
 };
 use matrix2acrobits_store::{Store, StoreError};
-use serde::{Deserialize, de::DeserializeOwned};
-use utoipa::{
-    IntoResponses, OpenApi, ToSchema,
-    openapi::{self, RefOr},
-};
+use serde::Deserialize;
+use utoipa::{OpenApi, ToSchema};
 
 use super::{
+    access::require_token,
+    errors::{AdminError, BodyBytes, BodyError, SelectorError, invalid, json, refused},
     servers::Servers,
     views::{
         Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, Replayed,
         TokenRow, Tokens,
     },
 };
-use crate::http::{
-    bearer::bearer,
-    errors::{self, Matter, Problem, method_not_allowed},
-};
+use crate::http::errors::{Matter, method_not_allowed};
 
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
@@ -86,110 +74,6 @@ pub(crate) fn router(admin: Admin, token: Option<Secret>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(token, require_token))
         .with_state(admin)
-}
-
-pub(super) async fn require_token(
-    State(token): State<Option<Secret>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let (matter, words) = match (&token, given_token(request.headers())) {
-        (None, _) => (
-            Matter::Forbidden,
-            "The admin endpoints are off: ADMIN_TOKEN is not set.",
-        ),
-        (Some(token), Some(given)) if token.matches(given) => return next.run(request).await,
-        (Some(_), Some(_)) => (Matter::UnknownToken, "This is not ADMIN_TOKEN."),
-        (Some(_), None) => (
-            Matter::MissingToken,
-            "Authorization: Bearer ADMIN_TOKEN is missing.",
-        ),
-    };
-    Problem::new(matter, words).into_response()
-}
-
-fn given_token(headers: &HeaderMap) -> Option<&str> {
-    let legacy = || Some(headers.get("x-super-admin-token")?.to_str().ok()?.trim());
-    bearer(headers).or_else(legacy)
-}
-
-/// Why an admin call failed.
-#[derive(Debug)]
-pub(super) enum AdminError {
-    Refused(Problem),
-    Store(StoreError),
-}
-
-impl From<StoreError> for AdminError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl IntoResponse for AdminError {
-    fn into_response(self) -> Response {
-        let problem = match self {
-            Self::Refused(problem) => problem,
-            Self::Store(error) => {
-                tracing::warn!(error = %Chain(&error), "an admin call failed");
-                let words = "The database does not answer; try again.";
-                Problem::new(Matter::Unavailable, words)
-            }
-        };
-        problem.into_response()
-    }
-}
-
-/// The errors that all these endpoints may return.
-pub(super) const ALWAYS: [(Matter, &str); 4] = [
-    (Matter::InvalidParam, ""),
-    (Matter::UnknownToken, ""),
-    (Matter::Forbidden, "ADMIN_TOKEN is not set"),
-    (Matter::Unavailable, ""),
-];
-
-impl IntoResponses for AdminError {
-    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        errors::described(&ALWAYS)
-    }
-}
-
-/// Describes [`AdminError`] of endpoints whose selector may not exist.
-struct SelectorError;
-
-impl IntoResponses for SelectorError {
-    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        errors::described(&[&ALWAYS[..], &[(Matter::NotFound, "")]].concat())
-    }
-}
-
-/// Describes [`AdminError`] of endpoints with a body.
-struct BodyError;
-
-impl IntoResponses for BodyError {
-    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        errors::described(&[&ALWAYS[..], &[(Matter::TooLarge, "")]].concat())
-    }
-}
-
-pub(super) fn refused(matter: Matter, words: impl Into<Cow<'static, str>>) -> AdminError {
-    AdminError::Refused(Problem::new(matter, words))
-}
-
-pub(super) fn invalid(words: impl Into<Cow<'static, str>>) -> AdminError {
-    refused(Matter::InvalidParam, words)
-}
-
-/// A body with any Content-Type.
-pub(super) type BodyBytes = Result<Bytes, BytesRejection>;
-
-/// Reads a body as JSON. `words` say what the body should be.
-pub(super) fn json<T: DeserializeOwned>(
-    body: BodyBytes,
-    words: &'static str,
-) -> Result<T, AdminError> {
-    let body = body.map_err(|rejection| AdminError::Refused(rejection.into()))?;
-    serde_json::from_slice(&body).map_err(|_| refused(Matter::BadJson, words))
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,8 +1,10 @@
 //! The operator's side of the api: the admin endpoints, the status page, and the commands.
 
+mod access;
 mod admin;
 pub(crate) mod canary;
 pub(crate) mod copy_database;
+mod errors;
 pub(crate) mod import;
 mod mapping_file;
 pub(crate) mod mappings;

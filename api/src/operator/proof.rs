@@ -21,7 +21,8 @@ use utoipa::{
 };
 
 use super::{
-    admin::{ALWAYS, AdminError, BodyBytes, invalid, json, refused, require_token},
+    access::require_token,
+    errors::{ALWAYS, AdminError, BodyBytes, invalid, json, refused},
     phones::PhoneRow,
     push_test::{TestError, TestPush, Tested, Tester, To},
 };
