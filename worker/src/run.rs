@@ -23,7 +23,7 @@ use crate::{beat::Beat, feeder, gate::Gate, heartbeat, job::Jobs, marks, prober,
 
 /// Jobs taken from the queue ahead of those that run, so that fetching shares transactions with finishing.
 const AHEAD: usize = 8;
-/// How often the database is asked whether another process changed it; one pragma, no lock.
+/// How often to look whether a process has written to the database.
 pub(crate) const WATCH: Duration = Duration::from_millis(20);
 /// Pause after the database has failed.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);

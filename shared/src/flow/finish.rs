@@ -66,10 +66,10 @@ impl Finished {
     fn finish(&self, state: &mut PairState, at: usize, newest: Option<&str>, now: i64) -> bool {
         let pusher = &state.pushers[at];
         // The user to whom the job gave way may have gone while it ran, and had nobody to give the pusher back to.
-        let outdone = self.outcome != Outcome::Outdone
+        let stands = self.outcome != Outcome::Outdone
             || goal(&state.pushers, self.task.id, 0, self.settings.append, now)
                 == Some(Goal::Outdone);
-        let unchanged = pusher.generation == self.task.generation && outdone;
+        let unchanged = pusher.generation == self.task.generation && stands;
         let job = pusher.job.as_ref();
         let ours = job.is_some_and(|job| job.is_held_by(&self.held.worker));
         let recalled = job.is_some_and(|job| job.recalled);

@@ -44,21 +44,13 @@ impl MarkKey {
     /// The key made of these bytes.
     pub fn new(bytes: &[u8; KEY_BYTES]) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, bytes);
-        let mut named = Self {
-            key,
-            name: String::new(),
-        };
-        named.name = named.mark(NAME).as_str().chars().take(8).collect();
-        named
+        let name = Mark::of(&key, NAME).as_str().chars().take(8).collect();
+        Self { key, name }
     }
 
     /// The mark of a pushkey.
     pub fn mark(&self, pushkey: &str) -> Mark {
-        let tag = hmac::sign(&self.key, pushkey.as_bytes());
-        let mut mark = [0; MARK_CHARS];
-        // Both lengths are constants that fit.
-        let _ = URL_SAFE_NO_PAD.encode_slice(&tag.as_ref()[..MARK_BYTES], &mut mark);
-        Mark(mark)
+        Mark::of(&self.key, pushkey)
     }
 
     /// Whether `given` is the mark of a pushkey. Takes the same time wherever the two differ.
@@ -84,6 +76,14 @@ impl MarkKeys {
 }
 
 impl Mark {
+    fn of(key: &hmac::Key, text: &str) -> Self {
+        let tag = hmac::sign(key, text.as_bytes());
+        let mut mark = [0; MARK_CHARS];
+        // Both lengths are constants that fit.
+        let _ = URL_SAFE_NO_PAD.encode_slice(&tag.as_ref()[..MARK_BYTES], &mut mark);
+        Self(mark)
+    }
+
     /// The mark as text.
     pub fn as_str(&self) -> &str {
         // Base64 is ASCII.

@@ -106,7 +106,9 @@ impl Job {
             Status::Failed => {
                 let due = now.max(self.not_before.unwrap_or(0));
                 let sooner = due < self.run_at;
-                self.run_at = self.run_at.min(due);
+                if sooner {
+                    self.run_at = due;
+                }
                 sooner
             }
             Status::Killed => {
