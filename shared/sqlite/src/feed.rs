@@ -13,7 +13,7 @@ use matrix2acrobits_shared::flow::{
 };
 use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use crate::{errors::from_sqlx, statements::meta};
+use crate::{errors::from_sqlx, statements::meta, write_ahead_log};
 
 /// How often to look for changes of other processes. A look costs a system call, and after a write a pragma; no lock.
 const LOOK: Duration = Duration::from_millis(50);
@@ -121,10 +121,8 @@ struct Log {
 
 impl Log {
     fn of(file: &Path) -> Self {
-        let mut path = file.as_os_str().to_owned();
-        path.push("-wal");
         Self {
-            path: path.into(),
+            path: write_ahead_log(file),
             time: None,
             asked: Instant::now(),
         }

@@ -8,6 +8,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
+use crate::write_ahead_log;
+
 /// The columns that we read.
 const COLUMNS: [&str; 6] = [
     "selector",
@@ -68,7 +70,7 @@ impl GoProxyDatabase {
         match Self::checked(&options).await {
             // The database may be in WAL mode, in a folder that we may not write to. Without a -wal file, nobody has
             // the database open, and all data is in the file itself.
-            Err(GoProxyError::Database(_)) if !has_wal(path) => {
+            Err(GoProxyError::Database(_)) if !write_ahead_log(path).exists() => {
                 Self::checked(&options.immutable(true)).await
             }
             result => result,
@@ -110,12 +112,6 @@ impl GoProxyDatabase {
             .await?;
         rows.iter().map(|row| Ok(read(row)?)).collect()
     }
-}
-
-fn has_wal(path: &Path) -> bool {
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
-    Path::new(&wal).exists()
 }
 
 fn read(row: &SqliteRow) -> Result<GoProxyRow, sqlx::Error> {

@@ -13,7 +13,7 @@ mod statements;
 mod url;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -175,10 +175,8 @@ impl Sqlite {
     /// The sizes of the file and its write-ahead log in bytes. 0 for a file that does not exist.
     pub async fn file_sizes(&self) -> (u64, u64) {
         let file = self.options.get_filename();
-        let mut log = file.as_os_str().to_owned();
-        log.push("-wal");
         let size = async |path: &Path| tokio::fs::metadata(path).await.map_or(0, |m| m.len());
-        (size(file).await, size(Path::new(&log)).await)
+        (size(file).await, size(&write_ahead_log(file)).await)
     }
 
     /// Whether the database responds.
@@ -395,6 +393,13 @@ impl Sqlite {
     pub async fn mappings(&self, after: &str, limit: u32) -> Result<Vec<Mapping>> {
         mappings::page(&self.operators, after, limit).await
     }
+}
+
+/// Where SQLite keeps the write-ahead log of this file.
+fn write_ahead_log(file: &Path) -> PathBuf {
+    let mut log = file.as_os_str().to_owned();
+    log.push("-wal");
+    log.into()
 }
 
 /// Starts the task that [`Sqlite::targets`] asks.
