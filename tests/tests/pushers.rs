@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use matrix2acrobits_tests::app::App;
+use matrix2acrobits_tests::app::{App, PROXY_URL};
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, MALLORY, Phone, message};
 use matrix2acrobits_tests::homeserver::{Call, Fault};
 use matrix2acrobits_tests::pnm::Answer;
@@ -385,6 +385,37 @@ async fn while_an_old_and_a_new_worker_overlap_all_get_the_new_settings() {
     app.settled().await;
     let pushers = app.homeserver.pushers();
     assert!(pushers.iter().all(|pusher| new(&pusher.body)));
+}
+
+#[tokio::test]
+async fn after_a_roll_back_all_get_the_old_settings_again() {
+    const NEW: &str = "https://push.example.org";
+    let app = App::start().await;
+    let phones: Vec<_> = (0..5)
+        .map(|number| Phone::new(&format!("phone-{number}")))
+        .collect();
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    let all_have = async |url: &str| {
+        eventually(SOON, &format!("all have {url}"), async || {
+            let pushers = app.homeserver.pushers();
+            let has = |body: &Value| body["data"]["url"].to_string().contains(url);
+            pushers.len() == phones.len() && pushers.iter().all(|pusher| has(&pusher.body))
+        })
+        .await;
+    };
+    all_have(PROXY_URL).await;
+    let mut env = app.worker_env.clone();
+    env.insert("PROXY_URL".into(), NEW.into());
+    let mut second = Process::start(Program::Worker, &[], &env);
+    second.listening().await;
+    all_have(NEW).await;
+    eventually(SOON, "the first one says so", async || {
+        app.worker().log().contains("this one takes no jobs")
+    })
+    .await;
+    assert_eq!(second.terminate().await, Some(0));
+    // No phone reports.
+    all_have(PROXY_URL).await;
 }
 
 /// PostgreSQL holds no NUL in a text.

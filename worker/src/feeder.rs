@@ -81,11 +81,7 @@ async fn take(shared: &Shared, wanted: usize, doubtful: bool) -> Result<Vec<Held
         suspect: suspect && limit > 0,
         knows: doubtful.then(|| shared.held().clone()),
     };
-    let Claimed {
-        jobs,
-        unreadable,
-        outdated,
-    } = shared.store.claim(claim).await?;
+    let Claimed { jobs, unreadable } = shared.store.claim(claim).await?;
     if unreadable > 0 {
         tracing::error!(
             unreadable,
@@ -93,11 +89,6 @@ async fn take(shared: &Shared, wanted: usize, doubtful: bool) -> Result<Vec<Held
             "dead letters: these jobs cannot be read"
         );
         metrics::unreadable_jobs(u64::try_from(unreadable).unwrap_or(u64::MAX));
-    }
-    if outdated != shared.outdated.swap(outdated, Ordering::SeqCst) && outdated {
-        tracing::warn!(
-            "a worker that started later has another PROXY_URL, PUSH_FORMAT, PUSHER_APPEND or PUSHER_DISABLE_BADGE_COUNT: this one takes no jobs while that one lives"
-        );
     }
     shared.held().extend(jobs.iter().map(|held| held.pusher_id));
     let suspects = jobs.iter().filter(|held| held.suspect).count();
@@ -108,7 +99,7 @@ async fn take(shared: &Shared, wanted: usize, doubtful: bool) -> Result<Vec<Held
 async fn waiting_pause(shared: &Shared) -> Duration {
     match shared.store.next_due().await {
         // Check again soon whether the other worker is still alive.
-        _ if shared.outdated.load(Ordering::SeqCst) => jobs::HEARTBEAT,
+        _ if shared.is_outdated() => jobs::HEARTBEAT,
         Ok(None) => POLL_IDLE,
         Ok(Some(_)) => POLL_WAITING,
         Err(_) => PAUSE,

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use matrix2acrobits_shared::{flow::Heartbeat, rules::jobs};
+use matrix2acrobits_shared::{
+    flow::{Heartbeat, Others},
+    rules::jobs,
+};
 use matrix2acrobits_store::StoreError;
 
 use crate::{run::Shared, upkeep::correct_waits};
@@ -73,7 +76,12 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
             })
             .await
         {
-            Ok((recovered, killed)) => {
+            Ok(Others {
+                recovered,
+                killed,
+                outdated,
+            }) => {
+                note_settings(&shared, outdated);
                 shared.beat.now();
                 unbroken.beaten(Instant::now());
                 if recovered > 0 {
@@ -94,6 +102,19 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
                 tracing::debug!(%error, "no heartbeat");
             }
         }
+    }
+}
+
+fn note_settings(shared: &Shared, outdated: bool) {
+    if outdated == shared.outdated.send_replace(outdated) {
+        return;
+    }
+    if outdated {
+        tracing::warn!(
+            "a worker that started later has another PROXY_URL, PUSH_FORMAT, PUSHER_APPEND or PUSHER_DISABLE_BADGE_COUNT: this one takes no jobs while that one lives"
+        );
+    } else {
+        tracing::info!("the worker with newer settings is gone: this one takes jobs again");
     }
 }
 

@@ -1,11 +1,13 @@
 //! Renews pushers that carry other settings than the current ones: PROXY_URL, PUSH_FORMAT, PUSHER_APPEND, or the key of
 //! the marks. It works slowly, so that new phones do not wait behind all the others.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use matrix2acrobits_shared::matrix::{mark::MarkKey, pushers::PusherSettings};
-use matrix2acrobits_store::{Store, StoreError};
+use matrix2acrobits_store::StoreError;
 use tokio::sync::watch;
+
+use crate::run::Shared;
 
 /// The pause for each pusher that was enqueued. Synapse sets 70 to 130 pushers a second.
 const EACH: Duration = Duration::from_millis(20);
@@ -13,14 +15,20 @@ const SECOND: Duration = Duration::from_secs(1);
 /// How often to look for a new key.
 const WATCH: Duration = Duration::from_secs(5);
 
-/// Watches the key, and renews outdated pushers. Runs until the future is dropped.
-pub(crate) async fn renew(store: Store, pusher: PusherSettings, key: watch::Sender<MarkKey>) {
+/// Watches the key, and renews outdated pushers while no worker with newer settings lives. Runs until the future is
+/// dropped.
+pub(crate) async fn renew(
+    shared: Arc<Shared>,
+    pusher: PusherSettings,
+    key: watch::Sender<MarkKey>,
+) {
+    let mut newest = shared.outdated.subscribe();
     // The settings may have changed while no worker ran.
-    let mut outdated = true;
+    let mut look = true;
     loop {
-        let pause = match step(&store, &pusher, &key, outdated).await {
+        let pause = match step(&shared, &pusher, &key, look).await {
             Ok(more) => {
-                outdated = more;
+                look = more;
                 WATCH
             }
             Err(error) => {
@@ -28,27 +36,34 @@ pub(crate) async fn renew(store: Store, pusher: PusherSettings, key: watch::Send
                 SECOND
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // A worker with newer settings came, or went and left its pushers to this one.
+            _ = newest.changed() => look = true,
+        }
     }
 }
 
 /// True if the next step has to look for outdated pushers again.
 async fn step(
-    store: &Store,
+    shared: &Shared,
     pusher: &PusherSettings,
     key: &watch::Sender<MarkKey>,
-    outdated: bool,
+    look: bool,
 ) -> Result<bool, StoreError> {
-    let current = store.mark_keys().await?.current;
+    let current = shared.store.mark_keys().await?.current;
     let changed = key.borrow().name() != current.name();
     if changed {
         tracing::info!("the key of the marks has changed: all pushers get a new mark");
         key.send_replace(current.clone());
     }
-    if !changed && !outdated {
+    if shared.is_outdated() {
+        return Ok(true);
+    }
+    if !changed && !look {
         return Ok(false);
     }
-    let renewed = pass(store, &pusher.fingerprint(&current)).await?;
+    let renewed = pass(shared, &pusher.fingerprint(&current)).await?;
     if renewed > 0 {
         tracing::info!(
             renewed,
@@ -60,9 +75,13 @@ async fn step(
 }
 
 /// Goes once through all pushers. Returns how many will be set again.
-async fn pass(store: &Store, fingerprint: &str) -> Result<usize, StoreError> {
+async fn pass(shared: &Shared, fingerprint: &str) -> Result<usize, StoreError> {
     let (mut after, mut renewed) = (0, 0);
-    while let Some((last, chunk)) = store.renew_outdated(fingerprint, after).await? {
+    while let Some((last, chunk)) = shared
+        .store
+        .renew_outdated(&shared.settings, fingerprint, after)
+        .await?
+    {
         after = last;
         renewed += chunk;
         tokio::time::sleep(EACH * u32::try_from(chunk).unwrap_or(u32::MAX)).await;

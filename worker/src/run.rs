@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use futures::{StreamExt, stream};
 use matrix2acrobits_shared::{flow::Held, process::shutdown::Stopping};
 use matrix2acrobits_store::{Store, StoreError};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -36,8 +36,8 @@ pub(crate) struct Shared {
     /// Its place in the order in which workers started.
     pub(crate) started: i64,
     pub(crate) settings: String,
-    /// Whether a worker with newer settings lives.
-    pub(crate) outdated: AtomicBool,
+    /// Whether a worker with newer settings lives. Heartbeats find out.
+    pub(crate) outdated: watch::Sender<bool>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) wake: Notify,
     /// The pushers of the jobs that this worker holds.
@@ -54,6 +54,11 @@ impl Shared {
     /// The pushers of the jobs that this worker holds.
     pub(crate) fn held(&self) -> MutexGuard<'_, Vec<i64>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a worker with newer settings lives.
+    pub(crate) fn is_outdated(&self) -> bool {
+        *self.outdated.borrow()
     }
 }
 
@@ -85,7 +90,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         name,
         started,
         settings,
-        outdated: AtomicBool::new(false),
+        outdated: watch::Sender::new(false),
         gate: jobs.gate.clone(),
         wake: Notify::new(),
         held: Mutex::default(),
@@ -107,7 +112,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
     tasks.spawn(until(stop.clone(), upkeep::upkeep(shared.clone())));
     tasks.spawn(until(
         stop.clone(),
-        marks::renew(jobs.store.clone(), jobs.pusher.clone(), jobs.key.clone()),
+        marks::renew(shared.clone(), jobs.pusher.clone(), jobs.key.clone()),
     ));
     tasks.spawn(feeder::feed(shared.clone(), sender));
     // A task of the store that has panicked ends this one, and so the worker.

@@ -50,8 +50,6 @@ pub struct Claimed {
     pub jobs: Vec<Held>,
     /// How many jobs could not be read and were given up.
     pub unreadable: usize,
-    /// Whether a worker that started later has other settings. Then this worker gets no jobs.
-    pub outdated: bool,
 }
 
 /// Takes due jobs.
@@ -62,12 +60,8 @@ pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
         jobs.retain(|job| job.pusher_id.is_none_or(|id| !known.contains(&id)));
         free(tx, jobs).await?;
     }
-    let newest = tx.newest_settings(now - DEAD_AFTER).await?;
-    if newest.is_some_and(|newest| newest != claim.settings) {
-        return Ok(Claimed {
-            outdated: true,
-            ..Claimed::default()
-        });
+    if is_outdated(tx, &claim.settings).await? {
+        return Ok(Claimed::default());
     }
     let mut due = tx.due_jobs(claim.limit).await?;
     if claim.suspect {
@@ -94,8 +88,14 @@ pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
     Ok(Claimed {
         jobs: held.collect(),
         unreadable,
-        outdated: false,
     })
+}
+
+/// Whether a worker that started later than all with these settings lives, and has others.
+pub(super) async fn is_outdated(tx: &mut dyn Transaction, settings: &str) -> Result<bool> {
+    let alive_since = tx.now() - DEAD_AFTER;
+    let newest = tx.newest_settings(alive_since).await?;
+    Ok(newest.is_some_and(|newest| newest != settings))
 }
 
 const UNREADABLE: &str = "the job cannot be read";
@@ -180,22 +180,29 @@ pub struct Heartbeat {
     pub recovers: bool,
 }
 
-/// What a heartbeat found of the jobs of workers that died.
-#[derive(Debug, Clone, Default)]
-pub struct Stranded {
-    /// How many jobs went back to the queue.
+/// What a heartbeat found of other workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Others {
+    /// How many jobs of workers that died were taken over.
     pub recovered: usize,
-    /// The pushers of jobs that are the likely cause, for [`give_up_suspects`].
-    pub suspects: Vec<i64>,
+    /// How many of them were given up as the likely cause.
+    pub killed: usize,
+    /// Whether a worker that started later has other settings. Then this worker gets no jobs.
+    pub outdated: bool,
 }
 
-/// Notes that a worker is alive, and gives the jobs of dead workers back to the queue.
-pub async fn beat(tx: &mut dyn Transaction, heartbeat: &Heartbeat) -> Result<Stranded> {
+/// Notes that a worker is alive, and gives the jobs of dead workers back to the queue. Returns the pushers of those jobs
+/// that are the likely cause as well, for [`give_up_suspects`].
+pub async fn beat(tx: &mut dyn Transaction, heartbeat: &Heartbeat) -> Result<(Others, Vec<i64>)> {
     let now = tx.now();
     tx.beat(heartbeat).await?;
-    let mut found = Stranded::default();
+    let mut others = Others {
+        outdated: is_outdated(tx, &heartbeat.settings).await?,
+        ..Others::default()
+    };
+    let mut suspects = Vec::new();
     if !heartbeat.recovers {
-        return Ok(found);
+        return Ok((others, suspects));
     }
     let mut recovered = Vec::new();
     for QueuedJob {
@@ -204,13 +211,13 @@ pub async fn beat(tx: &mut dyn Transaction, heartbeat: &Heartbeat) -> Result<Str
     {
         let suspect = job.recover(now);
         match pusher_id.filter(|_| suspect) {
-            Some(id) => found.suspects.push(id),
+            Some(id) => suspects.push(id),
             None => recovered.push(job),
         }
     }
     update(tx, &recovered).await?;
-    found.recovered = recovered.len();
-    Ok(found)
+    others.recovered = recovered.len();
+    Ok((others, suspects))
 }
 
 /// Makes dead letters of the jobs that killed worker after worker, if their workers are still dead. This is a separate

@@ -1,7 +1,7 @@
 //! Makes sure that no pusher is forgotten: gives missing jobs to pushers, renews pushers with earlier settings, and
 //! replays.
 
-use super::{Result, Transaction, settle::Pairs};
+use super::{Result, Transaction, queue::is_outdated, settle::Pairs};
 use crate::rules::pushers::{Change, Pusher, State};
 
 /// Gives a job to those of these pushers that are not as wanted and have no live job.
@@ -33,12 +33,21 @@ pub async fn check_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<usiz
     .await
 }
 
-/// Makes the worker set those of these pushers again that carry other settings than `settings`.
-pub async fn renew_pushers(tx: &mut dyn Transaction, ids: &[i64], settings: &str) -> Result<usize> {
+/// Makes the worker set those of these pushers again that carry another fingerprint than the caller's, who has these
+/// settings. Only a worker with the newest settings may do so: another's pushers are as they should be.
+pub async fn renew_pushers(
+    tx: &mut dyn Transaction,
+    ids: &[i64],
+    settings: &str,
+    fingerprint: &str,
+) -> Result<usize> {
+    if is_outdated(tx, settings).await? {
+        return Ok(0);
+    }
     change_all(tx, ids, |pusher| {
         let outdated = pusher.state == State::Registered
             && pusher.is_present()
-            && pusher.registered_as.as_deref() != Some(settings);
+            && pusher.registered_as.as_deref() != Some(fingerprint);
         outdated.then_some(Change::Renew)
     })
     .await

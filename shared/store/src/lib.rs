@@ -15,8 +15,8 @@ use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
         self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, IdPage, JobListing,
-        NamedPhone, PhoneListing, PushTarget, PusherListing, QueueState, Result, SilentCursor,
-        Stranded, TargetRow, TokenListing, WorkerStatus,
+        NamedPhone, Others, PhoneListing, PushTarget, PusherListing, QueueState, Result,
+        SilentCursor, TargetRow, TokenListing, WorkerStatus,
         feed::{Changed, Freshness, SentKey, Vital},
         server::ServerFacts,
         writer::Writer,
@@ -432,26 +432,23 @@ impl Store {
             .await
     }
 
-    /// Notes that a worker is alive, and recovers the jobs of dead workers. Returns how many jobs it recovered, and how
-    /// many of them were given up as the likely cause.
-    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(usize, usize)> {
+    /// Notes that a worker is alive, and recovers the jobs of dead workers.
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Others> {
         let beating = self.writer().write(move |tx| {
             let heartbeat = heartbeat.clone();
             Box::pin(async move { flow::beat(tx, &heartbeat).await })
         });
-        let Stranded {
-            recovered,
-            suspects,
-        } = beating.await?;
+        let (mut others, suspects) = beating.await?;
         if suspects.is_empty() {
-            return Ok((recovered, 0));
+            return Ok(others);
         }
         let giving_up = self.writer().write(move |tx| {
             let suspects = suspects.clone();
             Box::pin(async move { flow::give_up_suspects(tx, &suspects).await })
         });
-        let killed = giving_up.await?;
-        Ok((recovered + killed, killed))
+        others.killed = giving_up.await?;
+        others.recovered += others.killed;
+        Ok(others)
     }
 
     /// Gives back all jobs of a worker that stops. Returns how many.
@@ -631,19 +628,26 @@ impl Store {
         }
     }
 
-    /// Makes the worker set registered pushers again whose settings (URL, format, mark) differ from `settings`, one
-    /// chunk per call. Returns after which id to continue, and how many pushers this chunk had. None at the end.
-    pub async fn renew_outdated(&self, settings: &str, after: i64) -> Result<Option<(i64, usize)>> {
-        let Some(IdPage { last, ids }) = ask!(self, outdated(settings, after, CHUNK))? else {
+    /// Makes the worker set registered pushers again whose fingerprint (URL, format, mark) is another one, one chunk per
+    /// call. `settings` are the caller's, without the key of the marks; nothing is done unless they are the newest.
+    /// Returns after which id to continue, and how many pushers this chunk had. None at the end.
+    pub async fn renew_outdated(
+        &self,
+        settings: &str,
+        fingerprint: &str,
+        after: i64,
+    ) -> Result<Option<(i64, usize)>> {
+        let Some(IdPage { last, ids }) = ask!(self, outdated(fingerprint, after, CHUNK))? else {
             return Ok(None);
         };
         if ids.is_empty() {
             return Ok(Some((last, 0)));
         }
-        let (ids, settings): (Arc<[i64]>, _) = (ids.into(), settings.to_owned());
+        let ids: Arc<[i64]> = ids.into();
+        let (settings, fingerprint): (Arc<str>, Arc<str>) = (settings.into(), fingerprint.into());
         let renewing = self.writer().write(move |tx| {
-            let (ids, settings) = (ids.clone(), settings.clone());
-            Box::pin(async move { flow::renew_pushers(tx, &ids, &settings).await })
+            let (ids, settings, fingerprint) = (ids.clone(), settings.clone(), fingerprint.clone());
+            Box::pin(async move { flow::renew_pushers(tx, &ids, &settings, &fingerprint).await })
         });
         Ok(Some((last, renewing.await?)))
     }
