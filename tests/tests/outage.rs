@@ -527,3 +527,20 @@ async fn requests_that_hang_hold_up_nobody_once_the_homeserver_answers_again() {
     app.settled().await;
     app.dead_letters(0).await;
 }
+
+/// Such a row stays behind where a worker is killed while it probes, and the clock is set back.
+#[tokio::test]
+async fn a_turn_that_ends_far_ahead_holds_nobody_up() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.map(&phone.selector, BOB).await;
+    app.database
+        .meddle(
+            "UPDATE outage_gate
+             SET version = version + 1, epoch = epoch + 1, state = 'down', holder = 'nobody',
+                 next_try_ms = 32503680000000",
+        )
+        .await;
+    app.report(&phone.report()).await.expect_status(200);
+    app.pusher_set(&phone).await;
+}

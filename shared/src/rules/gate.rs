@@ -153,6 +153,10 @@ impl SharedGate {
 
     /// The row after an event. None if the event changes nothing.
     pub fn after(&self, event: &Event, now: i64) -> Option<Self> {
+        self.clone().plausible(now).then(event, now)
+    }
+
+    fn then(&self, event: &Event, now: i64) -> Option<Self> {
         let open = self.condition == Condition::Open;
         let mine = |worker: &String| !open && self.holder.as_ref() == Some(worker);
         let next = || Self {
@@ -256,7 +260,7 @@ impl SharedGate {
 
     /// Slots are taken up to this time, which is not in the past.
     fn slots_taken(&self, now: i64) -> i64 {
-        // They cannot be taken further ahead, so the clock was set back. The workers' clocks differ a little.
+        // They cannot be taken further ahead, so the clock was set back.
         let plausible = self.slot_ms <= now + BURST * SLOT_MS + CLOCKS_DIFFER_MS;
         if plausible {
             self.slot_ms.max(now)
@@ -265,14 +269,17 @@ impl SharedGate {
         }
     }
 
-    /// The same row, without times that only a wrong clock can have produced.
+    /// The same row, without a time to wait for that only a wrong clock can have produced. The workers' clocks differ a
+    /// little.
     fn plausible(mut self, now: i64) -> Self {
         let longest = match (&self.holder, self.condition) {
             (Some(_), _) => LEASE_MS,
             (None, Condition::Down) => TRY_MS,
             (None, _) => LONGEST_MS,
         };
-        self.next_try_ms = self.next_try_ms.min(now + longest);
+        if self.next_try_ms > now + longest + CLOCKS_DIFFER_MS {
+            self.next_try_ms = now;
+        }
         self
     }
 }
@@ -356,7 +363,7 @@ struct Trial {
 pub struct Gate {
     me: String,
     concurrency: usize,
-    /// How long jobs wait when the configuration is wrong.
+    /// How long jobs wait when the configuration is wrong, at most as long as a homeserver may ask for.
     long_ms: i64,
     row: SharedGate,
     /// Workers that live, this one included.
@@ -393,7 +400,7 @@ impl Gate {
         Self {
             me: me.to_owned(),
             concurrency,
-            long_ms: millis(long),
+            long_ms: millis(long).min(LONGEST_MS),
             row: SharedGate::new(),
             workers: 1,
             failures: 0,
@@ -416,7 +423,13 @@ impl Gate {
     /// Takes over the row, if it is newer than our copy.
     pub fn follow(&mut self, row: SharedGate, workers: usize, now: i64) -> Option<News> {
         self.workers = workers.max(1);
+        self.turn_ms = self.turn_ms.min(now + TRY_MS + SLOT_MS);
+        if let Some(trial) = &mut self.trial {
+            trial.since_ms = trial.since_ms.min(now);
+        }
         if row.version <= self.row.version && row.epoch <= self.row.epoch {
+            // The clock may have been set back since.
+            self.row = std::mem::take(&mut self.row).plausible(now);
             return None;
         }
         let before = std::mem::replace(&mut self.row, row.plausible(now));

@@ -355,6 +355,56 @@ fn a_clock_that_was_set_back_holds_nobody_up() {
     assert!(alone.row.slot(alone.now).is_ok());
 }
 
+#[test]
+fn a_clock_that_is_set_back_while_the_gate_is_shut_keeps_nobody_from_the_turn() {
+    for state in [
+        Condition::Down,
+        Condition::Limited,
+        Condition::Misconfigured,
+    ] {
+        for holder in [None, Some("v".to_owned())] {
+            let mut alone = Alone::new();
+            alone.now += 86_400_000;
+            let row = SharedGate {
+                version: 1,
+                epoch: 1,
+                condition: state,
+                next_try_ms: alone.now + TRY_MS,
+                holder: holder.clone(),
+                ..SharedGate::new()
+            };
+            alone.gate.follow(row.clone(), 1, alone.now);
+            alone.gate.passed_on(alone.now);
+            alone.now -= 86_400_000;
+            // The row is still the same.
+            alone.gate.follow(row.clone(), 1, alone.now);
+            let (at, step) = alone.gate.next_step(alone.now).unwrap();
+            assert_eq!(step, Step::Claim, "{state:?}, {holder:?}");
+            assert!(at <= alone.now + TRY_MS + SLOT_MS, "{state:?}, {holder:?}");
+            let claim = Event::Claim("w".into());
+            assert!(
+                row.after(&claim, alone.now).is_some(),
+                "{state:?}, {holder:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_tried_again_within_an_hour() {
+    let mut gate = Gate::new("w", 16, Duration::from_hours(5));
+    let Admission::Enter(ticket) = gate.admit(START) else {
+        panic!("the gate is open");
+    };
+    let Some(event) = gate.record(ticket, &refused(), START) else {
+        panic!("nothing to tell");
+    };
+    let row = SharedGate::new().after(&event, START).unwrap();
+    let due = START + LONGEST_MS;
+    assert_eq!(row.next_try_ms, due);
+    assert!(row.after(&Event::Claim("w".into()), due).is_some());
+}
+
 /// What the homeserver does during a part of the time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Weather {
