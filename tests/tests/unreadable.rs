@@ -25,7 +25,11 @@ const JOBS: [&str; 11] = [
 ];
 
 /// What can be read in spite of it, or again after a while.
-const HARMLESS: [&str; 7] = [
+const HARMLESS: [&str; 11] = [
+    "UPDATE Jobs SET status = 'Done' WHERE pusher_id = 1",
+    "UPDATE Jobs SET status = x'ff' WHERE pusher_id = 1",
+    "UPDATE Jobs SET status = 'Queued' WHERE pusher_id = 1",
+    "UPDATE Jobs SET status = 'Running', lock_by = NULL WHERE pusher_id = 1",
     "UPDATE Jobs SET metadata = 'no {json' WHERE pusher_id = 1",
     "UPDATE Jobs SET metadata = x'ff', id = x'ff' WHERE pusher_id = 1",
     "UPDATE Jobs SET attempts = 'many', priority = 'x' WHERE pusher_id = 1",
@@ -96,6 +100,19 @@ async fn what_can_be_read_in_spite_of_it_is_done() {
         all.push(Phone::new("spoilt"));
         app.pushers_are(BOB, &all.iter().collect::<Vec<_>>()).await;
         app.settled().await;
+        app.dead_letters(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_report_revives_a_job_whose_payload_was_spoilt() {
+    for how in &JOBS[..3] {
+        println!("{how}");
+        let app = spoilt(how).await;
+        app.dead_letters(1).await;
+        let phone = Phone::new("spoilt");
+        app.report(&phone.report()).await.expect_status(200);
+        app.pusher_set(&phone).await;
         app.dead_letters(0).await;
     }
 }

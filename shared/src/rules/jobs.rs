@@ -89,9 +89,13 @@ pub struct Job {
 }
 
 impl Job {
-    /// Whether the job has not been given up.
+    /// Whether the job will run: it has not been given up, and its row makes sense.
     pub fn is_live(&self) -> bool {
-        self.status != Status::Killed
+        match self.status {
+            Status::Pending | Status::Failed => true,
+            Status::Queued | Status::Running => self.lock_by.is_some(),
+            Status::Killed | Status::Foreign => false,
+        }
     }
 
     /// Whether `worker` holds the job.
@@ -99,8 +103,8 @@ impl Job {
         self.lock_by.as_deref() == Some(worker)
     }
 
-    /// Makes the job run again. A job in backoff is brought forward, a dead letter is revived, and a job in a worker's
-    /// hands is marked as recalled. Returns whether that changes the job.
+    /// Makes the job run again. A job in backoff is brought forward, a dead letter (or a row that makes no sense) is
+    /// revived, and a job in a worker's hands is marked as recalled. Returns whether that changes the job.
     pub fn wake(&mut self, now: i64) -> bool {
         match self.status {
             Status::Failed => {
@@ -111,12 +115,14 @@ impl Job {
                 }
                 sooner
             }
-            Status::Killed => {
+            Status::Queued | Status::Running if self.is_live() => {
+                !std::mem::replace(&mut self.recalled, true)
+            }
+            Status::Killed | Status::Foreign | Status::Queued | Status::Running => {
                 self.again(now);
                 true
             }
-            Status::Queued | Status::Running => !std::mem::replace(&mut self.recalled, true),
-            Status::Pending | Status::Foreign => false,
+            Status::Pending => false,
         }
     }
 
@@ -219,6 +225,7 @@ mod tests {
             (Status::Pending, None, 5000, false, Status::Pending),
             (Status::Queued, None, 5000, true, Status::Queued),
             (Status::Running, None, 5000, true, Status::Running),
+            (Status::Foreign, None, NOW, false, Status::Pending),
         ] {
             let mut job = Job {
                 not_before,
@@ -233,6 +240,19 @@ mod tests {
             );
             assert_eq!(changed, job != before, "{status:?} {not_before:?}");
             assert!(!job.wake(NOW), "twice: {status:?} {not_before:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_nobody_holds_is_not_in_a_workers_hands() {
+        for status in [Status::Queued, Status::Running] {
+            let mut job = Job {
+                lock_by: None,
+                ..job(status)
+            };
+            assert!(!job.is_live(), "{status:?}");
+            assert!(job.wake(NOW), "{status:?}");
+            assert_eq!((job.status, job.run_at), (Status::Pending, NOW));
         }
     }
 

@@ -329,7 +329,7 @@ pub(crate) async fn delete_removed(
     Ok(done.rows_affected())
 }
 
-/// Those without a job among the next `limit` pushers that are not as wanted.
+/// Those without a live job among the next `limit` pushers that are not as wanted.
 pub(crate) async fn without_job(
     connection: &mut PgConnection,
     after: i64,
@@ -347,7 +347,8 @@ pub(crate) async fn without_job(
            LEFT JOIN LATERAL (SELECT true AS there
                               FROM jobs
                               WHERE pusher_id = p.id
-                                AND state <> 'Killed'
+                                AND (state IN ('Pending', 'Failed')
+                                     OR (state IN ('Queued', 'Running') AND lock_by IS NOT NULL))
                               OFFSET 0) j ON true"#,
         after,
         limit

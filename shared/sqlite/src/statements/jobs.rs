@@ -66,7 +66,11 @@ pub(crate) async fn update(connection: &mut SqliteConnection, jobs: &[&Job]) -> 
              lock_at = iif(i.value ->> 7 IS NULL, NULL, lock_at),
              -- The form in which apalis keeps an error, so that its tools can read the row.
              last_result = iif(i.value ->> 8 IS NULL, NULL, json_object('Err', i.value ->> 8)),
-             done_at = i.value ->> 9
+             done_at = i.value ->> 9,
+             -- Nobody can run a job whose payload is spoilt, and its pusher is known.
+             job = iif(i.value ->> 1 = 'Pending' AND typeof(pusher_id) = 'integer',
+                       CAST(json_object('pusher_id', pusher_id) AS BLOB),
+                       job)
          FROM jsonb_each(?) i
          WHERE Jobs.rowid = i.value ->> 0",
         rows

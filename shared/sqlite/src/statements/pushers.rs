@@ -186,7 +186,7 @@ pub(crate) async fn delete_removed(
     Ok(done.rows_affected())
 }
 
-/// Those without a job among the next `limit` pushers that are not as wanted.
+/// Those without a live job among the next `limit` pushers that are not as wanted.
 pub(crate) async fn without_job(
     executor: impl SqliteExecutor<'_>,
     after: i64,
@@ -199,7 +199,8 @@ pub(crate) async fn without_job(
                      NOT EXISTS (SELECT 1
                                  FROM Jobs j
                                  WHERE j.pusher_id = p.id
-                                   AND j.status <> 'Killed') AS lacks
+                                   AND (j.status IN ('Pending', 'Failed')
+                                        OR (j.status IN ('Queued', 'Running') AND j.lock_by IS NOT NULL))) AS lacks
                  FROM pushers p
                  WHERE p.state = 'pending'
                    AND p.id > ?1

@@ -19,9 +19,9 @@ pub(crate) enum Spoilt {
 }
 
 impl Spoilt {
-    /// Whether it leaves a dead letter behind.
+    /// Whether it leaves a dead letter behind that no replay can revive.
     pub(crate) fn is_fatal(self) -> bool {
-        self != Self::Harmless
+        matches!(self, Self::PusherOfJob | Self::User)
     }
 }
 
@@ -109,7 +109,7 @@ impl Behind {
     /// PostgreSQL has no payload, and its pusher is always a number, so fewer things can be spoilt there.
     pub(crate) async fn spoil(&self, what: Spoilt, pusher: i64) -> Spoilt {
         if let Self::Postgres(_) = self {
-            if !what.is_fatal() {
+            if what == Spoilt::Harmless {
                 return what;
             }
             let sql = "UPDATE pushers SET user_id = 'nobody' WHERE id = $1";
