@@ -418,6 +418,34 @@ async fn after_a_roll_back_all_get_the_old_settings_again() {
     all_have(PROXY_URL).await;
 }
 
+/// The second of two accounts on a phone reports while the first one's pusher is being set, and then the first again.
+#[tokio::test]
+async fn a_pusher_that_may_have_been_set_is_asked_for_before_it_is_set_again() {
+    let builder = App::builder().worker("PUSHER_APPEND", "true");
+    let app = builder.start().await;
+    let bobs = Phone::new("bobs");
+    let alices = bobs.clone().with_selector("SELECTOR-alices").of(ALICE);
+    app.map(&bobs.selector, BOB).await;
+    app.map(&alices.selector, ALICE).await;
+    app.homeserver.break_with(Fault::Delay(1500)).await;
+    app.report(&bobs.report()).await.expect_status(200);
+    eventually(SOON, "its call is on the way", async || {
+        !app.homeserver.sets().is_empty()
+    })
+    .await;
+    app.report(&alices.report()).await.expect_status(200);
+    app.report(&bobs.report()).await.expect_status(200);
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs]).await;
+    app.pushers_are(ALICE, &[&alices]).await;
+    let sets = app.homeserver.sets();
+    let of_bob = sets
+        .iter()
+        .filter(|call| call.user_id.as_deref() == Some(BOB))
+        .count();
+    assert_eq!(of_bob, 1, "{sets:?}");
+}
+
 /// PostgreSQL holds no NUL in a text.
 #[tokio::test]
 async fn a_nul_in_the_homeservers_words_holds_up_nobody() {

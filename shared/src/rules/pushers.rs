@@ -224,8 +224,9 @@ impl Pusher {
             }
             Change::Claim(claim) => {
                 self.claim = *claim;
-                // A job that runs at this moment may have found that another user has the pusher.
+                // A job that runs at this moment may have found that another user has the pusher, or may have set it.
                 self.generation += 1;
+                self.ask_first |= self.has_live_job();
                 return;
             }
             Change::Revive => {
@@ -813,22 +814,44 @@ mod tests {
             (Some(Status::Queued), Pending),
         ] {
             let mut dropped = pusher(7, "a", "s", Present, Registered, 1);
-            dropped.job = status.map(|status| Job {
-                key: 1,
-                status,
-                attempts: 0,
-                run_at: 0,
-                not_before: None,
-                lost: None,
-                recalled: false,
-                lock_by: None,
-                error: None,
-                done_at: None,
-            });
+            dropped.job = status.map(job);
             dropped.apply(&Change::Dropped, 5);
             assert_eq!(
                 (dropped.wanted, dropped.state),
                 (Absent, state),
+                "{status:?}"
+            );
+        }
+    }
+
+    fn job(status: Status) -> Job {
+        Job {
+            key: 1,
+            status,
+            attempts: 0,
+            run_at: 0,
+            not_before: None,
+            lost: None,
+            recalled: false,
+            lock_by: Some("w".into()),
+            error: None,
+            done_at: None,
+        }
+    }
+
+    #[test]
+    fn what_a_job_may_have_set_is_asked_for_once_its_user_reports_again() {
+        for (status, asks) in [
+            (None, false),
+            (Some(Status::Killed), false),
+            (Some(Status::Queued), true),
+        ] {
+            let mut reported = pusher(7, "a", "s", Present, Pending, 1);
+            reported.job = status.map(job);
+            reported.apply(&Change::Claim(3), 5);
+            assert_eq!(
+                (reported.claim, reported.generation, reported.ask_first),
+                (3, 2, asks),
                 "{status:?}"
             );
         }
