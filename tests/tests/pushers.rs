@@ -446,6 +446,35 @@ async fn a_pusher_that_may_have_been_set_is_asked_for_before_it_is_set_again() {
     assert_eq!(of_bob, 1, "{sets:?}");
 }
 
+/// The row without a name had another app's pusher.
+#[tokio::test]
+async fn a_phone_that_takes_its_nameless_row_over_leaves_no_pusher_behind() {
+    let app = App::start().await;
+    let (now, before) = (
+        Phone::new("named"),
+        Phone::new("named").with_token("earlier"),
+    );
+    let nameless = Phone {
+        app_id: "com.example.earlier".into(),
+        ..now.clone()
+    };
+    let named = |phone: &Phone| {
+        let mut report = phone.report();
+        report["device"] = json!("d");
+        report
+    };
+    app.map(&now.selector, BOB).await;
+    for report in [nameless.report(), named(&before)] {
+        app.report(&report).await.expect_status(200);
+    }
+    app.settled().await;
+    app.report(&named(&now)).await.expect_status(200);
+    app.settled().await;
+    let pushers = app.homeserver.pushers();
+    let held: Vec<_> = pushers.iter().map(|it| (&it.app_id, &it.pushkey)).collect();
+    assert_eq!(held, [(&now.app_id, &now.token)]);
+}
+
 /// PostgreSQL holds no NUL in a text.
 #[tokio::test]
 async fn a_nul_in_the_homeservers_words_holds_up_nobody() {

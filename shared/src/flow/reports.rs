@@ -52,7 +52,7 @@ pub(super) async fn save(
                         tx.changed(pushkey);
                     }
                 }
-                pairs.extend(change.left.map(|pair| (pair, None)));
+                pairs.extend(change.left.into_iter().map(|pair| (pair, None)));
                 let by = (change.phone.id, change.user.clone());
                 pairs.extend(held.map(|pair| (pair, Some(by))));
                 Saved::Done {

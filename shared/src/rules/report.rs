@@ -190,8 +190,8 @@ pub struct Change {
     pub write: Write,
     /// The row without a phone's name that this row replaces.
     pub absorbed: Option<i64>,
-    /// The app id and pushkey that the row held before and no longer holds.
-    pub left: Option<(String, String)>,
+    /// What the row, and the one that it replaces, held before and no longer hold: app ids and pushkeys.
+    pub left: Vec<(String, String)>,
     /// The user whose pusher this is.
     pub user: Option<UserId>,
     /// A row was created that neither a login nor a mapping stands for.
@@ -263,12 +263,12 @@ pub fn decide(
             },
             write: Write::Row,
             absorbed: None,
-            left: None,
+            left: Vec::new(),
             user,
             stranger,
         });
     };
-    let absorbed = nameless.map(|phone| phone.id).filter(|id| *id != stored.id);
+    let absorbed = nameless.filter(|phone| phone.id != stored.id);
     let changed = stored.contents != contents
         || stored.dead_at.is_some()
         || stored.device != device
@@ -280,11 +280,12 @@ pub fn decide(
     } else {
         Write::Nothing
     };
-    let left = stored
-        .contents
-        .pair()
+    let before = std::iter::once(stored).chain(absorbed);
+    let left = before
+        .filter_map(|phone| phone.contents.pair())
         .filter(|old| contents.pair() != Some(*old))
         .map(|(app_id, pushkey)| (app_id.to_owned(), pushkey.to_owned()));
+    let left = left.collect();
     Ok(Change {
         phone: Phone {
             id: stored.id,
@@ -301,7 +302,7 @@ pub fn decide(
             },
         },
         write,
-        absorbed,
+        absorbed: absorbed.map(|phone| phone.id),
         left,
         user,
         stranger,
@@ -360,16 +361,23 @@ mod tests {
     #[test]
     fn what_is_written_and_what_is_left() {
         let same = report("", Field::Set("t"), Some("app"));
-        let pair = |token: &str| Some(("app".to_owned(), token.to_owned()));
+        let pair = |token: &str| vec![("app".to_owned(), token.to_owned())];
+        let none = Vec::new;
         for (what, report, change_stored, write, left) in [
-            ("unchanged", &same, None, Write::Nothing, None),
-            ("an hour later", &same, Some(NOW - 3600), Write::Time, None),
+            ("unchanged", &same, None, Write::Nothing, none()),
+            (
+                "an hour later",
+                &same,
+                Some(NOW - 3600),
+                Write::Time,
+                none(),
+            ),
             (
                 "a clock that was wrong",
                 &same,
                 Some(NOW + 3600),
                 Write::Time,
-                None,
+                none(),
             ),
             (
                 "another token",
@@ -410,15 +418,20 @@ mod tests {
         assert_eq!((change.phone.id, change.phone.device.as_str()), (7, "d"));
         assert_eq!(
             (change.write, change.absorbed, change.left),
-            (Write::Row, None, None)
+            (Write::Row, None, vec![])
         );
         // Another token is another phone.
         let change = decide(&named, &account(&[phone(7, "", "u")]), false, NOW).unwrap();
         assert_eq!((change.phone.id, change.absorbed), (0, None));
         // The phone already has a row with its name.
-        let both = account(&[phone(7, "", "t"), phone(8, "d", "u")]);
+        let mut nameless = phone(7, "", "t");
+        nameless.contents.app_id_msgs = Some("earlier app".into());
+        let both = account(&[nameless, phone(8, "d", "u")]);
         let change = decide(&named, &both, false, NOW).unwrap();
         assert_eq!((change.phone.id, change.absorbed), (8, Some(7)));
+        let left = [("app", "u"), ("earlier app", "t")];
+        let left = left.map(|(app, token)| (app.to_owned(), token.to_owned()));
+        assert_eq!(change.left, left, "its own token, and the other app's");
         let without_name = report("", Field::Set("t"), Some("app"));
         let change = decide(&without_name, &account(&[phone(8, "d", "t")]), false, NOW).unwrap();
         assert_eq!((change.phone.id, change.absorbed), (0, None));
