@@ -5,6 +5,7 @@ use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
 use matrix2acrobits_tests::homeserver::{Call, Fault, Profile};
 use matrix2acrobits_tests::pnm::Answer;
+use matrix2acrobits_tests::process::Program;
 use matrix2acrobits_tests::{SOON, eventually};
 use serde_json::{Value, json};
 
@@ -257,4 +258,17 @@ async fn deletions_spare_other_users() {
     let deleted = app.homeserver.sets().into_iter().find(is_deletion);
     let append = deleted.map_or(Value::Null, |call| call.body["append"].clone());
     assert_eq!(append, json!(true));
+}
+
+/// A proxy cannot reach a server on this machine's loopback address.
+#[tokio::test]
+async fn a_homeserver_on_loopback_is_asked_without_the_proxy() {
+    let builder = App::builder().both("http_proxy", "http://127.0.0.1:9");
+    let app = builder.start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    let output = Program::Worker.run(&["doctor"], &app.worker_env).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("ok       homeserver    answers"), "{text}");
 }

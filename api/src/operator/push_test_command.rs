@@ -51,8 +51,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         message: Some(args.message),
     };
     let client = Outgoing::default()
-        .client(Duration::from_secs(2))
-        .no_proxy()
+        .direct(Duration::from_secs(2))
         .timeout(TIMEOUT)
         .build()
         .map_err(Failure::other)?;

@@ -68,7 +68,7 @@ impl Homeserver {
         observer: Observer,
     ) -> Result<Self, reqwest::Error> {
         let client = outgoing
-            .client(timeout.min(Duration::from_secs(10)))
+            .client(&base, timeout.min(Duration::from_secs(10)))
             .timeout(timeout)
             .pool_max_idle_per_host(64)
             .build()?;

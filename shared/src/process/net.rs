@@ -31,15 +31,29 @@ impl Outgoing {
         }
         let outgoing = Self { extra };
         // reqwest checks the certificates only when it builds a client.
-        match outgoing.client(Duration::from_secs(1)).build() {
+        match outgoing.builder(Duration::from_secs(1)).build() {
             Ok(_) => Ok(outgoing),
             Err(_) => Err("holds a certificate that cannot be used".into()),
         }
     }
 
-    /// A builder with what all our clients need: no redirects (a redirect must not carry a token to another host), no
-    /// repeats but our own, no Nagle delay, a name in the other side's logs.
-    pub fn client(&self, connect_timeout: Duration) -> reqwest::ClientBuilder {
+    /// A builder of a client for the server at `url`, with what all our clients need: no redirects (a redirect must not
+    /// carry a token to another host), no repeats but our own, no Nagle delay, a name in the other side's logs.
+    pub fn client(&self, url: &Url, connect_timeout: Duration) -> reqwest::ClientBuilder {
+        // A proxy cannot reach a server on this machine's loopback address.
+        if is_loopback(url) {
+            self.direct(connect_timeout)
+        } else {
+            self.builder(connect_timeout)
+        }
+    }
+
+    /// The same for one of our own processes, which no proxy reaches.
+    pub fn direct(&self, connect_timeout: Duration) -> reqwest::ClientBuilder {
+        self.builder(connect_timeout).no_proxy()
+    }
+
+    fn builder(&self, connect_timeout: Duration) -> reqwest::ClientBuilder {
         reqwest::Client::builder()
             .user_agent(concat!("matrix2acrobits/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -57,18 +71,11 @@ impl Outgoing {
         timeout: Duration,
         idle: usize,
     ) -> Result<reqwest::Client, reqwest::Error> {
-        let builder = self
-            .client(timeout.min(MAX_CONNECT_TIME))
+        self.client(url, timeout.min(MAX_CONNECT_TIME))
             .timeout(timeout)
             .pool_max_idle_per_host(idle)
-            .pool_idle_timeout(MAX_IDLE_TIME);
-        // A proxy cannot reach a server on this machine's loopback address.
-        let builder = if is_loopback(url) {
-            builder.no_proxy()
-        } else {
-            builder
-        };
-        builder.build()
+            .pool_idle_timeout(MAX_IDLE_TIME)
+            .build()
     }
 }
 

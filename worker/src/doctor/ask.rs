@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use matrix2acrobits_shared::{
     ids::UserId,
     matrix::client::{Homeserver, Received},
-    process::net,
+    process::net::{self, Outgoing},
     rules::outcome,
 };
 use serde_json::Value;
@@ -63,7 +63,8 @@ impl Reply {
 /// Sends requests to the homeserver and the api.
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
-    client: reqwest::Client,
+    outgoing: Outgoing,
+    timeout: Duration,
     homeserver: Homeserver,
 }
 
@@ -71,7 +72,8 @@ impl Asker {
     pub(super) fn new(settings: &Settings) -> Result<Self, reqwest::Error> {
         let timeout = settings.homeserver_timeout.min(LONGEST);
         Ok(Self {
-            client: settings.outgoing.client(timeout).timeout(timeout).build()?,
+            outgoing: settings.outgoing.clone(),
+            timeout,
             homeserver: Homeserver::new(
                 settings.homeserver_url.clone(),
                 settings.as_token.clone(),
@@ -99,13 +101,20 @@ impl Asker {
 
     /// A POST without a body.
     pub(super) async fn post_nothing(&self, url: Url) -> Result<Reply, String> {
-        let request = self.client.post(url);
+        let request = self.client(&url)?.post(url);
         send(request.header("content-type", "application/json")).await
     }
 
     /// A GET.
     pub(super) async fn get(&self, url: Url) -> Result<Reply, String> {
-        send(self.client.get(url)).await
+        send(self.client(&url)?.get(url)).await
+    }
+
+    /// A client for the server at `url`, which may be one that no proxy reaches.
+    fn client(&self, url: &Url) -> Result<reqwest::Client, String> {
+        let builder = self.outgoing.client(url, self.timeout);
+        let client = builder.timeout(self.timeout).build();
+        client.map_err(|error| root(&error))
     }
 }
 
