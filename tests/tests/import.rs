@@ -7,11 +7,13 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::database::Database;
 use matrix2acrobits_tests::fixtures::{ALICE, APP_ID, BOB, MALLORY, Phone, folder, message};
 use matrix2acrobits_tests::process::{Env, Process, Program};
+use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -453,4 +455,63 @@ async fn the_go_proxys_environment_is_understood() {
     assert_eq!(api.terminate().await, Some(0));
     let output = Program::Api.run(&["registration"], &env).await;
     assert!(String::from_utf8_lossy(&output.stdout).contains(r"'@.*:example\.org'"));
+}
+
+/// What the Go proxy heard before counts less than what it or this bridge heard later, in whatever order it comes.
+#[tokio::test]
+async fn an_old_row_takes_no_phone_from_its_user() {
+    let mut app = App::start().await;
+    let folder = folder();
+    let [here, later] = ["here", "later"].map(Phone::new);
+    let before = |phone: &Phone| {
+        let selector = format!("{}-before", phone.selector);
+        phone.clone().with_selector(&selector).of(ALICE)
+    };
+    let (of_here, of_later) = (before(&here), before(&later));
+    app.enroll(&[&here]).await;
+    app.pusher_set(&here).await;
+    let path: PathBuf = folder.path().join("push_tokens.db");
+    let rows = [
+        Old::of(&later, "2021-01-01 00:00:00"),
+        Old::of(&of_later, LONG_AGO),
+        Old::of(&of_here, LONG_AGO),
+    ];
+    let _old = go_proxy(&path, false, &rows).await;
+    let users = [&later, &of_later, &of_here].map(|it| format!("{},{}\n", it.selector, it.user));
+    let csv = file(&folder, "users.csv", &users.concat());
+    let path = path.to_str().unwrap();
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    good(&["import", "--from", path, "--mappings", &csv], &app.file).await;
+    app.start_worker().await;
+    app.settled().await;
+    app.pushers_are(BOB, &[&here, &later]).await;
+    app.pushers_are(ALICE, &[]).await;
+}
+
+#[tokio::test]
+async fn an_import_beside_a_running_api_is_known_to_its_memory() {
+    let app = App::builder().without_worker().start().await;
+    let folder = folder();
+    let first = Phone::new("first");
+    let second = first.clone().with_selector("SELECTOR-second");
+    app.enroll(&[&first]).await;
+    let selector_of = async |event: &str| {
+        let reply = app.notify(&message(event, &[first.device()])).await;
+        reply.expect_status(200);
+        let push = app.pnm.pushes().pop().unwrap();
+        push.body["Selector"].clone()
+    };
+    assert_eq!(selector_of("$0").await, json!(first.selector));
+    let path: PathBuf = folder.path().join("push_tokens.db");
+    let _old = go_proxy(&path, false, &[Old::of(&second, FAR_AHEAD)]).await;
+    let users = format!("{},{BOB}\n", second.selector);
+    let csv = file(&folder, "users.csv", &users);
+    let path = path.to_str().unwrap();
+    good(&["import", "--from", path, "--mappings", &csv], &app.file).await;
+    let event = AtomicU64::new(1);
+    eventually(SOON, "pushes name the imported account", async || {
+        let event = format!("${}", event.fetch_add(1, Ordering::Relaxed));
+        selector_of(&event).await == json!(second.selector)
+    })
+    .await;
 }

@@ -438,3 +438,17 @@ async fn the_devices_of_a_request_are_served_side_by_side() {
     assert!(reply.took.as_secs() < 4, "{:?}", reply.took);
     assert_eq!(app.pnm.pushes().len(), 8);
 }
+
+/// Two accounts of one user on a phone share its token; the homeserver's pusher keeps the name of the first.
+#[tokio::test]
+async fn a_phone_that_goes_back_to_its_former_account_is_pushed_as_that() {
+    let first = Phone::new("shared");
+    let second = first.clone().with_selector("SELECTOR-second");
+    let app = with(&[&first]).await;
+    app.enroll(&[&second]).await;
+    let body = push(&app, &message("$1", &[first.device()])).await;
+    assert_eq!(body["Selector"], json!(second.selector));
+    app.report(&first.report()).await.expect_status(200);
+    let body = push(&app, &message("$2", &[first.device()])).await;
+    assert_eq!(body["Selector"], json!(first.selector));
+}

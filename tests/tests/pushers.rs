@@ -446,6 +446,23 @@ async fn a_pusher_that_may_have_been_set_is_asked_for_before_it_is_set_again() {
     assert_eq!(of_bob, 1, "{sets:?}");
 }
 
+/// As a provisioning script does every night.
+#[tokio::test]
+async fn a_mapping_said_again_takes_no_phone_from_its_user() {
+    let app = App::start().await;
+    let bobs = Phone::new("phone");
+    let alices = bobs.clone().with_selector("SELECTOR-before").of(ALICE);
+    app.enroll(&[&alices]).await;
+    app.pusher_set(&alices).await;
+    app.enroll(&[&bobs]).await;
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs]).await;
+    app.map(&alices.selector, ALICE).await;
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs]).await;
+    app.pushers_are(ALICE, &[]).await;
+}
+
 /// The row without a name had another app's pusher.
 #[tokio::test]
 async fn a_phone_that_takes_its_nameless_row_over_leaves_no_pusher_behind() {

@@ -1,10 +1,10 @@
 //! Imports many mappings or tokens, from a file or another program's database. A chunk is one transaction, and does
 //! what mappings and reports do, including jobs.
 
-use super::{Phones, Result, Transaction, mappings::put_mapping, reports::save};
+use super::{Phones, Result, Transaction, mappings, reports::save};
 use crate::rules::{
     import::{Imported, MappingRow, TokenRow, judge_mapping, judge_tokens},
-    report::Saved,
+    report::{Origin, Saved},
 };
 
 /// Imports a chunk of mappings. Returns one result for each, in order.
@@ -25,7 +25,7 @@ pub async fn import_mappings(
         .filter(|(_, judged)| judged.is_written());
     let written: Vec<_> = written.map(|(row, _)| (&row.selector, &row.user)).collect();
     if !written.is_empty() {
-        put_mapping(tx, &written).await?;
+        mappings::write(tx, &written, &written).await?;
     }
     Ok(judged)
 }
@@ -44,8 +44,13 @@ pub async fn import_tokens(tx: &mut dyn Transaction, rows: &[TokenRow]) -> Resul
         .iter()
         .zip(&judged)
         .filter(|(_, judged)| judged.is_written());
-    let written: Vec<_> = written.map(|(row, _)| &row.report).collect();
-    let saved = save(tx, &written, true).await?;
+    let written: Vec<_> = written
+        .map(|(row, _)| {
+            let at = row.updated_at.unwrap_or(0);
+            (&row.report, Origin::Import { at })
+        })
+        .collect();
+    let saved = save(tx, &written).await?;
     for (judged, saved) in judged
         .iter_mut()
         .filter(|judged| judged.is_written())

@@ -6,19 +6,35 @@ use super::{
 };
 use crate::ids::{Selector, UserId};
 
-/// Maps selectors to users.
+/// Maps a selector to a user. Said again, it takes no phone from a user who has reported since.
 pub async fn put_mapping(
     tx: &mut dyn Transaction,
-    mappings: &[(&Selector, &UserId)],
+    selector: &Selector,
+    user: &UserId,
 ) -> Result<()> {
-    let mappings: Vec<_> = mappings
-        .iter()
-        .map(|(s, u)| (s.as_str(), u.as_str()))
-        .collect();
-    let mut selectors: Vec<_> = mappings.iter().map(|(selector, _)| *selector).collect();
-    selectors.sort_unstable();
+    let selectors = [selector.as_str()];
     tx.lock_selectors(&selectors).await?;
-    tx.put_mappings(&mappings).await?;
+    let stored = tx.mappings(&selectors).await?;
+    let known = stored.iter().flatten();
+    let said = known.into_iter().any(|it| it.user_id == user.as_str());
+    let mapping = [(selector, user)];
+    let changed = if said { &[] } else { &mapping[..] };
+    write(tx, &mapping, changed).await
+}
+
+/// Writes mappings whose selectors are locked. The pushers follow those that are new or have another user.
+pub(super) async fn write(
+    tx: &mut dyn Transaction,
+    mappings: &[(&Selector, &UserId)],
+    changed: &[(&Selector, &UserId)],
+) -> Result<()> {
+    let texts = mappings.iter().map(|(s, u)| (s.as_str(), u.as_str()));
+    tx.put_mappings(&texts.collect::<Vec<_>>()).await?;
+    let mut selectors: Vec<_> = changed
+        .iter()
+        .map(|(selector, _)| selector.as_str())
+        .collect();
+    selectors.sort_unstable();
     follow(tx, &selectors).await
 }
 
@@ -32,6 +48,9 @@ pub async fn delete_mapping(tx: &mut dyn Transaction, selector: &Selector) -> Re
 }
 
 async fn follow(tx: &mut dyn Transaction, selectors: &[&str]) -> Result<()> {
+    if selectors.is_empty() {
+        return Ok(());
+    }
     let phones = tx.phones(Phones::Selectors(selectors)).await?;
     let touched = phones.iter().filter_map(|phone| {
         let pair = Pair::from(phone.contents.pair()?);
@@ -40,6 +59,7 @@ async fn follow(tx: &mut dyn Transaction, selectors: &[&str]) -> Result<()> {
             pair,
             row,
             reporter: None,
+            imported: false,
         })
     });
     let touched: Vec<_> = touched.collect();

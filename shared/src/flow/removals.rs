@@ -177,7 +177,7 @@ pub async fn mark_dead(
                 state.delay(at, now + REJECTION_READ);
             }
         }
-        state.settle(pair, None, now);
+        state.settle(pair, None, false, now);
     }
     pairs.save(tx).await?;
     Ok(true)

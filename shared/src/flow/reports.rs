@@ -8,40 +8,40 @@ use super::{
     writer::Bulk,
 };
 use crate::ids::UserId;
-use crate::rules::report::{Account, Change, Report, Saved, Write, decide};
+use crate::rules::report::{Account, Change, Origin, Report, Saved, Write, decide};
 
 impl Bulk for Report {
     type Value = Saved;
 
     async fn write_all(tx: &mut dyn Transaction, reports: &[&Self]) -> super::Result<Vec<Saved>> {
-        save(tx, reports, false).await
+        let reports: Vec<_> = reports.iter().map(|it| (*it, Origin::Phone)).collect();
+        save(tx, &reports).await
     }
 }
 
-/// Saves reports as if one came after the other. `imported` says that the operator stands for them.
+/// Saves reports as if one came after the other.
 pub(super) async fn save(
     tx: &mut dyn Transaction,
-    reports: &[&Report],
-    imported: bool,
+    reports: &[(&Report, Origin)],
 ) -> super::Result<Vec<Saved>> {
     let now = tx.now();
     let mut selectors: Vec<_> = reports
         .iter()
-        .map(|report| report.from.selector.as_str())
+        .map(|(report, _)| report.from.selector.as_str())
         .collect();
     selectors.sort_unstable();
     selectors.dedup();
     tx.lock_selectors(&selectors).await?;
     let asked: Vec<_> = reports
         .iter()
-        .map(|report| (report.from.selector.as_str(), report.from.device()))
+        .map(|(report, _)| (report.from.selector.as_str(), report.from.device()))
         .collect();
     let mut accounts = Accounts::new(&asked, tx.accounts(&asked).await?);
     let mut saved = Vec::with_capacity(reports.len());
     // Each pair that a report leaves or holds, with the row that holds it.
     let mut pairs: Vec<(OwnedPair, Option<By>)> = Vec::new();
-    for report in reports {
-        let decided = accounts.take(report, imported, now);
+    for &(report, origin) in reports {
+        let decided = accounts.take(report, origin, now);
         saved.push(match decided {
             Err(refused) => refused,
             Ok(change) => {
@@ -53,7 +53,7 @@ pub(super) async fn save(
                     }
                 }
                 pairs.extend(change.left.into_iter().map(|pair| (pair, None)));
-                let by = (change.phone.id, change.user.clone());
+                let by = (change.phone.id, change.user.clone(), origin);
                 pairs.extend(held.map(|pair| (pair, Some(by))));
                 Saved::Done {
                     changed: change.write == Write::Row,
@@ -68,13 +68,14 @@ pub(super) async fn save(
         .iter()
         .map(|((app_id, pushkey), by)| {
             let pair = Pair { app_id, pushkey };
-            let Some((row, user)) = by else {
+            let Some((row, user, origin)) = by else {
                 return Touched::left(pair);
             };
             Touched {
                 pair,
                 row: Some(ids.get(row).copied().unwrap_or(*row)),
                 reporter: user.as_ref().map(UserId::as_str),
+                imported: *origin != Origin::Phone,
             }
         })
         .collect();
@@ -84,8 +85,8 @@ pub(super) async fn save(
 
 /// An app id and a pushkey.
 type OwnedPair = (String, String);
-/// The row that holds the pair, and the user whose phone reports.
-type By = (i64, Option<UserId>);
+/// The row that holds the pair, the user whose phone reports, and who brings the report.
+type By = (i64, Option<UserId>, Origin);
 
 /// The accounts that reports are about, with all changes so far. A new row has its own negative id until it is stored.
 #[derive(Default)]
@@ -118,10 +119,10 @@ impl Accounts {
     }
 
     /// Applies a report after the reports before it.
-    fn take(&mut self, report: &Report, imported: bool, now: i64) -> Result<Change, Saved> {
+    fn take(&mut self, report: &Report, origin: Origin, now: i64) -> Result<Change, Saved> {
         let selector = report.from.selector.as_str();
         let account = self.by_selector.entry(selector.to_owned()).or_default();
-        let mut change = decide(report, account, imported, now)?;
+        let mut change = decide(report, account, origin, now)?;
         if let Some(id) = change.absorbed {
             account.phones.retain(|stored| stored.id != id);
             self.writes.remove(&id);

@@ -131,9 +131,19 @@ impl From<PairFacts> for PairState {
 
 impl PairState {
     /// Makes the pushers follow the rows. `touched` is the row whose phone reports, or whose mapping changes, in this
-    /// transaction.
-    pub(super) fn settle(&mut self, pair: Pair<'_>, touched: Option<i64>, now: i64) {
-        for planned in pushers::plan(&self.holders, &self.pushers, touched, now) {
+    /// transaction. A phone that reported to another program before others reported here gives way to them.
+    pub(super) fn settle(
+        &mut self,
+        pair: Pair<'_>,
+        touched: Option<i64>,
+        imported: bool,
+        now: i64,
+    ) {
+        let mut plan = pushers::plan(&self.holders, &self.pushers, touched, now);
+        if imported && self.holders.last().map(|holder| holder.row) != touched {
+            pushers::give_way(&mut plan, &self.pushers);
+        }
+        for planned in plan {
             match planned {
                 Planned::Change(at, change) => self.change(at, &change, now),
                 Planned::Again(at) => self.run(at, now),
@@ -212,6 +222,8 @@ pub(super) struct Touched<'a> {
     pub(super) row: Option<i64>,
     /// The user whose phone reports.
     pub(super) reporter: Option<&'a str>,
+    /// Whether the operator brings the report, from another program.
+    pub(super) imported: bool,
 }
 
 impl<'a> Touched<'a> {
@@ -221,6 +233,7 @@ impl<'a> Touched<'a> {
             pair,
             row: None,
             reporter: None,
+            imported: false,
         }
     }
 }
@@ -243,10 +256,14 @@ pub(super) async fn settle(tx: &mut dyn Transaction, touched: &[Touched<'_>]) ->
                     .rfind(|h| Some(h.user_id.as_str()) == place.reporter)
             };
             let row = held.or_else(|| by_user().map(|h| h.row));
-            state.settle(place.pair, row, now);
+            state.settle(place.pair, row, place.imported, now);
         }
     }
-    let overtaken = pairs.overtaken(touched);
+    let (overtaken, reordered) = pairs.overtaken(touched, now);
+    for pushkey in reordered {
+        // Caches remember which of a user's rows is the latest.
+        tx.changed(pushkey);
+    }
     pairs.save(tx).await?;
     if !overtaken.is_empty() {
         tx.touch_phones(&overtaken).await?;
@@ -256,10 +273,16 @@ pub(super) async fn settle(tx: &mut dyn Transaction, touched: &[Touched<'_>]) ->
 
 impl Pairs {
     /// Makes the reported rows the latest among their user's rows with the same token. Returns the rows with their new
-    /// times. Times are whole seconds, so a row gets the second after the one that was latest.
-    fn overtaken(&mut self, touched: &[Touched<'_>]) -> Vec<(i64, i64)> {
-        let mut overtaken = Vec::new();
-        for place in touched.iter().filter(|place| place.reporter.is_some()) {
+    /// times, and the tokens of which another row is the latest now. Times are whole seconds, so a row gets the second
+    /// after the one that was latest.
+    fn overtaken<'t>(
+        &mut self,
+        touched: &[Touched<'t>],
+        now: i64,
+    ) -> (Vec<(i64, i64)>, Vec<&'t str>) {
+        let (mut overtaken, mut reordered) = (Vec::new(), Vec::new());
+        let reported = |place: &&Touched<'_>| place.reporter.is_some() && !place.imported;
+        for place in touched.iter().filter(reported) {
             let Some((state, row)) = self.get(place.pair).zip(place.row) else {
                 continue;
             };
@@ -267,9 +290,15 @@ impl Pairs {
                 continue;
             };
             let user = state.holders[at].user_id.clone();
-            let Some(last) = state.holders.iter().rfind(|holder| holder.user_id == user) else {
+            let of_user = |holder: &&Holder| holder.user_id == user;
+            let Some(last) = state.holders.iter().rfind(of_user) else {
                 continue;
             };
+            // The row's time has been written, or is about to be.
+            let moves = state.holders[at].updated_at == now || last.row != row;
+            if moves && state.holders.iter().filter(of_user).count() > 1 {
+                reordered.push(place.pair.pushkey);
+            }
             if last.row != row {
                 let updated_at = last.updated_at + 1;
                 let mut holder = state.holders.remove(at);
@@ -278,6 +307,6 @@ impl Pairs {
                 state.holders.push(holder);
             }
         }
-        overtaken
+        (overtaken, reordered)
     }
 }

@@ -379,6 +379,23 @@ pub fn plan(
     planned
 }
 
+/// Makes the user of the touched row give way to those who have a pusher already: that row is not the latest.
+pub fn give_way(plan: &mut Vec<Planned>, pushers: &[Pusher]) {
+    let claims = || pushers.iter().filter(|p| p.is_present()).map(|p| p.claim);
+    let (Some(first), Some(top)) = (claims().min(), claims().max()) else {
+        return;
+    };
+    plan.retain(|planned| !matches!(planned, Planned::Change(_, Change::Claim(_))));
+    for planned in plan {
+        if let Planned::Insert { claim, .. } | Planned::Change(_, Change::Present { claim, .. }) =
+            planned
+            && *claim > top
+        {
+            *claim = first - 1;
+        }
+    }
+}
+
 /// Decides what becomes of the pushers of a pair when a row of `user_id` is marked dead. `holders` are the remaining
 /// rows. When the homeserver reads our rejection, it drops the pusher that it pushed to on its own (if our response
 /// gets lost, it sends the notification again). Other pushers are deleted. The selector identifies the pusher that was
@@ -712,6 +729,29 @@ mod tests {
             };
             assert_eq!(pusher.is_due(100), due, "{refresh_at:?}, {updated_at}");
         }
+    }
+
+    #[test]
+    fn who_is_not_the_latest_gives_way() {
+        let there = [
+            pusher(7, "a", "sa", Present, Registered, 3),
+            pusher(8, "b", "sb", Absent, Removed, 2),
+        ];
+        let insert = |claim| Planned::Insert { holder: 0, claim };
+        let claim = |claim| Planned::Change(0, Change::Claim(claim));
+        for (mut plan, expected) in [
+            (vec![insert(4)], vec![insert(2)]),
+            (vec![present(1, "sb", 4)], vec![present(1, "sb", 2)]),
+            // A rename alone.
+            (vec![present(0, "x", 3)], vec![present(0, "x", 3)]),
+            (vec![claim(4), Planned::Again(0)], vec![Planned::Again(0)]),
+        ] {
+            give_way(&mut plan, &there);
+            assert_eq!(plan, expected);
+        }
+        let mut plan = vec![insert(1)];
+        give_way(&mut plan, &[]);
+        assert_eq!(plan, [insert(1)], "nobody has one");
     }
 
     #[test]

@@ -209,13 +209,26 @@ pub enum Write {
     Nothing,
 }
 
+/// Who brings a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The phone, now.
+    Phone,
+    /// The operator, from another program, to which the phone reported at this time. The operator stands for the row.
+    Import {
+        /// Seconds since 1970.
+        at: i64,
+    },
+}
+
 /// Decides what `report` changes, or why it changes nothing.
 pub fn decide(
     report: &Report,
     account: &Account,
-    imported: bool,
+    origin: Origin,
     now: i64,
 ) -> Result<Change, Saved> {
+    let imported = origin != Origin::Phone;
     let owner = report.from.owner.as_ref().map(UserId::as_str);
     if let (Some(owner), Some(claimed)) = (owner, account.owner.as_deref())
         && owner != claimed
@@ -259,7 +272,10 @@ pub fn decide(
                 imported,
                 report: 1,
                 dead_at: None,
-                updated_at: now,
+                updated_at: match origin {
+                    Origin::Phone => now,
+                    Origin::Import { at } => at.min(now),
+                },
             },
             write: Write::Row,
             absorbed: None,
@@ -295,10 +311,10 @@ pub fn decide(
             imported: stored.imported || imported,
             report: stored.report + i64::from(write == Write::Row),
             dead_at: None,
-            updated_at: if write == Write::Nothing {
-                stored.updated_at
-            } else {
-                now
+            updated_at: match origin {
+                _ if write == Write::Nothing => stored.updated_at,
+                Origin::Phone => now,
+                Origin::Import { at } => stored.updated_at.max(at.min(now)),
             },
         },
         write,
@@ -396,7 +412,7 @@ mod tests {
         ] {
             let mut stored = phone(7, "", "t");
             stored.updated_at = change_stored.unwrap_or(stored.updated_at);
-            let change = decide(report, &account(&[stored]), false, NOW).unwrap();
+            let change = decide(report, &account(&[stored]), Origin::Phone, NOW).unwrap();
             assert_eq!((change.write, change.left), (write, left), "{what}");
             assert_eq!(change.phone.id, 7, "{what}");
         }
@@ -404,7 +420,7 @@ mod tests {
             dead_at: Some(1),
             ..phone(7, "", "t")
         };
-        let change = decide(&same, &account(&[dead]), false, NOW).unwrap();
+        let change = decide(&same, &account(&[dead]), Origin::Phone, NOW).unwrap();
         assert_eq!(
             (change.write, change.phone.dead_at, change.phone.report),
             (Write::Row, None, 4)
@@ -414,52 +430,84 @@ mod tests {
     #[test]
     fn a_phone_that_learns_to_say_its_name_takes_its_row_over() {
         let named = report("d", Field::Set("t"), Some("app"));
-        let change = decide(&named, &account(&[phone(7, "", "t")]), false, NOW).unwrap();
+        let change = decide(&named, &account(&[phone(7, "", "t")]), Origin::Phone, NOW).unwrap();
         assert_eq!((change.phone.id, change.phone.device.as_str()), (7, "d"));
         assert_eq!(
             (change.write, change.absorbed, change.left),
             (Write::Row, None, vec![])
         );
         // Another token is another phone.
-        let change = decide(&named, &account(&[phone(7, "", "u")]), false, NOW).unwrap();
+        let change = decide(&named, &account(&[phone(7, "", "u")]), Origin::Phone, NOW).unwrap();
         assert_eq!((change.phone.id, change.absorbed), (0, None));
         // The phone already has a row with its name.
         let mut nameless = phone(7, "", "t");
         nameless.contents.app_id_msgs = Some("earlier app".into());
         let both = account(&[nameless, phone(8, "d", "u")]);
-        let change = decide(&named, &both, false, NOW).unwrap();
+        let change = decide(&named, &both, Origin::Phone, NOW).unwrap();
         assert_eq!((change.phone.id, change.absorbed), (8, Some(7)));
         let left = [("app", "u"), ("earlier app", "t")];
         let left = left.map(|(app, token)| (app.to_owned(), token.to_owned()));
         assert_eq!(change.left, left, "its own token, and the other app's");
         let without_name = report("", Field::Set("t"), Some("app"));
-        let change = decide(&without_name, &account(&[phone(8, "d", "t")]), false, NOW).unwrap();
+        let change = decide(
+            &without_name,
+            &account(&[phone(8, "d", "t")]),
+            Origin::Phone,
+            NOW,
+        )
+        .unwrap();
         assert_eq!((change.phone.id, change.absorbed), (0, None));
+    }
+
+    #[test]
+    fn an_import_is_as_old_as_its_report() {
+        let token = report("", Field::Set("t"), Some("app"));
+        for (at, expected) in [(NOW - 500, NOW - 500), (0, 0), (NOW + 500, NOW)] {
+            let new = decide(&token, &account(&[]), Origin::Import { at }, NOW).unwrap();
+            assert_eq!((new.phone.updated_at, new.phone.imported), (expected, true));
+        }
+        let stored = account(&[phone(7, "", "u")]);
+        for (at, expected) in [(NOW - 5, NOW - 5), (NOW - 500, NOW - 10)] {
+            let change = decide(&token, &stored, Origin::Import { at }, NOW).unwrap();
+            assert_eq!(change.phone.updated_at, expected, "{at}");
+        }
     }
 
     #[test]
     fn refusals() {
         let nobody = Account::default();
         let token = report("", Field::Set("t"), None);
-        assert_eq!(decide(&token, &nobody, false, NOW), Err(Saved::NeedsAppId));
+        assert_eq!(
+            decide(&token, &nobody, Origin::Phone, NOW),
+            Err(Saved::NeedsAppId)
+        );
         let nothing = report("", Field::Absent, Some("app"));
-        assert_eq!(decide(&nothing, &nobody, false, NOW), Err(Saved::NOTHING));
+        assert_eq!(
+            decide(&nothing, &nobody, Origin::Phone, NOW),
+            Err(Saved::NOTHING)
+        );
         let mut strange = report("", Field::Set("t"), Some("app"));
         strange.from.strangers = false;
-        assert_eq!(decide(&strange, &nobody, false, NOW), Err(Saved::Strange));
+        assert_eq!(
+            decide(&strange, &nobody, Origin::Phone, NOW),
+            Err(Saved::Strange)
+        );
         let mapped = Account {
             mapped: Some("@a:x".into()),
             ..Account::default()
         };
-        let change = decide(&strange, &mapped, false, NOW).unwrap();
+        let change = decide(&strange, &mapped, Origin::Phone, NOW).unwrap();
         assert_eq!(change.user.unwrap().as_str(), "@a:x");
         let claimed = Account {
             owner: Some("@b:x".into()),
             ..Account::default()
         };
         strange.from.owner = Some(UserId::parse("@a:x").unwrap());
-        assert_eq!(decide(&strange, &claimed, false, NOW), Err(Saved::NotYours));
+        assert_eq!(
+            decide(&strange, &claimed, Origin::Phone, NOW),
+            Err(Saved::NotYours)
+        );
         strange.from.owner = Some(UserId::parse("@b:x").unwrap());
-        assert!(decide(&strange, &claimed, false, NOW).is_ok());
+        assert!(decide(&strange, &claimed, Origin::Phone, NOW).is_ok());
     }
 }

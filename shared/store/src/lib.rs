@@ -394,7 +394,7 @@ impl Store {
         self.writer()
             .write(move |tx| {
                 let (selector, user) = (selector.clone(), user.clone());
-                Box::pin(async move { flow::put_mapping(tx, &[(&selector, &user)]).await })
+                Box::pin(async move { flow::put_mapping(tx, &selector, &user).await })
             })
             .await
     }

@@ -375,7 +375,10 @@ impl World {
         if let Some(to) = to {
             let put = self.store.put_mapping(selector(number), user(to));
             put.await.unwrap();
-            self.mappings.insert(number, to);
+            if self.mappings.insert(number, to) == Some(to) {
+                // Said again, it changes nothing.
+                return;
+            }
         } else {
             self.store.delete_mapping(selector(number)).await.unwrap();
             self.mappings.remove(&number);
