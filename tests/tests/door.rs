@@ -1,5 +1,6 @@
 //! Whose notifications are pushed: marks, budgets for what comes without, and guards against rejecting in the mass.
 
+use futures::future::join_all;
 use matrix2acrobits_tests::app::{App, Builder};
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
 use matrix2acrobits_tests::http::Reply;
@@ -178,6 +179,40 @@ async fn without_the_check_everything_passes() {
         let reply = notify(&app, &format!("${n}"), &phone.device()).await;
         assert_eq!(rejected(reply), json!([]));
     }
+}
+
+#[tokio::test]
+async fn without_the_check_tokens_of_nobody_are_like_any_other() {
+    let app = App::builder()
+        .api("NOTIFY_AUTH", "off")
+        .without_worker()
+        .start()
+        .await;
+    let wrong = phones("wrong", 60);
+    for phone in &wrong {
+        app.report(&phone.report()).await.expect_status(200);
+    }
+    app.pnm.answer(Answer::Gone).await;
+    let mut gone = 0;
+    for phone in &wrong {
+        match notify(&app, "$1", &phone.device()).await {
+            reply if reply.status == 200 => gone += usize::from(rejected(reply) != json!([])),
+            reply => drop(reply.expect_error(502)),
+        }
+    }
+    assert_eq!(gone, 19, "the guard keeps the others");
+
+    app.pnm.answer(Answer::Slow(2000)).await;
+    let kept = &wrong[gone..];
+    let more = phones("more", 40);
+    for phone in &more {
+        app.report(&phone.report()).await.expect_status(200);
+    }
+    let at_once = kept.iter().chain(&more).map(async |phone| {
+        let reply = notify(&app, "$2", &phone.device()).await;
+        assert_eq!(rejected(reply), json!([]));
+    });
+    assert_eq!(join_all(at_once).await.len(), 81);
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ pub(crate) const TIME_FOR_A_REQUEST: Duration = Duration::from_secs(15);
 const REQUESTS_AT_A_TIME: usize = 2048;
 /// Devices of one request at a time. Synapse sends one per request.
 const DEVICES_AT_A_TIME: usize = 32;
-/// Pushes at a time to tokens that nobody stands for and that come without our mark.
+/// Strangers' pushes at a time: to tokens that belong to nobody, without our mark.
 const STRANGERS_AT_A_TIME: usize = 64;
 /// Longest part of an event ID that is logged; by the specification there is no longer one.
 const MAX_LOGGED_BYTES: usize = 255;
@@ -152,7 +152,7 @@ struct Shared<T> {
     dedupe: Arc<Dedupe<Verdict>>,
     badges: Badges<EventKey>,
     guard: MassGuard,
-    /// Pushes at a time to tokens of nobody: they must not keep others waiting.
+    /// Places for strangers' pushes: they must not keep others waiting.
     strangers: Semaphore,
     /// Counts the requests that are being carried out, also those whose client has gone.
     tracker: TaskTracker,
@@ -364,10 +364,11 @@ impl<T: TokenBook> Shared<T> {
         target: &PushTarget,
     ) -> Verdict {
         let now = Instant::now().into_std();
-        if let Err(wait) = self.rules.trust.take(marked, target, now) {
+        let trust = &self.rules.trust;
+        if let Err(wait) = trust.take(marked, target, now) {
             return Err(Fault::Limited(wait));
         }
-        let stranger = !target.owned && marked != Marked::Right;
+        let stranger = trust.is_strangers(marked, target);
         let _place = match stranger.then(|| self.strangers.try_acquire()) {
             Some(Err(_)) => return Err(Fault::Unavailable("overloaded")),
             Some(Ok(place)) => Some(place),

@@ -34,7 +34,7 @@ pub(crate) enum NotifyAuth {
     Prefer,
     /// They are refused.
     Require,
-    /// They are as good as any.
+    /// They are pushed like any other.
     Off,
 }
 
@@ -138,6 +138,16 @@ impl Trust {
         self.auth == NotifyAuth::Require && marked != Marked::Right
     }
 
+    /// Whether anybody may have sent this. With NOTIFY_AUTH=off only the homeserver can.
+    fn doubts(&self, marked: Marked) -> bool {
+        self.auth != NotifyAuth::Off && marked != Marked::Right
+    }
+
+    /// Whether this is a stranger's push: anybody may have sent it, and the token belongs to nobody.
+    pub(crate) fn is_strangers(&self, marked: Marked, target: &PushTarget) -> bool {
+        self.doubts(marked) && !target.owned
+    }
+
     /// Takes one push to `target` from the budgets. `Err` says how long they are used up.
     pub(crate) fn take(
         &self,
@@ -145,7 +155,7 @@ impl Trust {
         target: &PushTarget,
         now: Instant,
     ) -> Result<(), Duration> {
-        if marked == Marked::Right || self.auth == NotifyAuth::Off {
+        if !self.doubts(marked) {
             return Ok(());
         }
         let token = [target.app_id.as_str(), target.pushkey.as_str()].map(str::as_bytes);
@@ -261,6 +271,7 @@ mod tests {
     fn without_the_check_there_is_no_budget() {
         let now = Instant::now();
         let it = trust(NotifyAuth::Off);
+        assert!(!it.is_strangers(Marked::Missing, &target("n", false)));
         for _ in 0..100 {
             assert_eq!(it.take(Marked::Missing, &target("n", false), now), Ok(()));
         }

@@ -257,24 +257,33 @@ async fn without_a_mark_nothing_passes_where_it_is_required() {
 
 #[tokio::test]
 async fn tokens_of_nobody_neither_count_in_the_guard_nor_hold_others_up() {
-    let it = fixture().await;
-    for n in 0..30 {
+    let it = fixture_with(NotifyAuth::Prefer).await;
+    for n in 0..25 {
         let key = format!("gone-{n}");
         let answer = it.deliverer.deliver(nobodys("$e", &key)).await;
         assert_eq!(answer, Ok(vec![key]));
     }
-    for n in 0..STRANGERS_AT_A_TIME {
-        let deliverer = it.deliverer.clone();
-        let key = format!("slow-{n}");
-        let body = nobodys(&format!("$e{n}"), &key);
-        tokio::spawn(async move { deliverer.deliver(body).await });
-        it.pnm.until_pushed(&key).await;
-    }
-    let busy = it.deliverer.deliver(nobodys("$e", "slow-x")).await;
+    let _places = it.deliverer.shared.strangers.acquire_many(64).await;
+    let busy = it.deliverer.deliver(nobodys("$e", "k-x")).await;
     assert_eq!(busy, Err(DeliveryError::Unavailable("overloaded")));
     let answer = it.deliverer.deliver(request("$e", &["k1"])).await;
     assert_eq!(answer, Ok(vec![]));
-    it.pnm.gate.notify_waiters();
+}
+
+#[tokio::test]
+async fn without_the_check_tokens_of_nobody_are_like_any_other() {
+    let it = fixture_with(NotifyAuth::Off).await;
+    let _places = it.deliverer.shared.strangers.acquire_many(64).await;
+    for n in 0..20 {
+        let key = format!("gone-{n}");
+        let answer = it.deliverer.deliver(nobodys("$e", &key)).await;
+        let expected = if n < 19 {
+            Ok(vec![key])
+        } else {
+            Err(DeliveryError::Retry("mass_rejection"))
+        };
+        assert_eq!(answer, expected, "{n}");
+    }
 }
 
 /// A request about a token of nobody.
