@@ -96,8 +96,9 @@ struct Answer<'a> {
 
 /// Tells what an answer with this HTTP status and body means.
 pub(crate) fn classify(http: u16, body: &[u8]) -> Outcome {
-    // Overload and faults of the service are never the token's, whatever the body says.
-    if http == 429 || http >= 500 {
+    // Overload, faults of the service and a proxy's own statuses (431, 451, 499) are never the token's, whatever the body
+    // says.
+    if http >= 429 {
         return meaning(http.into());
     }
     // Its text may be in any encoding.
@@ -293,6 +294,10 @@ mod tests {
         check(&[
             (429, r#"{"code":404}"#, LIMITED),
             (429, "", LIMITED),
+            (430, r#"{"code":404}"#, CODE),
+            (451, r#"{"code":410,"response":"Gone"}"#, CODE),
+            (499, r#"{"status":404,"response":"x"}"#, CODE),
+            (499, r#"{"code":200}"#, CODE),
             (500, r#"{"code":404}"#, SERVER),
             (500, r#"{"code":200}"#, SERVER),
             (502, "<html>404</html>", SERVER),
