@@ -1,6 +1,10 @@
 //! Starts `serve`: settings, logs, database, the two listeners. Stops them in order.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -12,7 +16,10 @@ use matrix2acrobits_shared::{
     },
 };
 use matrix2acrobits_store::{Database, Role, Store};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    time::{timeout, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -37,6 +44,11 @@ use crate::{
 
 /// Enough open files for the connections of both listeners, for those to PNM, and for the database.
 const FILES: u64 = 10_000;
+/// How long requests, pushes and logins under way may take from the moment when the process is told to stop.
+const FINISH: Duration = Duration::from_secs(11);
+/// How long the last commit may take after that. A PNM and a database that both hang must not use up the grace period.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
+const _: () = assert!(FINISH.as_secs() + LAST_COMMIT.as_secs() < shutdown::GRACE.as_secs());
 
 pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let settings = cli.serve.parse(&cli.shared)?;
@@ -118,21 +130,47 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         settings.trusted_proxies.clone(),
         admin_stop.clone(),
     ));
-    serve(listener, public, settings.trusted_proxies, stop).await;
-    deliveries.close();
-    deliveries.wait().await;
-    auth.finish().await;
-    // This commit also tells the other apis about the last pushes.
-    if let Err(error) = journal.flush(&vital).await {
-        tracing::warn!(error = %Chain(&error), "the last pushes and receipts could not be saved");
-    }
+    let serving = serve(listener, public, settings.trusted_proxies, stop.clone());
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::Instant::now()
+    };
+    let ((), stopped) = tokio::join!(serving, stopped);
+    finish(&deliveries, &auth, stopped + FINISH).await;
+    save(&journal, &vital).await;
     admin_stop.cancel();
-    let _ = admin_task.await;
+    if timeout_at(stopped + FINISH + LAST_COMMIT, admin_task)
+        .await
+        .is_err()
+    {
+        tracing::warn!("stopped in the middle of a call of the operator");
+    }
     if vital.has_died() {
         return Err(Failure::other("a task of the store ended by a panic"));
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits for pushes and logins under way until `deadline`.
+async fn finish(deliveries: &TaskTracker, auth: &Auth, deadline: tokio::time::Instant) {
+    deliveries.close();
+    let finished = futures::future::join(deliveries.wait(), auth.finish());
+    if timeout_at(deadline, finished).await.is_err() {
+        let pushes = deliveries.len();
+        tracing::warn!(pushes, "stopped in the middle of work that took too long");
+    }
+}
+
+/// Saves the last pushes and receipts. This commit also tells the other apis about the pushes.
+async fn save(journal: &Journal, store: &Store) {
+    match timeout(LAST_COMMIT, journal.flush(store)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(error = %Chain(&error), "the last pushes and receipts could not be saved");
+        }
+        Err(_) => tracing::warn!("the last pushes and receipts could not be saved in time"),
+    }
 }
 
 /// The parts that send pushes to PNM and remember them.

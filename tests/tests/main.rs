@@ -37,6 +37,7 @@ mod several_apis;
 mod slow_clients;
 mod stand_ins;
 mod status;
+mod stop;
 mod strangers;
 mod synapse;
 mod synapse_logins;

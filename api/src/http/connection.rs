@@ -99,7 +99,7 @@ pub(super) async fn serve(
                     if progress.lock().is_incomplete() {
                         break End::Stop;
                     }
-                    progress.lock().stop();
+                    progress.lock().stop(Instant::now());
                     Pin::new(&mut connection).graceful_shutdown();
                 }
             }

@@ -11,6 +11,9 @@ const STALL: Duration = Duration::from_secs(30);
 /// A request in all. Handlers have deadlines of their own; this one ends a body that trickles, and is shorter
 /// than the 60 s that Synapse waits.
 const REQUEST: Duration = Duration::from_secs(50);
+/// As [`REQUEST`], from the moment when the process is told to stop: long enough for a push that waits for PNM as long as
+/// it may by default, or nearly so.
+const LAST_REQUEST: Duration = Duration::from_secs(9);
 /// As [`STALL`], for answers that are still to be written when the process stops.
 const LAST_ANSWER: Duration = Duration::from_secs(3);
 
@@ -20,7 +23,8 @@ pub(super) struct Progress {
     phase: Phase,
     /// Since when the client has taken nothing of what is written to it.
     stalled: Option<Instant>,
-    stopping: bool,
+    /// Since when the process stops.
+    stopping: Option<Instant>,
     unread: bool,
 }
 
@@ -67,7 +71,7 @@ impl Progress {
         Self {
             phase: Phase::Silent { until: now + HEAD },
             stalled: None,
-            stopping: false,
+            stopping: None,
             unread: false,
         }
     }
@@ -139,8 +143,8 @@ impl Progress {
     }
 
     /// The process stops.
-    pub(super) fn stop(&mut self) {
-        self.stopping = true;
+    pub(super) fn stop(&mut self, now: Instant) {
+        self.stopping = Some(now);
     }
 
     /// Whether a request is at most on its way: what is written now is no answer of a handler.
@@ -158,10 +162,14 @@ impl Progress {
         let phase = match self.phase {
             Phase::Silent { until } | Phase::Head { until } => Some(until),
             Phase::Body { since, moved } => Some((since + REQUEST).min(moved + STALL)),
-            Phase::Working { since } => Some(since + REQUEST),
+            Phase::Working { since } => {
+                let until = since + REQUEST;
+                let stop = self.stopping.map(|since| since + LAST_REQUEST);
+                Some(stop.map_or(until, |stop| until.min(stop)))
+            }
             Phase::Answering | Phase::Answered => None,
         };
-        let stall = if self.stopping { LAST_ANSWER } else { STALL };
+        let stall = self.stopping.map_or(STALL, |_| LAST_ANSWER);
         let stalled = self.stalled.map(|since| since + stall);
         match (phase, stalled) {
             (Some(phase), Some(stalled)) => Some(phase.min(stalled)),
@@ -297,6 +305,17 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_gives_a_request_less_time() {
+        let asked = || Bench::new().does(2, |it, now| it.head(now, true));
+        asked()
+            .does(3, Progress::stop)
+            .has_until(12, Late::Unanswered);
+        asked()
+            .does(45, Progress::stop)
+            .has_until(52, Late::Unanswered);
+    }
+
+    #[test]
     fn a_stop_waits_for_complete_requests_alone() {
         let bench = Bench::new();
         assert!(bench.progress.is_incomplete());
@@ -309,7 +328,7 @@ mod tests {
         let bench = bench.does(0, |it, now| {
             it.answering();
             it.full(now);
-            it.stop();
+            it.stop(now);
         });
         assert!(!bench.progress.is_incomplete());
         bench.has_until(3, Late::Cut);
