@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
-use matrix2acrobits_tests::fixtures::{Phone, message};
-use matrix2acrobits_tests::http::{Reply, encoded, segment};
+use matrix2acrobits_tests::fixtures::{BOB, Phone, message};
+use matrix2acrobits_tests::http::{Reply, encoded, segment, send};
 use matrix2acrobits_tests::raw::Raw;
 use matrix2acrobits_tests::{SOON, eventually};
+use reqwest::Method;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -173,6 +174,61 @@ async fn an_operator_who_hangs_up_during_a_delete_of_all_leaves_nobody_ringing()
     })
     .await;
     rings_as_stored(&app, &phones[..10], "$last").await;
+}
+
+/// More pushers than three transactions check, all Bob's.
+const PUSHERS: usize = 1600;
+const FILL: &str = "WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 1600)
+    INSERT INTO pushers (user_id, app_id, pushkey, selector, wanted, state, generation, claim, created_at, updated_at)
+    SELECT '@bob:example.org', 'app', 'k' || n, 's' || n, 'present', 'registered', 1, 1, 1, 1 FROM g";
+
+/// A request that asks the worker to check all these pushers, and whose client hangs up at once, is carried out.
+async fn is_replayed(app: &App, request: String) {
+    // An early moment would not begin it, since the server sees the end of the connection with the request.
+    let mut requests = vec![String::new(); 6];
+    requests.push(request);
+    hang_up(app, &app.api().admin_url(), &requests).await;
+    eventually(SOON, "the line in the log", async || {
+        app.api().log_lines("admin: replay").len() == 1
+    })
+    .await;
+    let said = app.api().log_lines("admin: replay").remove(0);
+    assert!(said.contains(&format!("count={PUSHERS}")), "{said}");
+    assert_eq!(app.database.live_jobs().await, PUSHERS);
+}
+
+#[tokio::test]
+async fn a_replay_goes_on_when_the_operator_hangs_up() {
+    let app = App::builder().without_worker().start().await;
+    app.database.meddle(FILL).await;
+    let replay = request("POST", "/api/internal/replay?all=true", "");
+    is_replayed(&app, replay).await;
+}
+
+#[tokio::test]
+async fn a_replay_of_the_status_page_goes_on_when_the_operator_hangs_up() {
+    let app = App::builder().without_worker().start().await;
+    app.database.meddle(FILL).await;
+    let page = app.admin_bare(Method::GET, "/").bearer_auth(ADMIN_TOKEN);
+    let page = send(page).await.expect_status(200).text;
+    let (_, token) = page.split_once(r#"name="token" value=""#).unwrap();
+    let token = token.split('"').next().unwrap();
+    let form = encoded(&[("token", token), ("what", "user"), ("user", BOB)]);
+    is_replayed(&app, request("POST", "/replay", &form)).await;
+}
+
+#[tokio::test]
+async fn a_mapping_whose_operator_hangs_up_leaves_its_line() {
+    let app = App::builder().without_worker().start().await;
+    let mapping = json!({ "user_id": BOB }).to_string();
+    let mut requests = vec![String::new(); 6];
+    requests.push(request("PUT", "/api/internal/mappings/s", &mapping));
+    hang_up(&app, &app.api().admin_url(), &requests).await;
+    assert_eq!(app.database.count("mappings").await, 1);
+    eventually(SOON, "the line in the log", async || {
+        app.api().log_lines("admin: mapping set").len() == 1
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The admin endpoints for tokens, mappings, pushers and replays. They need ADMIN_TOKEN and have their own listener.
+//! The admin endpoints for tokens, mappings and pushers, and the router that replays share with them. They need ADMIN_TOKEN and have their own listener.
 //! Every change leaves a line in the log.
 
 use axum::{
@@ -9,21 +9,21 @@ use axum::{
 };
 use matrix2acrobits_shared::{
     ids::{Selector, UserId, log_id},
-    process::settings,
-    rules::pushers::Replay,
     secret::Secret,
 };
-use matrix2acrobits_store::{Store, StoreError};
+use matrix2acrobits_store::Store;
 use serde::Deserialize;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::OpenApi;
 
 use super::{
     access::require_token,
     errors::{AdminError, BodyBytes, BodyError, SelectorError, invalid, json, refused},
+    lasting::to_the_end,
+    replay,
     servers::Servers,
     views::{
-        Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, Replayed,
-        TokenRow, Tokens,
+        Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, TokenRow,
+        Tokens,
     },
 };
 use crate::http::errors::{Matter, method_not_allowed};
@@ -42,7 +42,7 @@ const MAX_PAGE: u32 = 1000;
     put_mapping,
     delete_mapping,
     list_pushers,
-    replay,
+    replay::replay,
 ))]
 pub(crate) struct Description;
 
@@ -70,7 +70,7 @@ pub(crate) fn router(admin: Admin, token: Option<Secret>) -> Router {
             get(get_mapping).put(put_mapping).delete(delete_mapping),
         )
         .route("/api/internal/pushers", get(list_pushers))
-        .route("/api/internal/replay", post(replay))
+        .route("/api/internal/replay", post(replay::replay))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(token, require_token))
         .with_state(admin)
@@ -182,8 +182,12 @@ async fn delete_tokens(
     Path(selector): Path<String>,
 ) -> Result<Json<Removed<usize>>, AdminError> {
     let selector = selector_of(&selector)?;
-    let removed = admin.store.remove_tokens(Some(selector.clone())).await?;
-    tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: push tokens deleted");
+    let removing = async move {
+        let removed = admin.store.remove_tokens(Some(selector.clone())).await?;
+        tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: push tokens deleted");
+        Ok(removed)
+    };
+    let removed = to_the_end(removing).await?;
     Ok(Json(Removed { removed }))
 }
 
@@ -210,14 +214,12 @@ async fn delete_all_tokens(
             "Deleting all push tokens needs confirm=all.",
         ));
     }
-    // This takes many small transactions, and goes on to the end even if the operator hangs up.
-    let store = admin.store.clone();
-    let removing = tokio::spawn(async move {
-        let removed = store.remove_tokens(None).await?;
+    let removing = async move {
+        let removed = admin.store.remove_tokens(None).await?;
         tracing::warn!(removed, "admin: all push tokens deleted");
         Ok(removed)
-    });
-    let removed = removing.await.unwrap_or(Err(StoreError::Stopped))?;
+    };
+    let removed = to_the_end(removing).await?;
     Ok(Json(Removed { removed }))
 }
 
@@ -304,12 +306,15 @@ async fn put_mapping(
     if let Some(words) = admin.servers.refuse(&user_id) {
         return Err(invalid(words));
     }
-    admin
-        .store
-        .put_mapping(selector.clone(), user_id.clone())
-        .await?;
-    tracing::info!(selector = %log_id(selector.as_str()), user = %user_id, "admin: mapping set");
-    Ok(Json(MappingSet { selector, user_id }))
+    let setting = async move {
+        admin
+            .store
+            .put_mapping(selector.clone(), user_id.clone())
+            .await?;
+        tracing::info!(selector = %log_id(selector.as_str()), user = %user_id, "admin: mapping set");
+        Ok(MappingSet { selector, user_id })
+    };
+    Ok(Json(to_the_end(setting).await?))
 }
 
 /// Deletes a mapping.
@@ -330,8 +335,12 @@ async fn delete_mapping(
     Path(selector): Path<String>,
 ) -> Result<Json<Removed<bool>>, AdminError> {
     let selector = selector_of(&selector)?;
-    let removed = admin.store.delete_mapping(selector.clone()).await?;
-    tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: mapping deleted");
+    let removing = async move {
+        let removed = admin.store.delete_mapping(selector.clone()).await?;
+        tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: mapping deleted");
+        Ok(removed)
+    };
+    let removed = to_the_end(removing).await?;
     Ok(Json(Removed { removed }))
 }
 
@@ -367,90 +376,4 @@ async fn list_pushers(
         pushers: rows.into_iter().map(shown).collect(),
         next,
     }))
-}
-
-/// Which pushers to compare with the homeserver's. Needs exactly one of these fields.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = Replay)]
-struct ReplayRequest {
-    /// true for pushers with a dead letter
-    dead: Option<bool>,
-    /// true for all pushers
-    all: Option<bool>,
-    /// The pushers of this user
-    user: Option<String>,
-    /// The pushers that changed since this time: 2h, 2026-01-31T12:00:00Z, or seconds since 1970
-    #[schema(value_type = Option<String>)]
-    since: Option<Since>,
-}
-
-/// Seconds since 1970, a time such as `2026-01-31T12:00:00Z`, or a duration such as `2h` ago.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Since {
-    Seconds(i64),
-    Text(String),
-}
-
-impl ReplayRequest {
-    fn selection(self, now: i64) -> Result<Replay, AdminError> {
-        let wanted = |flag: Option<bool>| flag.unwrap_or(false);
-        match (wanted(self.dead), wanted(self.all), self.user, self.since) {
-            (true, false, None, None) => Ok(Replay::Dead),
-            (false, true, None, None) => Ok(Replay::All),
-            (false, false, Some(user), None) => {
-                let user = UserId::parse(user.trim())
-                    .map_err(|error| invalid(format!("user {error}.")))?;
-                Ok(Replay::User(user))
-            }
-            (false, false, None, Some(Since::Seconds(since))) => Ok(Replay::Since(since)),
-            (false, false, None, Some(Since::Text(text))) => {
-                let text = text.trim();
-                let seconds = text.parse().or_else(|_| settings::time_or_ago(text, now));
-                let seconds = seconds.map_err(|problem| invalid(format!("since {problem}.")))?;
-                Ok(Replay::Since(seconds))
-            }
-            _ => Err(invalid(
-                "Say what to replay, one of dead: true, all: true, user: a user ID, since: a time.",
-            )),
-        }
-    }
-}
-
-/// Replays pushers. The body or the query says which.
-#[utoipa::path(
-    post,
-    path = "/api/internal/replay",
-    tag = "operator",
-    security(("admin_token" = [])),
-    summary = "Make the worker compare pushers with what the homeserver holds, and set or delete those that differ",
-    description = "",
-    request_body = ReplayRequest,
-    responses((status = 200, body = Replayed), BodyError)
-)]
-async fn replay(
-    State(admin): State<Admin>,
-    query: Result<Query<ReplayRequest>, QueryRejection>,
-    body: BodyBytes,
-) -> Result<Json<Replayed>, AdminError> {
-    let request = if body.as_ref().is_ok_and(|body| body.trim_ascii().is_empty()) {
-        query.map_err(|_| invalid("The query cannot be read."))?.0
-    } else {
-        json(body, r#"The body must be JSON such as {"dead": true}."#)?
-    };
-    let replay = request.selection(admin.store.clock().unix())?;
-    let replayed = replay_all(&admin.store, replay).await?;
-    Ok(Json(Replayed { replayed }))
-}
-
-/// Replays chunk by chunk. Returns the number of pushers.
-pub(crate) async fn replay_all(store: &Store, replay: Replay) -> Result<usize, StoreError> {
-    let (mut after, mut count) = (0, 0);
-    while let Some((last, chunk)) = store.replay_chunk(&replay, after).await? {
-        after = last;
-        count += chunk;
-    }
-    tracing::info!(?replay, count, "admin: replay");
-    Ok(count)
 }

@@ -27,8 +27,8 @@ use self::page::{Facts, View, html, note};
 use serde::Deserialize;
 
 use super::{
-    admin,
     push_test::{TestError, TestPush, Tester, To},
+    replay::replay_all,
 };
 use crate::{
     http::errors::method_not_allowed, notify::pnm::answers::Answers, reports::tokenless::Tokenless,
@@ -238,7 +238,7 @@ async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -
             );
         }
     };
-    match admin::replay_all(&status.store, replay).await {
+    match replay_all(&status.store, replay).await {
         Ok(_) => (StatusCode::SEE_OTHER, [(LOCATION, "/")]).into_response(),
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "an admin call failed");
