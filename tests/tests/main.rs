@@ -29,6 +29,7 @@ mod outage;
 mod outcomes;
 mod pace;
 mod postgres;
+mod push_test;
 mod pushers;
 mod recovery;
 mod report;

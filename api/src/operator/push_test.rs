@@ -14,6 +14,7 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout_at;
 use utoipa::ToSchema;
 
 use crate::{
@@ -35,6 +36,8 @@ const RATE: Rate = Rate {
 const MOST_PHONES: u32 = 100;
 /// The most pushes at the same time.
 const AT_A_TIME: usize = 8;
+/// How long a test push may take: less than the 50 s of a request, so that the caller learns what became of each phone.
+const TIME: Duration = Duration::from_secs(40);
 const TEXT: &str = "Test push from matrix2acrobits";
 
 /// Whose phones to push to.
@@ -64,7 +67,7 @@ pub(crate) struct Tested {
     pub(crate) user_id: Option<String>,
     #[schema(required)]
     pub(crate) app_id: Option<String>,
-    /// sent, token_gone, bad_message, or the kind of trouble with PNM. With no_token and limited nothing was sent
+    /// sent, token_gone, bad_message, or the kind of trouble with PNM. With no_token, limited and not_tried nothing was sent
     pub(crate) outcome: String,
     /// The outcome in a sentence for people
     pub(crate) words: String,
@@ -122,11 +125,12 @@ impl Tester {
         let id = push
             .message
             .then(|| format!("push-test-{:016x}", rand::random::<u64>()));
+        let deadline = tokio::time::Instant::now() + TIME;
         let mut results = Vec::with_capacity(phones.len());
         for some in phones.chunks(AT_A_TIME) {
             let mut each = Vec::with_capacity(some.len());
             for phone in some {
-                each.push(self.one(phone, text, id.as_deref()));
+                each.push(self.one(phone, text, id.as_deref(), deadline));
             }
             results.extend(join_all(each).await);
         }
@@ -151,6 +155,7 @@ impl Tester {
         phone: &PhoneListing,
         text: &str,
         id: Option<&str>,
+        deadline: tokio::time::Instant,
     ) -> (Tested, Option<Duration>) {
         let tested = |outcome: &str, words: String| Tested {
             phone: log_id(phone.token.as_ref().unwrap_or(&phone.selector)).to_string(),
@@ -164,6 +169,10 @@ impl Tester {
             let words = "Nothing was sent: this phone has reported no token for messages.";
             return (tested("no_token", words.into()), None);
         };
+        if tokio::time::Instant::now() >= deadline {
+            let words = "Nothing was sent: PNM took too long for the phones before this one.";
+            return (tested("not_tried", words.into()), None);
+        }
         let limit = Limit {
             key: self.limiter.key([
                 target.app_id.as_str().as_bytes(),
@@ -178,7 +187,9 @@ impl Tester {
             );
             return (tested("limited", words), Some(wait));
         }
-        let outcome = self.pnm.send(&TestMessage::new(&target, text, id)).await;
+        let message = TestMessage::new(&target, text, id);
+        let outcome = timeout_at(deadline, self.pnm.send(&message)).await;
+        let outcome = outcome.unwrap_or(Outcome::Trouble(Trouble::Timeout));
         if let (Outcome::Sent, Some(id)) = (outcome, id) {
             self.journal.tested(&target, id);
         }
@@ -254,7 +265,9 @@ fn words(outcome: Outcome) -> &'static str {
             Trouble::UnexpectedCode => "PNM answered with a code that nobody knows.",
             Trouble::Contradiction => "PNM's HTTP status and its code say different things.",
             Trouble::Unreadable => "The answer is not PNM's: is PNM_URL right, is there a proxy?",
-            Trouble::Timeout => "PNM did not answer in time (PNM_TIMEOUT).",
+            Trouble::Timeout => {
+                "PNM did not answer in time (PNM_TIMEOUT, and 40 s for all phones)."
+            }
             Trouble::Connection => "There is no connection to PNM, or it broke.",
         },
     }

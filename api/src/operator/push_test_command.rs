@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::proof::{PushTestRequest, TestedPhones};
 use crate::cli::{Cli, Failure, print};
 
-/// Long enough, because PNM_TIMEOUT is 10 s by default, a push may be tried twice, and a user may have many phones.
-const TIMEOUT: Duration = Duration::from_mins(2);
+/// Longer than the 50 s after which the api answers in any case.
+const TIMEOUT: Duration = Duration::from_mins(1);
 const MAX_ANSWER: usize = 1024 * 1024;
 
 /// To whom, and what.
