@@ -1,11 +1,13 @@
 //! REPORT_AUTH=matrix: a password login at the homeserver that leaves no device behind.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
 
 use matrix2acrobits_tests::app::{App, Builder};
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone};
 use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::http::{Reply, send};
+use matrix2acrobits_tests::server::{self, Server};
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -195,6 +197,42 @@ async fn the_homeservers_limit_is_handed_on() {
     }
     app.homeserver.repair().await;
     log_in(&app, "bob", RIGHT).await.expect_status(200);
+}
+
+#[tokio::test]
+async fn the_longer_of_two_waits_counts_in_either_form_of_the_header() {
+    let mut app = alone().await;
+    let wait = Arc::new(Mutex::new((String::new(), json!({}))));
+    let next = wait.clone();
+    let limited = Server::start(move |_| {
+        let (header, body) = next.lock().unwrap().clone();
+        let mut answer = server::json(429, &body);
+        if !header.is_empty() {
+            let header = header.parse().unwrap();
+            answer.headers_mut().insert("retry-after", header);
+        }
+        Box::pin(async { Some(answer) })
+    })
+    .await;
+    app.api_env
+        .insert("MATRIX_HOMESERVER_URL".into(), limited.url());
+    app.start_api().await;
+    let now = UNIX_EPOCH + UNIX_EPOCH.elapsed().unwrap();
+    let date = httpdate::fmt_http_date(now + Duration::from_mins(10));
+    for (header, body, least, most) in [
+        ("30", json!({"retry_after_ms": 2000}), 30, 30),
+        ("2", json!({"retry_after_ms": 30_000}), 30, 30),
+        (&date, json!({}), 590, 600),
+        (&date, json!({"retry_after_ms": 2000}), 590, 600),
+        ("", json!({}), 5, 5),
+        ("99999999999999999999", json!({}), 3600, 3600),
+        ("1", json!({"retry_after_ms": 9e15}), 3600, 3600),
+    ] {
+        *wait.lock().unwrap() = (header.to_owned(), body);
+        let reply = log_in(&app, "bob", RIGHT).await.expect_error(503);
+        let seconds: u64 = reply.header("retry-after").parse().unwrap();
+        assert!((least..=most).contains(&seconds), "{header:?}: {seconds}");
+    }
 }
 
 #[tokio::test]

@@ -60,6 +60,8 @@ struct Flow {
 
 #[derive(Debug, Deserialize)]
 struct MatrixError {
+    /// Empty if it is missing, as in a proxy's response.
+    #[serde(default)]
     errcode: String,
     retry_after_ms: Option<f64>,
 }

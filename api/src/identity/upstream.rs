@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use matrix2acrobits_shared::process::net::{self, BodyError, Outgoing};
+use matrix2acrobits_shared::{
+    clock::Clock,
+    matrix::client::wait,
+    process::net::{self, BodyError, Outgoing},
+};
 use reqwest::{RequestBuilder, header::RETRY_AFTER};
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -26,7 +30,8 @@ pub(super) struct Upstream {
 /// A response of the service. It may contain a token, so it has no Debug.
 pub(super) struct Answer {
     pub(super) status: u16,
-    pub(super) retry_after: Option<Duration>,
+    /// From the header.
+    retry_after: Option<Duration>,
     body: Vec<u8>,
 }
 
@@ -57,8 +62,9 @@ impl Answer {
     pub(super) async fn to(request: RequestBuilder, limit: usize) -> Result<Self, AuthError> {
         let response = request.send().await.map_err(|error| down(&error))?;
         let status = response.status().as_u16();
-        let seconds = response.headers().get(RETRY_AFTER);
-        let seconds = seconds.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after = response.headers().get(RETRY_AFTER);
+        let retry_after =
+            retry_after.and_then(|value| wait(value.to_str().ok()?, Clock::system().unix()));
         let body = match net::read_body(response, limit).await {
             Ok(body) => body,
             Err(BodyError::Transport(error)) => return Err(down(&error)),
@@ -69,7 +75,7 @@ impl Answer {
         };
         Ok(Self {
             status,
-            retry_after: seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER)),
+            retry_after,
             body,
         })
     }
@@ -86,14 +92,14 @@ impl Answer {
     }
 
     /// What a response means that is neither a success nor a refusal. `what` names the call in the log, and
-    /// `retry_after` comes from the body.
+    /// `retry_after` comes from the body. Where body and header name different waits, the longer one counts.
     pub(super) fn trouble(&self, what: &'static str, retry_after: Option<Duration>) -> AuthError {
         let status = self.status;
         tracing::warn!(status, "{what}: the login service has trouble");
         match status {
             429 => {
-                let wait = retry_after.map(|wait| wait.min(MAX_RETRY_AFTER));
-                let retry_after = wait.or(self.retry_after).unwrap_or(USUAL_RETRY_AFTER);
+                let wait = retry_after.max(self.retry_after);
+                let retry_after = wait.unwrap_or(USUAL_RETRY_AFTER).min(MAX_RETRY_AFTER);
                 AuthError::Busy { retry_after }
             }
             408 | 425 | 500.. => AuthError::Down,

@@ -265,8 +265,8 @@ fn cut(text: &str) -> String {
     text.chars().map(readable).take(MAX_WORDS).collect()
 }
 
-/// A Retry-After in either of its forms (RFC 9110, 10.2.3): seconds, or a date.
-fn wait(text: &str, now: i64) -> Option<Duration> {
+/// A Retry-After in either of its forms (RFC 9110, 10.2.3): seconds, or a date. `now` is in seconds since 1970.
+pub fn wait(text: &str, now: i64) -> Option<Duration> {
     let text = text.trim();
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let seconds = if is_number {
