@@ -20,6 +20,8 @@ use crate::{
     secret::Secret,
 };
 
+pub use super::secrets::{required_secret, secret_or_file};
+
 /// Exit code of a process whose settings are wrong.
 pub const EXIT_BAD_SETTING: i32 = 2;
 
@@ -333,60 +335,6 @@ pub fn base_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Takes a secret from its setting or from the file that its `_FILE` setting names.
-pub fn secret_or_file(
-    name: &'static str,
-    value: Option<&Secret>,
-    file_name: &'static str,
-    file: Option<&PathBuf>,
-) -> Result<Option<Secret>, SettingError> {
-    let value = value.filter(|secret| !secret.expose().trim().is_empty());
-    let file = file.filter(|path| !path.as_os_str().is_empty());
-    match (value, file) {
-        (Some(_), Some(_)) => Err(SettingError::new(
-            file_name,
-            format!("must not be set together with {name}"),
-        )),
-        (Some(secret), None) => one_line(name, secret.expose()).map(Some),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|e| {
-                SettingError::new(
-                    file_name,
-                    format!("cannot be read: {}: {e}", path.display()),
-                )
-            })?;
-            let text = text.trim();
-            if text.is_empty() {
-                return Err(SettingError::new(
-                    file_name,
-                    format!("names an empty file: {}", path.display()),
-                ));
-            }
-            one_line(file_name, text).map(Some)
-        }
-        (None, None) => Ok(None),
-    }
-}
-
-/// A secret without line ends and the like, which no header can carry.
-fn one_line(name: &'static str, text: &str) -> Result<Secret, SettingError> {
-    let text = text.trim();
-    if text.chars().any(char::is_control) {
-        return Err(SettingError::new(name, "must be one line"));
-    }
-    Ok(Secret::new(text))
-}
-
-/// The same for a secret that must be there.
-pub fn required_secret(
-    name: &'static str,
-    value: Option<&Secret>,
-    file_name: &'static str,
-    file: Option<&PathBuf>,
-) -> Result<Secret, SettingError> {
-    secret_or_file(name, value, file_name, file)?.ok_or_else(|| SettingError::missing(name))
-}
-
 /// Parses the command line and the environment, and says which secrets are on the command line. Help and version print
 /// and exit 0. Any problem prints one line and exits with [`EXIT_BAD_SETTING`].
 pub fn parse_cli<C: clap::Parser>() -> (C, Exposed) {
@@ -523,30 +471,5 @@ mod tests {
             let matches = command.clone().get_matches_from(line.split(' '));
             assert_eq!(Exposed::of(&command, &matches).0, expected, "{line}");
         }
-    }
-
-    #[test]
-    fn secrets_come_from_one_place() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token");
-        std::fs::write(&path, "from-file\n").unwrap();
-        let value = Secret::new("direct");
-        let empty = Secret::new("");
-        let get = |value: Option<&Secret>, file: Option<&PathBuf>| {
-            secret_or_file("X", value, "X_FILE", file).map(|s| s.map(|s| s.expose().to_owned()))
-        };
-        assert_eq!(get(Some(&value), None).unwrap().as_deref(), Some("direct"));
-        assert_eq!(
-            get(Some(&empty), Some(&path)).unwrap().as_deref(),
-            Some("from-file")
-        );
-        assert_eq!(get(Some(&empty), None).unwrap(), None);
-        assert!(
-            get(Some(&value), Some(&path))
-                .unwrap_err()
-                .to_string()
-                .starts_with("X_FILE: ")
-        );
-        assert!(get(None, Some(&folder.path().join("none"))).is_err());
     }
 }
