@@ -351,7 +351,7 @@ impl ServeArgs {
             badge_updates,
             by_extension,
             notify_auth: settings::parse("NOTIFY_AUTH", &self.notify_auth, NotifyAuth::parse)?,
-            hs_token: settings::secret_or_file(
+            hs_token: settings::token_or_file(
                 "MATRIX_HS_TOKEN",
                 self.matrix_hs_token.as_ref(),
                 "MATRIX_HS_TOKEN_FILE",

@@ -40,7 +40,7 @@ pub fn secret_or_file(
     }
 }
 
-/// A secret without line ends and the like, which no header can carry.
+/// A secret without line ends and the like.
 fn one_line(name: &'static str, text: &str) -> Result<Secret, SettingError> {
     let text = text.trim();
     if text.chars().any(char::is_control) {
@@ -49,14 +49,34 @@ fn one_line(name: &'static str, text: &str) -> Result<Secret, SettingError> {
     Ok(Secret::new(text))
 }
 
-/// The same for a secret that must be there.
+/// The same for a token that requests carry in a header: no request could carry any other than ASCII.
+pub fn token_or_file(
+    name: &'static str,
+    value: Option<&Secret>,
+    file_name: &'static str,
+    file: Option<&PathBuf>,
+) -> Result<Option<Secret>, SettingError> {
+    let token = secret_or_file(name, value, file_name, file)?;
+    if token
+        .as_ref()
+        .is_some_and(|token| !token.expose().is_ascii())
+    {
+        let from_file = value.is_none_or(|value| value.expose().trim().is_empty());
+        let source = if from_file { file_name } else { name };
+        let problem = "must have no characters beyond ASCII, since no header can carry them";
+        return Err(SettingError::new(source, problem));
+    }
+    Ok(token)
+}
+
+/// The same for a token that must be there.
 pub fn required_secret(
     name: &'static str,
     value: Option<&Secret>,
     file_name: &'static str,
     file: Option<&PathBuf>,
 ) -> Result<Secret, SettingError> {
-    secret_or_file(name, value, file_name, file)?.ok_or_else(|| SettingError::missing(name))
+    token_or_file(name, value, file_name, file)?.ok_or_else(|| SettingError::missing(name))
 }
 
 #[cfg(test)]

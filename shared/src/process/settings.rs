@@ -20,7 +20,7 @@ use crate::{
     secret::Secret,
 };
 
-pub use super::secrets::{required_secret, secret_or_file};
+pub use super::secrets::{required_secret, secret_or_file, token_or_file};
 
 /// Exit code of a process whose settings are wrong.
 pub const EXIT_BAD_SETTING: i32 = 2;
@@ -143,7 +143,7 @@ impl SharedArgs {
 
     /// The token for the admin endpoints, if there is one.
     pub fn admin_token(&self) -> Result<Option<Secret>, SettingError> {
-        secret_or_file(
+        token_or_file(
             "ADMIN_TOKEN",
             self.admin_token.as_ref(),
             "ADMIN_TOKEN_FILE",
