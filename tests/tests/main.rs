@@ -4,6 +4,7 @@
 //! program of their own, to be left out where there is no engine.
 
 mod admin;
+mod admin_errors;
 mod arrival;
 mod attacks;
 mod auth_matrix;

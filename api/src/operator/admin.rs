@@ -3,12 +3,12 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{Query, State, rejection::QueryRejection},
     middleware,
     routing::{delete, get, post},
 };
 use matrix2acrobits_shared::{
-    ids::{Selector, UserId, log_id},
+    ids::{UserId, log_id},
     secret::Secret,
 };
 use matrix2acrobits_store::Store;
@@ -18,6 +18,7 @@ use utoipa::OpenApi;
 use super::{
     access::require_token,
     errors::{AdminError, BodyBytes, BodyError, SelectorError, invalid, json, refused},
+    input::SelectorPath,
     lasting::to_the_end,
     replay,
     servers::Servers,
@@ -179,9 +180,8 @@ async fn list_tokens(
 )]
 async fn delete_tokens(
     State(admin): State<Admin>,
-    Path(selector): Path<String>,
+    SelectorPath(selector): SelectorPath,
 ) -> Result<Json<Removed<usize>>, AdminError> {
-    let selector = selector_of(&selector)?;
     let removing = async move {
         let removed = admin.store.remove_tokens(Some(selector.clone())).await?;
         tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: push tokens deleted");
@@ -221,10 +221,6 @@ async fn delete_all_tokens(
     };
     let removed = to_the_end(removing).await?;
     Ok(Json(Removed { removed }))
-}
-
-fn selector_of(text: &str) -> Result<Selector, AdminError> {
-    Selector::parse(text.trim()).map_err(|error| invalid(format!("The selector {error}.")))
 }
 
 /// Lists the mappings.
@@ -272,9 +268,9 @@ async fn list_mappings(
 )]
 async fn get_mapping(
     State(admin): State<Admin>,
-    Path(selector): Path<String>,
+    SelectorPath(selector): SelectorPath,
 ) -> Result<Json<Mapping>, AdminError> {
-    let mapping = admin.store.mapping(&selector_of(&selector)?).await?;
+    let mapping = admin.store.mapping(&selector).await?;
     mapping
         .map(|mapping| Json(mapping.into()))
         .ok_or_else(|| refused(Matter::NotFound, "There is no such thing."))
@@ -296,10 +292,9 @@ async fn get_mapping(
 )]
 async fn put_mapping(
     State(admin): State<Admin>,
-    Path(selector): Path<String>,
+    SelectorPath(selector): SelectorPath,
     body: BodyBytes,
 ) -> Result<Json<MappingSet>, AdminError> {
-    let selector = selector_of(&selector)?;
     let mapping: NewMapping = json(body, r#"The body must be {"user_id": "@user:server"}."#)?;
     let user_id = UserId::parse(mapping.user_id.trim())
         .map_err(|error| invalid(format!("user_id {error}.")))?;
@@ -332,9 +327,8 @@ async fn put_mapping(
 )]
 async fn delete_mapping(
     State(admin): State<Admin>,
-    Path(selector): Path<String>,
+    SelectorPath(selector): SelectorPath,
 ) -> Result<Json<Removed<bool>>, AdminError> {
-    let selector = selector_of(&selector)?;
     let removing = async move {
         let removed = admin.store.delete_mapping(selector.clone()).await?;
         tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: mapping deleted");

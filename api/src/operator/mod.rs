@@ -6,6 +6,7 @@ pub(crate) mod canary;
 pub(crate) mod copy_database;
 mod errors;
 pub(crate) mod import;
+mod input;
 mod lasting;
 mod mapping_file;
 pub(crate) mod mappings;

@@ -7,7 +7,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Query, Request, State},
+    extract::{DefaultBodyLimit, Query, Request, State, rejection::QueryRejection},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{AUTHORIZATION, HOST, LOCATION, ORIGIN, WWW_AUTHENTICATE},
@@ -17,7 +17,6 @@ use axum::{
     routing::{get, post},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use matrix2acrobits_shared::{
     flow::SilentCursor, ids::UserId, process::logs::Chain, rules::pushers::Replay, secret::Secret,
 };
@@ -27,6 +26,7 @@ use self::page::{Facts, View, html, note};
 use serde::Deserialize;
 
 use super::{
+    input::FormBody,
     push_test::{TestError, TestPush, Tester, To},
     replay::replay_all,
 };
@@ -79,6 +79,11 @@ pub(crate) fn router(
         .with_state(status)
 }
 
+/// A page that says why there is no other.
+pub(super) fn refusal(status: StatusCode, words: &str) -> Response {
+    html(status, &note(words))
+}
+
 async fn require_login(
     State(token): State<Option<Secret>>,
     request: Request,
@@ -86,7 +91,7 @@ async fn require_login(
 ) -> Response {
     let Some(token) = token else {
         let words = "This page is off: ADMIN_TOKEN is not set.";
-        return html(StatusCode::FORBIDDEN, &note(words));
+        return refusal(StatusCode::FORBIDDEN, words);
     };
     let value = request.headers().get(AUTHORIZATION);
     let given = value.and_then(|value| given_token(value.to_str().ok()?));
@@ -94,7 +99,7 @@ async fn require_login(
         return next.run(request).await;
     }
     let words = "Log in with ADMIN_TOKEN as the password, and any user name.";
-    let mut response = html(StatusCode::UNAUTHORIZED, &note(words));
+    let mut response = refusal(StatusCode::UNAUTHORIZED, words);
     response.headers_mut().insert(
         WWW_AUTHENTICATE,
         HeaderValue::from_static(r#"Basic realm="matrix2acrobits", charset="UTF-8""#),
@@ -117,8 +122,9 @@ fn given_token(header: &str) -> Option<String> {
     Some(password.to_owned())
 }
 
-async fn show(State(status): State<Status>, Query(page): Query<Page>) -> Response {
-    let facts = facts(&status.store, page.after()).await.inspect_err(
+async fn show(State(status): State<Status>, page: Result<Query<Page>, QueryRejection>) -> Response {
+    let after = page.map_or(0, |Query(page)| page.after());
+    let facts = facts(&status.store, after).await.inspect_err(
         |error| tracing::warn!(error = %Chain(error), "the status page lacks the database"),
     );
     let code = match &facts {
@@ -182,18 +188,22 @@ impl Status {
             return None;
         }
         let words = "This form does not come from this page, or is from before a restart: load the page again.";
-        Some(html(StatusCode::FORBIDDEN, &note(words)))
+        Some(refusal(StatusCode::FORBIDDEN, words))
     }
 }
 
 /// Sends a test push to a user's phones, and shows what PNM said.
-async fn push_test(State(status): State<Status>, headers: HeaderMap, body: Bytes) -> Response {
+async fn push_test(
+    State(status): State<Status>,
+    headers: HeaderMap,
+    FormBody(body): FormBody,
+) -> Response {
     if let Some(refusal) = status.refuse(&headers, &body) {
         return refusal;
     }
     let Ok(user) = UserId::parse(field(&body, "user").trim()) else {
         let words = "Give a user ID such as @bob:example.org.";
-        return html(StatusCode::BAD_REQUEST, &note(words));
+        return refusal(StatusCode::BAD_REQUEST, words);
     };
     let push = TestPush {
         to: To::User(user),
@@ -218,10 +228,14 @@ async fn push_test(State(status): State<Status>, headers: HeaderMap, body: Bytes
             )
         }
     };
-    html(code, &note(words))
+    refusal(code, words)
 }
 
-async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -> Response {
+async fn replay(
+    State(status): State<Status>,
+    headers: HeaderMap,
+    FormBody(body): FormBody,
+) -> Response {
     if let Some(refusal) = status.refuse(&headers, &body) {
         return refusal;
     }
@@ -232,10 +246,7 @@ async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -
         ("dead", _) => Replay::Dead,
         ("user", Ok(user)) => Replay::User(user),
         _ => {
-            return html(
-                StatusCode::BAD_REQUEST,
-                &note("This says not what to replay."),
-            );
+            return refusal(StatusCode::BAD_REQUEST, "This says not what to replay.");
         }
     };
     match replay_all(&status.store, replay).await {
@@ -243,7 +254,7 @@ async fn replay(State(status): State<Status>, headers: HeaderMap, body: Bytes) -
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "an admin call failed");
             let words = "The database does not answer; try again.";
-            html(StatusCode::SERVICE_UNAVAILABLE, &note(words))
+            refusal(StatusCode::SERVICE_UNAVAILABLE, words)
         }
     }
 }
