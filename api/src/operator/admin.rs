@@ -8,7 +8,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use matrix2acrobits_shared::{
-    ids::{UserId, log_id},
+    ids::{Selector, UserId, log_id},
     secret::Secret,
 };
 use matrix2acrobits_store::Store;
@@ -100,6 +100,10 @@ fn page(query: PageQuery) -> Result<Page, AdminError> {
     Ok(page)
 }
 
+fn wrong_after() -> AdminError {
+    invalid("after must be what next was.")
+}
+
 impl Page {
     fn limit(&self) -> u32 {
         self.limit.unwrap_or(DEFAULT_PAGE)
@@ -108,9 +112,18 @@ impl Page {
     fn after_id(&self) -> Result<i64, AdminError> {
         match &self.after {
             None => Ok(0),
-            Some(text) => text
-                .parse()
-                .map_err(|_| invalid("after must be what next was.")),
+            Some(text) => text.parse().map_err(|_| wrong_after()),
+        }
+    }
+
+    /// The selector after which the page begins. Empty for the first page. Every other text that is no selector is
+    /// refused, because PostgreSQL would not even read one with a NUL in it.
+    fn after_selector(&self) -> Result<&str, AdminError> {
+        let after = self.after.as_deref().unwrap_or_default();
+        if after.is_empty() || Selector::parse(after).is_ok() {
+            Ok(after)
+        } else {
+            Err(wrong_after())
         }
     }
 
@@ -244,7 +257,7 @@ async fn list_mappings(
     let page = page(query)?;
     let mut rows = admin
         .store
-        .mappings(page.after.as_deref().unwrap_or_default(), page.limit() + 1)
+        .mappings(page.after_selector()?, page.limit() + 1)
         .await?;
     let next = cut(&mut rows, page.limit(), |row| row.selector.clone());
     Ok(Json(Mappings {
