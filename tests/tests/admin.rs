@@ -301,12 +301,15 @@ async fn pushers_are_listed_by_state_and_replayed() {
         assert_eq!(json!(found), json!(users), "{state}: {}", list.text);
         assert!(!list.text.contains("APA91b-"), "{}", list.text);
     }
-    let list = app
-        .admin(Method::GET, PUSHERS, None)
-        .await
-        .expect_status(200)
-        .json();
-    assert_eq!(list["pushers"].as_array().map(Vec::len), Some(2));
+    for all in ["", "?state=", "?state=all"] {
+        let path = format!("{PUSHERS}{all}");
+        let list = app
+            .admin(Method::GET, &path, None)
+            .await
+            .expect_status(200)
+            .json();
+        assert_eq!(list["pushers"].as_array().map(Vec::len), Some(2), "{all}");
+    }
     app.admin(Method::GET, &format!("{PUSHERS}?state=nonsense"), None)
         .await
         .expect_error(400);

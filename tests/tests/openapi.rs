@@ -8,6 +8,8 @@ use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
 use matrix2acrobits_tests::fixtures::{self, Phone};
 use matrix2acrobits_tests::process::{Env, Program};
 use matrix2acrobits_tests::python::python;
+use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 const CHECKED_IN: &str = include_str!("../../docs/openapi.json");
@@ -26,6 +28,23 @@ async fn the_description_is_checked_in() {
         printed == CHECKED_IN,
         "docs/openapi.json is out of date: matrix2acrobits-api openapi > docs/openapi.json"
     );
+}
+
+#[tokio::test]
+async fn deleting_what_is_not_there_is_no_error_and_described_so() {
+    let app = App::builder().without_worker().start().await;
+    let description: Value = serde_json::from_str(CHECKED_IN).unwrap();
+    for (path, removed) in [
+        ("/api/internal/push_tokens/{selector}", json!(0)),
+        ("/api/internal/mappings/{selector}", json!(false)),
+    ] {
+        let delete = &description["paths"][path]["delete"]["responses"];
+        assert!(delete["200"].is_object(), "{path}: {delete}");
+        assert!(delete["404"].is_null(), "{path}: {delete}");
+        let path = path.replace("{selector}", "nobodys");
+        let reply = app.admin(Method::DELETE, &path, None).await;
+        assert_eq!(reply.expect_status(200).json()["removed"], removed);
+    }
 }
 
 /// The number behind these words.

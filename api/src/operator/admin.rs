@@ -127,12 +127,14 @@ impl Page {
         }
     }
 
+    /// The state to list. None for every state.
     fn state(&self) -> Result<Option<PusherState>, AdminError> {
-        let state = self.state.as_deref().map(|text| {
-            PusherState::parse(text)
-                .ok_or_else(|| invalid("state must be pending, registered, failed or removed."))
-        });
-        state.transpose()
+        match self.state.as_deref() {
+            None | Some("" | "all") => Ok(None),
+            Some(text) => PusherState::parse(text).map(Some).ok_or_else(|| {
+                invalid("state must be pending, registered, failed, removed or all.")
+            }),
+        }
     }
 }
 
@@ -189,7 +191,7 @@ async fn list_tokens(
     params(
         ("selector" = String, Path, description = "At most 256 bytes"),
     ),
-    responses((status = 200, body = Removed<usize>), SelectorError)
+    responses((status = 200, body = Removed<usize>), AdminError)
 )]
 async fn delete_tokens(
     State(admin): State<Admin>,
@@ -336,7 +338,7 @@ async fn put_mapping(
     params(
         ("selector" = String, Path, description = "At most 256 bytes"),
     ),
-    responses((status = 200, body = Removed<bool>), SelectorError)
+    responses((status = 200, body = Removed<bool>), AdminError)
 )]
 async fn delete_mapping(
     State(admin): State<Admin>,
@@ -362,7 +364,8 @@ async fn delete_mapping(
     params(
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Rows per page, 100 if absent"),
         ("after" = Option<i64>, Query, description = "The value of next in the previous page"),
-        ("state" = Option<PusherState>, Query, description = "Only pushers in this state"),
+        ("state" = Option<String>, Query, pattern = "^(pending|registered|failed|removed|all)?$",
+            description = "Only pushers in this state, in any state if it is absent, empty or all"),
         ("reveal" = Option<bool>, Query, description = "true shows pushkeys in full"),
     ),
     responses((status = 200, body = Pushers), AdminError)
