@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::connection::{Connection, get};
+use crate::fill::PROXY_URL;
 use crate::load::{self, Load, Pace, Requests};
 use crate::stand_in::{PNM_PATH, Seen};
 use crate::system::{self, Cores};
@@ -253,10 +254,7 @@ pub(crate) fn worker_env(place: &(impl Place + ?Sized), homeserver: SocketAddr) 
         format!("http://{homeserver}"),
     );
     env.insert("MATRIX_AS_TOKEN".into(), "as-token".into());
-    env.insert(
-        "PROXY_URL".into(),
-        "https://matrix-proxy.example.com".into(),
-    );
+    env.insert("PROXY_URL".into(), PROXY_URL.into());
     // Jobs in backoff are due in an hour; the worker must not take that for a jump of the clock.
     env.insert("RETRY_MAX_INTERVAL".into(), "2h".into());
     env

@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use matrix2acrobits_test_postgres as postgres;
+use matrix2acrobits_tests::marks::MarkKey;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 /// The key of the marks that the homeserver's notifications carry.
 pub(crate) const MARK_KEY: [u8; 32] = [7; 32];
+/// `PROXY_URL` of the worker.
+pub(crate) const PROXY_URL: &str = "https://matrix-proxy.example.com";
 /// The app of all phones.
 pub(crate) const APP_ID: &str = "com.acrobits.softphone";
 
@@ -126,6 +129,15 @@ pub(crate) fn size(file: &Path) -> u64 {
     std::fs::metadata(file).map_or(0, |metadata| metadata.len())
 }
 
+/// The worker's name for its settings and the key of the marks. It sets pushers with another name anew, 50 a second.
+fn registered_as() -> String {
+    let key = MarkKey::new(&MARK_KEY).mark("\0name");
+    format!(
+        "event_id_only {PROXY_URL}/_matrix/push/v1/notify {}",
+        &key[..8]
+    )
+}
+
 fn statements(rows: Rows) -> Vec<String> {
     let job = |status: &str, attempts: u8, wait: u16, not_before: &str| {
         format!(
@@ -151,8 +163,10 @@ fn statements(rows: Rows) -> Vec<String> {
             "INSERT INTO mappings (selector, user_id, created_at, updated_at)
              SELECT {SELECTOR}, {USER}, unixepoch(), unixepoch() FROM n"
         )],
-        // Whatever the worker's settings are called: an empty name would be renewed at its start.
-        Rows::Registered => vec![pusher("registered", "NULL, unixepoch() + 86400")],
+        Rows::Registered => {
+            let registered = format!("'{}', unixepoch() + 86400", registered_as());
+            vec![pusher("registered", &registered)]
+        }
         Rows::Due => vec![pusher("pending", "NULL, NULL"), job("Pending", 0, 0, "NULL")],
         Rows::Dead => vec![
             pusher("failed", "NULL, NULL"),
