@@ -1,8 +1,9 @@
 //! What the bridge costs when nothing happens: time to start, size of the file, memory and CPU.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::bench::{Bench, Error, float, median, ready};
+use crate::bench::{Bench, Error, Upstream, float, median, ready};
 use crate::fill::{self, Rows};
 use crate::report::{Goal, Report, Table};
 use crate::system;
@@ -34,16 +35,9 @@ pub(crate) async fn start(bench: &Bench) -> Result<Report, Error> {
             let started = Instant::now();
             drop(bench.pass_through(&homeserver).await?);
             times[0].push(millis(started));
-            let started = Instant::now();
-            let mut api = bench.api(file, Some(&homeserver)).await?;
-            ready(api.admin()?).await?;
-            times[1].push(millis(started));
-            api.process.terminate().await;
-            let started = Instant::now();
-            let mut worker = bench.worker(file, homeserver.addr, true).await?;
-            ready(worker.admin()?).await?;
-            times[2].push(millis(started));
-            worker.process.terminate().await;
+            let [api, worker] = start_up(bench, file, &homeserver).await?;
+            times[1].push(api);
+            times[2].push(worker);
         }
         let [base, api, worker] = times.map(median);
         let cell = |millis: f64| format!("{millis:.0}");
@@ -65,6 +59,25 @@ pub(crate) async fn start(bench: &Bench) -> Result<Report, Error> {
     table.row([MANY_NAME.into(), mib(all), per(all)]);
     report.tables.push(table);
     Ok(report)
+}
+
+/// Milliseconds until the api and then the worker are ready.
+pub(crate) async fn start_up(
+    bench: &Bench,
+    file: &Path,
+    upstream: &Upstream,
+) -> Result<[f64; 2], Error> {
+    let started = Instant::now();
+    let mut api = bench.api(file, Some(upstream)).await?;
+    ready(api.admin()?).await?;
+    let of_api = millis(started);
+    api.process.terminate().await;
+    let started = Instant::now();
+    let mut worker = bench.worker(file, upstream.addr, true).await?;
+    ready(worker.admin()?).await?;
+    let of_worker = millis(started);
+    worker.process.terminate().await;
+    Ok([of_api, of_worker])
 }
 
 fn millis(since: Instant) -> f64 {

@@ -183,6 +183,20 @@ impl Bench {
     /// One measurement, after a warm-up.
     pub(crate) async fn measure(
         &self,
+        target: (SocketAddr, u32),
+        upstream: &Upstream,
+        connections: usize,
+        pace: Pace,
+        requests: (&Requests, &'static [u8]),
+    ) -> Result<Sample, Error> {
+        self.measure_for(self.time, target, upstream, connections, pace, requests)
+            .await
+    }
+
+    /// The same for a time of its own.
+    pub(crate) async fn measure_for(
+        &self,
+        time: Duration,
         (addr, pid): (SocketAddr, u32),
         upstream: &Upstream,
         connections: usize,
@@ -198,7 +212,7 @@ impl Bench {
             expected,
         };
         load::run(&load).await;
-        load.time = self.time;
+        load.time = time;
         let (seen, cpu) = (upstream.seen().await?, system::cpu_time(pid));
         let outcome = load::run(&load).await;
         let cpu = system::cpu_time(pid).saturating_sub(cpu);

@@ -1,5 +1,6 @@
 //! Fills a database directly, since a million reports over HTTP would take minutes.
 
+use std::ops::Range;
 use std::path::Path;
 
 use matrix2acrobits_test_postgres as postgres;
@@ -54,6 +55,16 @@ pub(crate) enum Rows {
 
 /// Adds rows for `count` phones to a database that the api has created, and sets the key of the marks.
 pub(crate) async fn fill(file: &Path, count: u64, rows: &[Rows]) -> Result<(), sqlx::Error> {
+    fill_phones(file, 0..count, rows).await
+}
+
+/// The same for the phones with these numbers, of which there must be one.
+pub(crate) async fn fill_phones(
+    file: &Path,
+    phones: Range<u64>,
+    rows: &[Rows],
+) -> Result<(), sqlx::Error> {
+    let Range { start, end } = phones;
     let options = SqliteConnectOptions::new().filename(file);
     let mut database = SqliteConnection::connect_with(&options).await?;
     // One long transaction; the processes under test set their own.
@@ -62,7 +73,7 @@ pub(crate) async fn fill(file: &Path, count: u64, rows: &[Rows]) -> Result<(), s
     for rows in rows {
         for statement in statements(*rows) {
             let numbers = format!(
-                "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {count})"
+                "WITH RECURSIVE n(i) AS (SELECT {start} UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {end})"
             );
             run(&mut database, &format!("{numbers} {statement}")).await?;
         }

@@ -11,6 +11,7 @@ mod chart;
 mod connection;
 mod docs;
 mod fill;
+mod growth;
 mod instructions;
 mod load;
 mod notify;
@@ -39,7 +40,7 @@ use stand_in::StandIn;
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-all")]
 struct Args {
-    /// Shorter and fewer rounds: about eight minutes, and less to be relied on
+    /// Shorter and fewer rounds: about nine minutes, and less to be relied on
     #[arg(long)]
     quick: bool,
     /// Only this part; may be given several times
@@ -93,6 +94,8 @@ enum Part {
     Start,
     /// CPU and memory with nothing to do
     Idle,
+    /// The main figures over the number of phones
+    Growth,
     /// Instructions per push, report and job; needs valgrind
     Instructions,
     /// Several apis and workers at a PostgreSQL database, beside one at an SQLite file
@@ -113,6 +116,7 @@ impl Part {
             Self::Operators => operators::operators(bench).await,
             Self::Start => at_rest::start(bench).await,
             Self::Idle => at_rest::idle(bench).await,
+            Self::Growth => growth::growth(bench).await,
             Self::Instructions => instructions::instructions(bench).await,
             Self::Postgres => postgres::postgres(bench).await,
         }

@@ -35,6 +35,11 @@ pub(crate) fn requests(phones: u64) -> Requests {
     Arc::new(move |number, into| report(number % phones, into))
 }
 
+/// Reports of any of so many phones with equal chance.
+pub(crate) fn any_of(phones: u64) -> Requests {
+    Arc::new(move |number, into| report(notify::mixed(number) % phones, into))
+}
+
 /// What the worker does beside.
 #[derive(Debug, Clone, Copy)]
 enum Worker {
@@ -126,7 +131,7 @@ pub(crate) async fn rate(bench: &Bench) -> Result<Report, Error> {
     Ok(found(&scenarios, &of_base, median(flushes)))
 }
 
-fn remove(file: &Path) {
+pub(crate) fn remove(file: &Path) {
     for end in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(format!("{}{end}", file.display()));
     }

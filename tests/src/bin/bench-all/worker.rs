@@ -21,7 +21,12 @@ const CONCURRENCY: usize = 16;
 /// Jobs per second and CPU microseconds per job.
 type Drained = (f64, f64);
 
-async fn drain(bench: &Bench, template: &Path, homeserver: &Upstream) -> Result<Drained, Error> {
+/// Drains a part of the backlog in a copy of a file.
+pub(crate) async fn drain(
+    bench: &Bench,
+    template: &Path,
+    homeserver: &Upstream,
+) -> Result<Drained, Error> {
     let file = bench.copy_of(template)?;
     let begin = homeserver.seen().await?.pushers_set;
     let worker = bench.worker(&file, homeserver.addr, true).await?;
