@@ -1,4 +1,4 @@
-//! Line charts as hand-written SVG: panels side by side over one axis of categories.
+//! Line charts as hand-written SVG: panels, two side by side, over one axis of categories.
 
 use std::fmt::Write as _;
 
@@ -8,6 +8,7 @@ use crate::report::short;
 #[derive(Debug)]
 pub(crate) struct Axis<'a> {
     pub(crate) title: &'a str,
+    /// Where there are many, most are empty.
     pub(crate) labels: &'a [String],
 }
 
@@ -24,6 +25,10 @@ pub(crate) struct Panel<'a> {
 
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 280.0;
+/// Panels side by side.
+const ACROSS: usize = 2;
+/// With more points than these, a line has no circles.
+const CIRCLES: usize = 12;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 400.0;
 const TOP: f64 = 40.0;
@@ -33,16 +38,22 @@ const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 
 pub(crate) fn chart(axis: &Axis<'_>, panels: &[Panel<'_>]) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a few panels")]
-    let width = WIDTH * panels.len() as f64;
+    let (width, height) = (
+        WIDTH * panels.len().min(ACROSS) as f64,
+        HEIGHT * panels.len().div_ceil(ACROSS) as f64,
+    );
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
     );
     for (number, panel) in panels.iter().enumerate() {
         #[expect(clippy::cast_precision_loss, reason = "a few panels")]
-        let offset = WIDTH * number as f64;
+        let (x, y) = (
+            WIDTH * (number % ACROSS) as f64,
+            HEIGHT * (number / ACROSS) as f64,
+        );
         // Writing into a String cannot fail, here and below.
-        let _ = writeln!(svg, "<g transform=\"translate({offset} 0)\">");
+        let _ = writeln!(svg, "<g transform=\"translate({x} {y})\">");
         draw(&mut svg, axis, panel);
         svg.push_str("</g>\n");
     }
@@ -75,7 +86,8 @@ fn draw(svg: &mut String, axis: &Axis<'_>, panel: &Panel<'_>) {
             short(figure)
         );
     }
-    for (at, label) in axis.labels.iter().enumerate() {
+    let labels = axis.labels.iter().enumerate();
+    for (at, label) in labels.filter(|(_, label)| !label.is_empty()) {
         let _ = writeln!(
             svg,
             "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
@@ -104,7 +116,7 @@ fn draw(svg: &mut String, axis: &Axis<'_>, panel: &Panel<'_>) {
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
             line.join(" ")
         );
-        for (x, y) in points {
+        for (x, y) in points.filter(|_| figures.len() <= CIRCLES) {
             let _ = writeln!(
                 svg,
                 "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>"
