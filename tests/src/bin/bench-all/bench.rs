@@ -55,12 +55,14 @@ pub(crate) struct Bench {
     /// Of one measurement.
     pub(crate) time: Duration,
     pub(crate) quick: bool,
+    /// How long `soak` runs.
+    pub(crate) minutes: u32,
     /// On a disk: in memory a flush would cost nothing.
     pub(crate) folder: TempDir,
 }
 
 impl Bench {
-    pub(crate) fn new(quick: bool) -> Result<Self, Error> {
+    pub(crate) fn new(quick: bool, minutes: u32) -> Result<Self, Error> {
         let own = std::env::current_exe()?;
         let folder = own.parent().unwrap_or(Path::new("."));
         Ok(Self {
@@ -68,6 +70,7 @@ impl Bench {
             rounds: if quick { 2 } else { 5 },
             time: Duration::from_millis(if quick { 1000 } else { 3000 }),
             quick,
+            minutes,
             folder: tempfile::Builder::new()
                 .prefix("bench-")
                 .tempdir_in(folder)?,
@@ -154,6 +157,12 @@ impl Bench {
         self.upstream(&["stand-in", &delay]).await
     }
 
+    /// One that takes no time, at this address.
+    pub(crate) async fn stand_in_at(&self, addr: SocketAddr) -> Result<Upstream, Error> {
+        let addr = addr.to_string();
+        self.upstream(&["stand-in", "0", "--at", &addr]).await
+    }
+
     /// The same behind TLS.
     pub(crate) async fn stand_in_with_tls(&self) -> Result<Upstream, Error> {
         self.upstream(&["stand-in", "0", "--tls"]).await
@@ -168,7 +177,7 @@ impl Bench {
         Ok(Upstream {
             addr: helper.addr,
             tls,
-            _helper: helper,
+            helper,
         })
     }
 
@@ -372,7 +381,7 @@ impl Helper {
 pub(crate) struct Upstream {
     pub(crate) addr: SocketAddr,
     tls: Option<Tls>,
-    _helper: Helper,
+    helper: Helper,
 }
 
 /// Where it is reached by TLS, and the file with the certificate authority to trust.
@@ -387,6 +396,11 @@ impl Upstream {
         let plain = || format!("http://{}", self.addr);
         let base = self.tls.as_ref().map_or_else(plain, |tls| tls.url.clone());
         format!("{base}{PNM_PATH}")
+    }
+
+    /// Ends it, and waits until it is gone.
+    pub(crate) async fn end(&mut self) -> Result<(), Error> {
+        self.helper.end().await
     }
 
     /// How the pass-through to it is started.

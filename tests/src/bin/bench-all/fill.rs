@@ -140,6 +140,16 @@ pub(crate) fn size(file: &Path) -> u64 {
     std::fs::metadata(file).map_or(0, |metadata| metadata.len())
 }
 
+/// How many jobs there are, also those that were given up; a job that is done has no row.
+pub(crate) async fn jobs(file: &Path) -> Result<u64, sqlx::Error> {
+    let options = SqliteConnectOptions::new().filename(file).read_only(true);
+    let mut database = SqliteConnection::connect_with(&options).await?;
+    let count = sqlx::query_scalar("SELECT count(*) FROM Jobs");
+    let jobs: i64 = count.fetch_one(&mut database).await?;
+    database.close().await?;
+    Ok(jobs.unsigned_abs())
+}
+
 /// The worker's name for its settings and the key of the marks. It sets pushers with another name anew, 50 a second.
 fn registered_as() -> String {
     let key = MarkKey::new(&MARK_KEY).mark("\0name");

@@ -38,6 +38,8 @@ pub(crate) struct Load {
 pub(crate) struct Outcome {
     pub(crate) good: u64,
     pub(crate) failed: u64,
+    /// Those of the failed that were answered 200, but not as expected.
+    pub(crate) other: u64,
     pub(crate) took: Duration,
     /// In microseconds.
     pub(crate) latency: Histogram<u64>,
@@ -48,6 +50,7 @@ impl Outcome {
         Self {
             good: 0,
             failed: 0,
+            other: 0,
             took: Duration::ZERO,
             // 1 µs to 60 s with three digits: these bounds are always allowed.
             latency: Histogram::new_with_bounds(1, 60_000_000, 3)
@@ -58,6 +61,7 @@ impl Outcome {
     fn add(&mut self, other: &Self) {
         self.good += other.good;
         self.failed += other.failed;
+        self.other += other.other;
         let _ = self.latency.add(&other.latency);
     }
 }
@@ -108,7 +112,11 @@ async fn one(load: Load, start: Instant, slots: Arc<AtomicU64>) -> Outcome {
         }
         (load.requests)(NEXT.fetch_add(1, Ordering::Relaxed), &mut request);
         let good = match connection.exchange(&request).await {
-            Ok(answer) => answer.status == 200 && answer.body == load.expected,
+            Ok(answer) => {
+                let good = answer.status == 200 && answer.body == load.expected;
+                outcome.other += u64::from(answer.status == 200 && !good);
+                good
+            }
             Err(_broken) => {
                 if connection.reopen().await.is_err() {
                     tokio::time::sleep(Duration::from_millis(10)).await;

@@ -14,21 +14,25 @@ mod fill;
 mod growth;
 mod instructions;
 mod load;
+mod mix;
 mod notify;
 mod operators;
+mod outages;
 mod pass_through;
 mod postgres;
 mod report;
 mod reports;
+mod soak;
 mod stand_in;
 mod system;
 mod worker;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum, value_parser};
 use matrix2acrobits_tests::tls::TlsFront;
 use url::Url;
 
@@ -46,6 +50,9 @@ struct Args {
     /// Only this part; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<Part>,
+    /// How many minutes `soak` runs. It takes 60 samples; in less than 15 minutes its outages are shorter and come more often
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = value_parser!(u32).range(1..=1440))]
+    minutes: u32,
     /// Leave docs/performance.md as it is
     #[arg(long)]
     no_docs: bool,
@@ -61,6 +68,8 @@ enum Role {
         delay_ms: u64,
         #[arg(long)]
         tls: bool,
+        #[arg(long, default_value_t = stand_in::ANY_PORT)]
+        at: SocketAddr,
     },
     #[command(hide = true)]
     PassThrough {
@@ -100,6 +109,8 @@ enum Part {
     Instructions,
     /// Several apis and workers at a PostgreSQL database, beside one at an SQLite file
     Postgres,
+    /// An hour of mixed load, in which PNM and the homeserver go and come back; only if it is named
+    Soak,
 }
 
 impl Part {
@@ -119,6 +130,7 @@ impl Part {
             Self::Growth => growth::growth(bench).await,
             Self::Instructions => instructions::instructions(bench).await,
             Self::Postgres => postgres::postgres(bench).await,
+            Self::Soak => soak::soak(bench).await,
         }
     }
 
@@ -158,8 +170,8 @@ async fn play(args: Args) -> Result<(), Error> {
         }) => {
             return pass_through::serve(upstream, authority.as_deref()).await;
         }
-        Some(Role::StandIn { delay_ms, tls }) => {
-            let addr = StandIn::start(Duration::from_millis(delay_ms))?.addr;
+        Some(Role::StandIn { delay_ms, tls, at }) => {
+            let addr = StandIn::start_at(at, Duration::from_millis(delay_ms))?.addr;
             if tls {
                 let front = TlsFront::start(addr).await;
                 println!("{addr} {} {}", front.url(), front.authority());
@@ -170,12 +182,17 @@ async fn play(args: Args) -> Result<(), Error> {
         }
         None => {}
     }
-    let bench = Bench::new(args.quick)?;
+    let bench = Bench::new(args.quick, args.minutes)?;
     bench.cores.stay_off();
     println!("{}\n", docs::machine(&bench));
     let mut reports = Vec::new();
     for part in Part::value_variants() {
-        if !args.only.is_empty() && !args.only.contains(part) {
+        let asked_for = if args.only.is_empty() {
+            *part != Part::Soak
+        } else {
+            args.only.contains(part)
+        };
+        if !asked_for {
             continue;
         }
         let started = Instant::now();

@@ -24,13 +24,23 @@ pub(crate) fn requests(tokens: u64) -> Requests {
     let key = MarkKey::new(&fill::MARK_KEY);
     Arc::new(move |number, into| {
         let phone = mixed(number) % tokens;
-        let (token, selector) = (fill::token(phone), fill::selector(phone));
-        let mark = key.mark(&token);
-        let body = format!(
-            r#"{{"notification":{{"event_id":"${number:043}","room_id":"!IaZKy7HV3BbBltwUTv6PaFNAhT-QNqNF5Rj0SHhOEoc","counts":{{"unread":2}},"prio":"high","devices":[{{"app_id":"{APP_ID}","pushkey":"{token}","pushkey_ts":1795330844,"data":{{"format":"event_id_only","selector":"{selector}","mark":"{mark}"}}}}]}}}}"#
-        );
-        post(PATH, &body, into);
+        notification(&key, number, (phone, phone), into);
     })
+}
+
+/// Notification `number` for a phone, to the push token with this number.
+pub(crate) fn notification(
+    key: &MarkKey,
+    number: u64,
+    (phone, token): (u64, u64),
+    into: &mut Vec<u8>,
+) {
+    let (token, selector) = (fill::token(token), fill::selector(phone));
+    let mark = key.mark(&token);
+    let body = format!(
+        r#"{{"notification":{{"event_id":"${number:043}","room_id":"!IaZKy7HV3BbBltwUTv6PaFNAhT-QNqNF5Rj0SHhOEoc","counts":{{"unread":2}},"prio":"high","devices":[{{"app_id":"{APP_ID}","pushkey":"{token}","pushkey_ts":1795330844,"data":{{"format":"event_id_only","selector":"{selector}","mark":"{mark}"}}}}]}}}}"#
+    );
+    post(PATH, &body, into);
 }
 
 /// Chance that is the same in every run (SplitMix64).

@@ -23,7 +23,12 @@ const CONNECTIONS: usize = 64;
 
 /// The report of a phone, with a token that is its own.
 pub(crate) fn report(phone: u64, into: &mut Vec<u8>) {
-    let (selector, token) = (fill::selector(phone), fill::token(phone));
+    report_token(phone, phone, into);
+}
+
+/// The report of a phone, with the push token that has this number.
+pub(crate) fn report_token(phone: u64, token: u64, into: &mut Vec<u8>) {
+    let (selector, token) = (fill::selector(phone), fill::token(token));
     let body = format!(
         r#"{{"selector":"{selector}","token_msgs":"{token}","app_id_msgs":"{APP_ID}","token_calls":"{token}","app_id_calls":"{APP_ID}"}}"#
     );

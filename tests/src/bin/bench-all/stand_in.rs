@@ -1,7 +1,7 @@
 //! PNM and the homeserver in one lean server that takes everything after a fixed delay, and counts.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +18,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 pub(crate) const PNM_PATH: &str = "/pnm2/send";
+
+/// A port of this machine that the system picks.
+pub(crate) const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// What it has seen.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,8 +46,14 @@ pub(crate) struct StandIn {
 
 impl StandIn {
     pub(crate) fn start(delay: Duration) -> std::io::Result<Self> {
+        Self::start_at(ANY_PORT, delay)
+    }
+
+    /// On a fixed address, to which a stand-in can come back.
+    pub(crate) fn start_at(addr: SocketAddr, delay: Duration) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind(([127, 0, 0, 1], 0).into())?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
         // The usual backlog of 128 is less than the connections that come at once.
         let listener = socket.listen(1024)?;
         let counters = Arc::<Counters>::default();

@@ -90,6 +90,11 @@ pub(crate) fn memory(pid: u32) -> Memory {
     }
 }
 
+/// How many file descriptors a process has open.
+pub(crate) fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
 /// What one durable write costs here: the middle of some flushes of a small file in `folder`.
 pub(crate) fn flush_time(folder: &Path) -> Duration {
     use std::io::Write;
