@@ -1,11 +1,9 @@
 //! The api's command line.
 
-use std::fmt;
-
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
     clock::Clock,
-    process::{health, settings::SharedArgs},
+    process::{health, output::print, settings::SharedArgs},
 };
 use matrix2acrobits_store::{Database, Import, Role, Store};
 
@@ -79,10 +77,4 @@ pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Fail
     }
     let store = Store::open(&database, Role::Behind, Clock::system()).await?;
     Ok(Import::Into(store))
-}
-
-/// Writes a line to standard output. A reader that has gone away (`| head`) is not an error.
-pub(crate) fn print(line: impl fmt::Display) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -515,3 +515,30 @@ async fn an_import_beside_a_running_api_is_known_to_its_memory() {
     })
     .await;
 }
+
+/// As on a full disk.
+#[tokio::test]
+async fn a_list_that_cannot_be_written_to_its_end_is_an_error() {
+    let app = App::builder().without_worker().start().await;
+    app.enroll(&[&Phone::seed()]).await;
+    for (program, args) in [
+        (Program::Api, &["mappings", "export"][..]),
+        (Program::Api, &["mappings", "export", "--format", "json"]),
+        (Program::Api, &["phones"]),
+        (Program::Api, &["phones", "--json"]),
+        (Program::Worker, &["jobs"]),
+        (Program::Worker, &["jobs", "--json"]),
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let output = std::process::Command::new(program.path())
+            .args(args)
+            .env_clear()
+            .env("DATABASE_URL", app.database.url())
+            .stdout(full.unwrap())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains("not complete"), "{args:?}: {text}");
+    }
+}

@@ -2,7 +2,10 @@
 //! twice or falls silent.
 
 use matrix2acrobits_shared::{
-    process::settings::{SettingError, secret},
+    process::{
+        output::print,
+        settings::{SettingError, secret},
+    },
     secret::Secret,
 };
 use matrix2acrobits_store::{
@@ -11,7 +14,7 @@ use matrix2acrobits_store::{
 };
 
 use super::tally::bar;
-use crate::cli::{Cli, Failure, print};
+use crate::cli::{Cli, Failure};
 
 /// How often to print a line of progress without a terminal, in rows.
 const SAY_EVERY: u64 = 100_000;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use matrix2acrobits_shared::{
     ids::{AppId, IdError, Pushkey, Selector},
-    process::settings::SettingError,
+    process::{output::print, settings::SettingError},
     rules::{
         import::{IMPORT_CHUNK, TokenRow},
         report::{Field, Report, Reporter},
@@ -15,7 +15,7 @@ use matrix2acrobits_store::go_proxy::{GoProxyDatabase, GoProxyRow};
 
 use super::{mappings, servers::Servers, tally::Tally};
 use crate::{
-    cli::{Cli, Failure, open_import, print},
+    cli::{Cli, Failure, open_import},
     reports::fields::is_placeholder,
 };
 

@@ -21,7 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Placed>, String> {
     let mut rows = if text.trim_start().starts_with(['[', '{']) {
         json(text)?
     } else {
-        csv_rows(text)
+        csv_rows(text)?
     };
     refuse_repeats(&mut rows);
     Ok(rows)
@@ -99,7 +99,7 @@ impl Columns {
     };
 }
 
-fn csv_rows(text: &str) -> Vec<Placed> {
+fn csv_rows(text: &str) -> Result<Vec<Placed>, String> {
     // The reader would count the line feed of a CR LF as part of the next line.
     let text = text.replace("\r\n", "\n");
     let mut reader = ReaderBuilder::new()
@@ -118,6 +118,11 @@ fn csv_rows(text: &str) -> Vec<Placed> {
                 continue;
             }
         };
+        if record.iter().any(|cell| cell.contains('\n')) {
+            // It would hide all rows up to the next quotation mark.
+            let line = record.position().map_or(0, csv::Position::line);
+            return Err(format!("line {line}: a quotation mark is not closed"));
+        }
         if columns.is_none() {
             columns = Some(Columns::named(&record));
             if matches!(columns, Some(Some(_))) {
@@ -137,7 +142,7 @@ fn csv_rows(text: &str) -> Vec<Placed> {
         let line = record.position().map_or(0, csv::Position::line);
         rows.push((format!("line {line}"), row));
     }
-    rows
+    Ok(rows)
 }
 
 fn mapping(selector: &str, user: &str, updated_at: Option<i64>) -> Result<MappingRow, String> {
@@ -174,6 +179,16 @@ mod tests {
         assert_eq!(shown(swapped), expected);
         assert_eq!(shown("a:1,@b:x"), ["line 1: a:1 @b:x None"]);
         assert_eq!(shown(""), [""; 0]);
+    }
+
+    #[test]
+    fn a_quotation_mark_that_is_not_closed_hides_no_rows() {
+        let problem = parse("selector,user_id\na,@a:x\nb,\"@b:x\nc,@c:x\nd,@d:x\n");
+        let problem = problem.map(|rows| rows.len());
+        assert_eq!(
+            problem,
+            Err("line 3: a quotation mark is not closed".to_owned())
+        );
     }
 
     #[test]

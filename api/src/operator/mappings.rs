@@ -1,10 +1,19 @@
 //! `mappings import|export`: imports or exports many mappings. Both work alongside a running api, and repeating an
 //! import changes nothing.
 
-use std::{io::Read as _, path::Path, path::PathBuf};
+use std::{
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
 
 use clap::{Subcommand, ValueEnum};
-use matrix2acrobits_shared::{process::settings::SettingError, rules::import::IMPORT_CHUNK};
+use matrix2acrobits_shared::{
+    process::{
+        output::{print, write, written},
+        settings::SettingError,
+    },
+    rules::import::IMPORT_CHUNK,
+};
 use matrix2acrobits_store::Import;
 
 use super::{
@@ -12,7 +21,7 @@ use super::{
     servers::Servers,
     tally::Tally,
 };
-use crate::cli::{Cli, Failure, open_existing, open_import, print};
+use crate::cli::{Cli, Failure, open_existing, open_import};
 
 const PAGE: u32 = 500;
 
@@ -130,11 +139,7 @@ async fn export(cli: &Cli, format: Format) -> Result<(), Failure> {
     let mut output = csv::Writer::from_writer(std::io::stdout().lock());
     let mut all = Vec::new();
     let mut after = String::new();
-    if matches!(format, Format::Csv)
-        && output
-            .write_record(["selector", "user_id", "updated_at"])
-            .is_err()
-    {
+    if matches!(format, Format::Csv) && !put(&mut output, ["selector", "user_id", "updated_at"])? {
         return Ok(());
     }
     loop {
@@ -146,20 +151,29 @@ async fn export(cli: &Cli, format: Format) -> Result<(), Failure> {
             Format::Csv => {
                 for row in &page {
                     let time = row.updated_at.to_string();
-                    // A reader that has gone away (`| head`) is not an error.
-                    if output
-                        .write_record([&row.selector, &row.user_id, &time])
-                        .is_err()
-                    {
+                    if !put(&mut output, [&row.selector, &row.user_id, &time])? {
                         return Ok(());
                     }
                 }
             }
         }
     }
+    written(output.flush())?;
     if matches!(format, Format::Json) {
         drop(output);
-        print(serde_json::to_string_pretty(&all).map_err(Failure::of)?);
+        write(serde_json::to_string_pretty(&all).map_err(Failure::of)?)?;
     }
     Ok(())
+}
+
+/// Writes a row. False when the reader has gone away.
+fn put(output: &mut csv::Writer<impl io::Write>, row: [&str; 3]) -> Result<bool, Failure> {
+    let result = output
+        .write_record(row)
+        .map_err(|error| match error.into_kind() {
+            csv::ErrorKind::Io(error) => error,
+            // Rows have as many cells as the first.
+            other => io::Error::other(format!("{other:?}")),
+        });
+    written(result)
 }

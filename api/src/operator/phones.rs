@@ -6,14 +6,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use matrix2acrobits_shared::{
     flow::{PhoneListing, SilentCursor},
     ids::{UserId, log_id},
-    process::{settings::SettingError, words::Counted},
+    process::{output::write, settings::SettingError, words::Counted},
     rules::arrival::Standing,
 };
 use matrix2acrobits_store::{Store, StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::cli::{Cli, Failure, open_existing, print};
+use crate::cli::{Cli, Failure, open_existing};
 
 const PAGE: u32 = 500;
 
@@ -112,9 +112,9 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let store = open_existing(cli).await?;
     let now = store.clock().unix();
     if !args.json {
-        print(row([
+        write(row([
             "USER", "PHONE", "APP", "REPORT", "PUSHER", "PUSH", "RECEIPT", "VERDICT",
-        ]));
+        ]))?;
     }
     let (mut count, mut all) = (0, Vec::new());
     let mut pages = Pages {
@@ -130,15 +130,15 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             count += 1;
             if args.json {
                 all.push(phone);
-            } else {
-                print(line(&phone));
+            } else if !write(line(&phone))? {
+                return Ok(());
             }
         }
     }
     if args.json {
-        print(serde_json::to_string_pretty(&all).map_err(Failure::of)?);
+        write(serde_json::to_string_pretty(&all).map_err(Failure::of)?)?;
     } else {
-        print(Counted(count, "phone"));
+        write(Counted(count, "phone"))?;
     }
     Ok(())
 }

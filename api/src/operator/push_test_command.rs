@@ -5,12 +5,13 @@ use std::time::Duration;
 use matrix2acrobits_shared::process::{
     health,
     net::{Outgoing, read_body},
+    output::print,
     settings::SettingError,
 };
 use serde_json::Value;
 
 use super::proof::{PushTestRequest, TestedPhones};
-use crate::cli::{Cli, Failure, print};
+use crate::cli::{Cli, Failure};
 
 /// Longer than the 50 s after which the api answers in any case.
 const TIMEOUT: Duration = Duration::from_mins(1);

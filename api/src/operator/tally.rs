@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, fmt, io::IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use matrix2acrobits_shared::rules::import::Imported;
-
-use crate::cli::print;
+use matrix2acrobits_shared::{process::output::print, rules::import::Imported};
 
 /// How often to print a line of progress without a terminal, in rows.
 const SAY_EVERY: u64 = 10_000;

@@ -6,6 +6,7 @@ pub mod health;
 pub mod logs;
 pub mod metrics;
 pub mod net;
+pub mod output;
 mod secrets;
 pub mod settings;
 pub mod shutdown;

@@ -3,9 +3,12 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::ValueEnum;
-use matrix2acrobits_shared::{flow::JobListing, process::words::Counted};
+use matrix2acrobits_shared::{
+    flow::JobListing,
+    process::{output::write, words::Counted},
+};
 
-use super::{Cli, Failure, open_existing, print};
+use super::{Cli, Failure, open_existing};
 
 const PAGE: u32 = 500;
 
@@ -48,14 +51,14 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let store = open_existing(cli).await?;
     let mut jobs = Vec::new();
     if !args.json {
-        print(row([
+        write(row([
             "STATE",
             "WANTED",
             "USER",
             "ATTEMPTS",
             "NEXT TRY",
             "LAST ERROR",
-        ]));
+        ]))?;
     }
     let mut after = String::new();
     let mut count = 0;
@@ -71,14 +74,18 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         count += page.len();
         if args.json {
             jobs.extend(page);
-        } else if !page.iter().all(|job| print(line(job))) {
-            return Ok(());
+        } else {
+            for job in &page {
+                if !write(line(job))? {
+                    return Ok(());
+                }
+            }
         }
     }
     if args.json {
-        print(serde_json::to_string_pretty(&jobs).map_err(Failure::other)?);
+        write(serde_json::to_string_pretty(&jobs).map_err(Failure::other)?)?;
     } else {
-        print(Counted(count, "job"));
+        write(Counted(count, "job"))?;
     }
     Ok(())
 }

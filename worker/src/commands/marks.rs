@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use matrix2acrobits_store::OLD_MARKS_COUNT;
 
-use super::{Cli, Failure, open_existing, print, replay::progress_bar};
+use matrix2acrobits_shared::process::output::print;
+
+use super::{Cli, Failure, open_existing, replay::progress_bar};
 
 /// How often to count the pushers.
 const LOOK: Duration = Duration::from_secs(1);

@@ -4,8 +4,6 @@ pub(crate) mod jobs;
 pub(crate) mod marks;
 pub(crate) mod replay;
 
-use std::fmt;
-
 use clap::{Parser, Subcommand};
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -66,10 +64,4 @@ pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
     let database = Database::of(&cli.shared)?;
     Store::look(&database).await?;
     Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
-}
-
-/// Writes a line to standard output. False when the reader has gone away (`| head`), which is not an error.
-pub(crate) fn print(line: impl fmt::Display) -> bool {
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{line}").is_ok()
 }

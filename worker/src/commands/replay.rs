@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use matrix2acrobits_shared::{
     ids::UserId,
     process::{
+        output::print,
         settings::{self, SettingError},
         words::Counted,
     },
@@ -14,7 +15,7 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_store::Store;
 
-use super::{Cli, Failure, open_existing, print};
+use super::{Cli, Failure, open_existing};
 
 /// Which pushers.
 #[derive(Debug, Clone, clap::Args)]

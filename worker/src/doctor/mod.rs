@@ -12,14 +12,14 @@ mod software;
 use matrix2acrobits_shared::{
     ids::UserId,
     matrix::pushers::PusherSettings,
-    process::{health, settings::SettingError, words::Counted},
+    process::{health, output::print, settings::SettingError, words::Counted},
 };
 use matrix2acrobits_store::{Database, Store};
 
 use ask::Asker;
 
 use crate::{
-    commands::{Cli, Failure, open_existing, print},
+    commands::{Cli, Failure, open_existing},
     settings::Settings,
 };
 
