@@ -48,7 +48,11 @@ const FILES: u64 = 10_000;
 const FINISH: Duration = Duration::from_secs(11);
 /// How long the last commit may take after that. A PNM and a database that both hang must not use up the grace period.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
-const _: () = assert!(FINISH.as_secs() + LAST_COMMIT.as_secs() < shutdown::GRACE.as_secs());
+/// How long it may take after that to put the database's file in order.
+const WRAP_UP: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    FINISH.as_secs() + LAST_COMMIT.as_secs() + WRAP_UP.as_secs() < shutdown::GRACE.as_secs()
+);
 
 pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let settings = cli.serve.parse(&cli.shared)?;
@@ -145,6 +149,8 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     {
         tracing::warn!("stopped in the middle of a call of the operator");
     }
+    // What stays in the log is not lost, if this takes longer.
+    let _ = timeout(WRAP_UP, vital.wrap_up()).await;
     if vital.has_died() {
         return Err(Failure::other("a task of the store ended by a panic"));
     }

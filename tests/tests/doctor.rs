@@ -327,7 +327,7 @@ async fn a_matrix_authentication_service_is_seen_and_is_no_fault() {
 }
 
 #[tokio::test]
-async fn commands_that_only_look_change_no_file_of_another_program() {
+async fn nothing_changes_a_file_of_another_program() {
     let folder = fixtures::folder();
     let file = folder.path().join("other.db");
     let url = format!("sqlite://{}", file.display());
@@ -342,12 +342,15 @@ async fn commands_that_only_look_change_no_file_of_another_program() {
     let before = std::fs::read(&file).unwrap();
     let app = App::start().await;
     let mut env = app.worker_env.clone();
+    env.extend(app.api_env.clone());
     env.insert("DATABASE_URL".into(), url);
     for (program, args) in [
         (Program::Worker, &["doctor"][..]),
         (Program::Worker, &["jobs"]),
         (Program::Worker, &["replay", "--dead"]),
         (Program::Api, &["mappings", "export"]),
+        (Program::Api, &[]),
+        (Program::Worker, &[]),
     ] {
         let output = program.run(args, &env).await;
         let text = [output.stdout, output.stderr].concat();

@@ -14,6 +14,7 @@ use matrix2acrobits_tests::process::{Process, Program};
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Client;
 use serde_json::{Value, json};
+use sqlx::{Connection, SqliteConnection};
 
 fn phones(name: &str, count: usize) -> Vec<Phone> {
     let phone = |number| Phone::new(&format!("{name}-{number}"));
@@ -326,4 +327,31 @@ async fn a_damaged_file_stops_the_start_with_what_to_do() {
     assert!(std::fs::write(&app.file, &good).is_ok());
     app.start_api().await;
     app.start_worker().await;
+}
+
+/// An operator's shell, or a copy that somebody makes.
+#[tokio::test]
+async fn a_start_beside_somebody_elses_lock() {
+    let mut app = App::start().await;
+    if app.database.is_postgres() {
+        return;
+    }
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    let lock = app.database.lock().await;
+    // Who only reads at the start has no reason to wait.
+    app.start_api().await;
+    drop(lock);
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+
+    let mut shell = SqliteConnection::connect(&app.database.url())
+        .await
+        .unwrap();
+    let alone = "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE";
+    sqlx::raw_sql(alone).execute(&mut shell).await.unwrap();
+    let output = Program::Api.run(&[], &app.api_env).await;
+    let text = String::from_utf8_lossy(&output.stderr);
+    // Not the code for a wrong setting, after which nobody would start it again.
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("cannot be used now"), "{text}");
 }

@@ -160,7 +160,7 @@ async fn help_shows_no_secret_of_the_environment() {
 }
 
 /// Both programs refuse these.
-const WRONG_ANYWHERE: [(&str, Option<&str>); 22] = [
+const WRONG_ANYWHERE: [(&str, Option<&str>); 23] = [
     ("EXTRA_CA_FILE", Some("/no/such/file")),
     ("EXTRA_CA_FILE", Some("/etc/hostname")),
     ("DATABASE_URL", Some("mysql://localhost/x")),
@@ -170,6 +170,10 @@ const WRONG_ANYWHERE: [(&str, Option<&str>); 22] = [
         Some("postgres://localhost/x?sslmod=require"),
     ),
     ("DATABASE_URL", Some("postgres://localhost/x?sslmode=on")),
+    (
+        "DATABASE_URL",
+        Some("postgres://localhost/x?sslrootcert=/no/such/file"),
+    ),
     ("DATABASE_URL_FILE", Some("/no/such/file")),
     ("DATABASE_MAX_CONNECTIONS", Some("3")),
     ("DATABASE_MAX_CONNECTIONS", Some("many")),

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
+use matrix2acrobits_tests::database::Database;
 use matrix2acrobits_tests::fixtures::{BOB, Phone, message};
 use matrix2acrobits_tests::http::{send, try_send};
 use matrix2acrobits_tests::pnm::Answer;
@@ -57,4 +58,23 @@ async fn a_test_push_that_hangs_does_not_hold_up_the_end() {
     app.api().signal("TERM").await;
     assert_eq!(app.api_mut().ended(IN_TIME).await, Some(0));
     test.abort();
+}
+
+/// Somebody may copy the file without its log.
+#[tokio::test]
+async fn after_the_end_the_file_is_complete_by_itself() {
+    let mut app = App::start().await;
+    if app.database.is_postgres() {
+        return;
+    }
+    let phones: Vec<_> = (0..50).map(|n| Phone::new(&format!("p{n}"))).collect();
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    app.settled().await;
+    let alone = app.file.with_file_name("alone.db");
+    let copy = Database::at(&alone);
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    std::fs::copy(&app.file, &alone).unwrap();
+    assert_eq!(copy.count("push_tokens").await, 50);
+    assert_eq!(copy.count("pushers WHERE state = 'registered'").await, 50);
 }

@@ -1,6 +1,6 @@
 //! Starts `run`: settings, logs, database, admin listener, then the loop.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -23,6 +23,9 @@ use crate::{
     job::{Jobs, Turns},
     metrics, run,
 };
+
+/// How long it may take at the end to put the database's file in order.
+const WRAP_UP: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let settings = cli.run.parse(&cli.shared)?;
@@ -66,6 +69,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
             "PROXY_URL is not set: no pusher is set or deleted until it is; what is reported waits in the queue"
         );
         admin::idle(&beat, &stop).await;
+        wrap_up(&store).await;
         return Ok(());
     };
     let homeserver = Homeserver::new(
@@ -87,7 +91,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         return Ok(());
     };
     let jobs = Jobs {
-        store,
+        store: store.clone(),
         homeserver,
         settings,
         pusher,
@@ -99,6 +103,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let ended = run::run(jobs, &name, beat).await;
     stop.cancel();
     let _ = admin.await;
+    wrap_up(&store).await;
     ended.map_err(|error| {
         tracing::error!(%error, "ending with an error");
         Failure::other(error)
@@ -108,4 +113,9 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn wrap_up(store: &Store) {
+    // What stays in the log is not lost, if this takes longer.
+    let _ = tokio::time::timeout(WRAP_UP, store.wrap_up()).await;
 }

@@ -56,6 +56,11 @@ pub enum OpenError {
     /// A newer version has changed the schema.
     #[error("DATABASE_URL: {0} was written by a newer version of this program: upgrade this one")]
     Newer(String),
+    /// The database belongs to another program.
+    #[error(
+        "DATABASE_URL: {0} is the database of another program: create one for this program with `createdb`"
+    )]
+    NotOurs(String),
     /// The user lacks rights that are needed.
     #[error(
         "DATABASE_URL: {0}: its user may not make or use the tables: make it the database's owner ({reason})",
@@ -169,6 +174,9 @@ pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenE
     let mut connection = access.connect_first(&name).await?;
     let failed = |error| open_error(&name, error);
     check_version(&mut connection, &name).await?;
+    if is_another_programs(&mut connection).await.map_err(failed)? {
+        return Err(OpenError::NotOurs(name));
+    }
     // sqlx holds an advisory lock meanwhile, because several processes may start at the same time.
     match migrations().run_direct(None, &mut connection, false).await {
         Ok(()) => {}
@@ -235,6 +243,18 @@ pub(crate) async fn is_empty(connection: &mut PgConnection) -> Result<bool, sqlx
         "SELECT NOT EXISTS (SELECT 1
                             FROM pg_tables
                             WHERE schemaname NOT IN ('pg_catalog', 'information_schema'))",
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// Whether a database has tables, but none that lists our migrations, which is the first that we make. One statement,
+/// because another process may be making them.
+async fn is_another_programs(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT count(*) > 0 AND to_regclass('_sqlx_migrations') IS NULL
+         FROM pg_tables
+         WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
     )
     .fetch_one(connection)
     .await

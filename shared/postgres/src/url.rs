@@ -1,6 +1,11 @@
 //! Parses a `DATABASE_URL` that names a PostgreSQL database.
 
-use std::{fmt, net::IpAddr, path::Path, str::FromStr};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use matrix2acrobits_shared::process::settings::{SettingError, parse};
 use sqlx::postgres::PgConnectOptions;
@@ -17,22 +22,40 @@ const PARAMETERS: [&str; 6] = [
     "application_name",
 ];
 
+/// Those of them that name files.
+const FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
+
 /// The PostgreSQL database that `DATABASE_URL` names.
 #[derive(Clone)]
 pub struct DatabaseUrl {
     options: PgConnectOptions,
-    /// Whether the URL names its own certificate authorities.
-    has_roots: bool,
+    /// The files that the URL names, each with its parameter.
+    files: Vec<(String, PathBuf)>,
 }
 
 impl DatabaseUrl {
     /// Also trusts the certificate authorities in this file, unless the URL names some.
     #[must_use]
     pub fn trusting(mut self, extra_ca: Option<&Path>) -> Self {
-        if let Some(path) = extra_ca.filter(|_| !self.has_roots) {
+        let has_roots = self.files.iter().any(|(name, _)| name == "sslrootcert");
+        if let Some(path) = extra_ca.filter(|_| !has_roots) {
             self.options = self.options.ssl_root_cert(path);
         }
         self
+    }
+
+    /// Checks that the files that the URL names can be read.
+    pub fn check_files(&self) -> Result<(), SettingError> {
+        for (name, file) in &self.files {
+            std::fs::File::open(file).map_err(|error| {
+                let problem = format!(
+                    "has {name}={}, which cannot be read: {error}",
+                    file.display()
+                );
+                SettingError::new("DATABASE_URL", problem)
+            })?;
+        }
+        Ok(())
     }
 
     /// The connection options of the URL.
@@ -61,6 +84,12 @@ impl FromStr for DatabaseUrl {
             if !matches!(url.scheme(), "postgres" | "postgresql") {
                 return Err(form());
             }
+            if !is_encoded(&url) {
+                // The text is not repeated, because it holds the password.
+                let words = "holds special characters that must be percent-encoded in a user or password, such as \
+                             %2F for / and %40 for @";
+                return Err(words.to_owned());
+            }
             for (name, value) in url.query_pairs() {
                 if !PARAMETERS.contains(&name.as_ref()) {
                     let known = PARAMETERS.join(", ");
@@ -80,10 +109,24 @@ impl FromStr for DatabaseUrl {
             let options = PgConnectOptions::from_str(text).map_err(|_| form())?;
             Ok(Self {
                 options,
-                has_roots: url.query_pairs().any(|(name, _)| name == "sslrootcert"),
+                files: url
+                    .query_pairs()
+                    .filter(|(name, _)| FILES.contains(&name.as_ref()))
+                    .map(|(name, file)| (name.into_owned(), file.into_owned().into()))
+                    .collect(),
             })
         })
     }
+}
+
+/// Whether the parts of a URL are what they seem. In a password, a `/`, `?` or `#` that is not encoded ends the host's
+/// part of the URL, and the rest of the password becomes the database's name, a parameter or a fragment.
+fn is_encoded(url: &Url) -> bool {
+    let database = url.path().trim_start_matches('/');
+    let is_name = |name: &str| name.bytes().all(|it| it.is_ascii_lowercase() || it == b'_');
+    !database.contains(['/', '@'])
+        && url.fragment().is_none()
+        && url.query_pairs().all(|(name, _)| is_name(&name))
 }
 
 /// Shown without the password.
@@ -157,6 +200,11 @@ mod tests {
                 "target_session_attrs",
             ),
             ("mysql://db/x", "postgres://"),
+            ("postgres://u:p@s3cr3t/x@db/x", "percent-encoded"),
+            ("postgres://u:p@s3cr3t?x@db/x", "percent-encoded"),
+            ("postgres://u:p@s3cr3t#x@db/x", "percent-encoded"),
+            ("postgres://u:/s3cr3t@db/x", "percent-encoded"),
+            ("postgres://u:12/s3cr3t@db/x", "percent-encoded"),
         ] {
             let problem = text.parse::<DatabaseUrl>().unwrap_err().to_string();
             assert!(problem.starts_with("DATABASE_URL: "), "{problem}");

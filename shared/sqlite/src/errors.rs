@@ -7,10 +7,13 @@ use matrix2acrobits_shared::flow::StoreError;
 // https://sqlite.org/rescode.html
 const BUSY: u32 = 5;
 const LOCKED: u32 = 6;
+const NOMEM: u32 = 7;
+const IOERR: u32 = 10;
+const FULL: u32 = 13;
 pub(crate) const CORRUPT: u32 = 11;
 pub(crate) const NOTADB: u32 = 26;
-/// NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB: the cause is the database's environment.
-const ENVIRONMENT: [u32; 7] = [7, 8, 10, CORRUPT, 13, 14, NOTADB];
+/// With READONLY and CANTOPEN: the cause is the database's environment.
+const ENVIRONMENT: [u32; 7] = [NOMEM, 8, IOERR, CORRUPT, FULL, 14, NOTADB];
 
 /// SQLite's primary result code.
 pub(crate) fn code(error: &sqlx::Error) -> Option<u32> {
@@ -21,6 +24,11 @@ pub(crate) fn code(error: &sqlx::Error) -> Option<u32> {
 /// Whether another process has the lock.
 pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(BUSY | LOCKED))
+}
+
+/// Whether the same attempt may succeed later, without a change of the settings.
+pub(crate) fn may_pass(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some(BUSY | LOCKED | NOMEM | IOERR | FULL))
 }
 
 /// Converts an error into the store's kinds.

@@ -9,6 +9,7 @@ pub mod go_proxy;
 mod look;
 mod open;
 mod same_file;
+mod schema;
 mod statements;
 mod url;
 
@@ -52,6 +53,7 @@ pub use open::{OpenError, prepare};
 pub use url::DatabaseUrl;
 
 use connection::WriteConnection;
+use errors::from_sqlx;
 use same_file::SameFile;
 use statements::{
     accounts, arrivals, gate, jobs, listing, mappings, marks, meta, pushers, tokens, workers,
@@ -117,7 +119,8 @@ impl Sqlite {
         let (readers, operators) = (pool(READERS), pool(OPERATORS));
         let (feed, vital, epoch) = (Feed::default(), Vital::default(), feed::Epoch::default());
         let file = Arc::new(SameFile::opened(options.get_filename()));
-        let unreadable = |e| OpenError::Unreadable(database.to_string(), e);
+        let name = database.to_string();
+        let unreadable = |e| open::unreadable(&name, e);
         let known = meta::token_epoch(&mut connection)
             .await
             .map_err(unreadable)?;
@@ -177,6 +180,11 @@ impl Sqlite {
         let file = self.options.get_filename();
         let size = async |path: &Path| tokio::fs::metadata(path).await.map_or(0, |m| m.len());
         (size(file).await, size(&write_ahead_log(file)).await)
+    }
+
+    /// Moves what the write-ahead log holds into the file. While no process runs, the file is then complete by itself.
+    pub async fn empty_log(&self) -> Result<()> {
+        open::empty_log(&self.options).await.map_err(from_sqlx)
     }
 
     /// Whether the database responds.

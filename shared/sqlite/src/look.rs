@@ -14,7 +14,7 @@ use sqlx::{Connection, SqliteConnection};
 use crate::{
     DatabaseUrl,
     errors::from_sqlx,
-    open::{known_versions, versions},
+    schema::{is_empty, known_versions, versions},
     statements::{accounts, mappings},
 };
 
@@ -39,12 +39,6 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     judge(&name, &applied.unwrap_or_default(), &known_versions())
-}
-
-async fn is_empty(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)")
-        .fetch_one(connection)
-        .await
 }
 
 /// A database that is only read, with the statements of the current schema.

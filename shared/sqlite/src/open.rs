@@ -2,22 +2,23 @@
 //! the same.
 
 use std::{
+    io::ErrorKind,
     path::Path,
     time::{Duration, Instant},
 };
 
-use apalis_sqlite::SqliteStorage;
 use matrix2acrobits_shared::{
     flow::StoreError, ids, matrix::mark::KEY_BYTES, process::failure::Failure,
 };
 use sqlx::{
     Connection, SqliteConnection,
-    migrate::{MigrateError, Migrator},
+    migrate::MigrateError,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
 use crate::{
-    errors::{CORRUPT, NOTADB, code, is_busy},
+    errors::{CORRUPT, NOTADB, code, from_sqlx, is_busy, may_pass},
+    schema::{self, migrations},
     statements::meta,
     url::DatabaseUrl,
 };
@@ -45,6 +46,14 @@ pub enum OpenError {
     /// A newer version has changed the schema.
     #[error("DATABASE_URL: {0} was written by a newer version of this program: upgrade this one")]
     Newer(String),
+    /// The file is another program's database.
+    #[error(
+        "DATABASE_URL: {0} is the database of another program: name a file of this program's own"
+    )]
+    NotOurs(String),
+    /// The file cannot be used at this moment.
+    #[error("the database {0} cannot be used now: {1}")]
+    NotNow(String, StoreError),
     /// The file opens, but cannot be read.
     #[error("DATABASE_URL: {0} cannot be read: {1}")]
     Unreadable(String, StoreError),
@@ -53,10 +62,21 @@ pub enum OpenError {
     Other(String, sqlx::Error),
 }
 
-/// A file that cannot be opened is blamed on DATABASE_URL.
+/// A problem that may pass on its own is not blamed on DATABASE_URL, so that a supervisor restarts the process.
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
-        Self::bad_setting(error)
+        match error {
+            OpenError::NotNow(..) => Self::other(error),
+            OpenError::Folder(_, ref cause) | OpenError::File(_, ref cause)
+                if matches!(
+                    cause.kind(),
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+                ) =>
+            {
+                Self::other(error)
+            }
+            error => Self::bad_setting(error),
+        }
     }
 }
 
@@ -69,6 +89,10 @@ pub(crate) async fn open(
     let path = database.path();
     create_file(&path)?;
     let name = path.display().to_string();
+    // Before anything is changed there. Where it cannot be told, the rest will tell.
+    if matches!(is_another_programs(database).await, Ok(true)) {
+        return Err(OpenError::NotOurs(name));
+    }
     let options = database
         .options()
         .journal_mode(SqliteJournalMode::Wal)
@@ -88,8 +112,26 @@ pub(crate) async fn open(
     migrate(&mut connection, &name).await?;
     load_keys(&mut connection)
         .await
-        .map_err(|e| OpenError::Unreadable(name, e))?;
+        .map_err(|e| unreadable(&name, e))?;
     Ok((connection, options))
+}
+
+async fn is_another_programs(database: &DatabaseUrl) -> Result<bool, sqlx::Error> {
+    let options = database.options().read_only(true).create_if_missing(false);
+    let mut connection = SqliteConnection::connect_with(&options).await?;
+    let foreign = schema::is_another_programs(&mut connection).await?;
+    // The connection only read, so closing it cannot lose anything.
+    let _ = connection.close().await;
+    Ok(foreign)
+}
+
+/// Writes all of the write-ahead log into the file, and makes the log empty.
+pub(crate) async fn empty_log(options: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
+    let mut connection = SqliteConnection::connect_with(options).await?;
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+        .execute(&mut connection)
+        .await?;
+    connection.close().await
 }
 
 /// Creates the file if it does not exist, and brings its schema up to date.
@@ -144,19 +186,24 @@ fn create_file(path: &Path) -> Result<(), OpenError> {
         .map_err(|e| OpenError::File(path.display().to_string(), e))
 }
 
-fn open_error(name: &str, error: sqlx::Error) -> OpenError {
-    match code(&error) {
-        Some(CORRUPT | NOTADB) => OpenError::Damaged(name.into(), error),
-        _ => OpenError::Other(name.into(), error),
+/// Converts an error of reading from a file that was opened.
+pub(crate) fn unreadable(name: &str, error: StoreError) -> OpenError {
+    match error {
+        StoreError::Busy(cause) | StoreError::Unavailable(cause)
+            if cause.downcast_ref().is_some_and(may_pass) =>
+        {
+            OpenError::NotNow(name.into(), StoreError::Unavailable(cause))
+        }
+        error => OpenError::Unreadable(name.into(), error),
     }
 }
 
-/// Our migrations and apalis' own in one list, ordered by version. They share `_sqlx_migrations`, and ours may refer to
-/// apalis' tables. (`SqliteStorage::setup` would also set `synchronous=OFF`.)
-fn migrations() -> Migrator {
-    let ours = sqlx::migrate!("../../migrations/sqlite");
-    let apalis = SqliteStorage::migrations();
-    Migrator::with_migrations(ours.iter().chain(apalis.iter()).cloned().collect())
+fn open_error(name: &str, error: sqlx::Error) -> OpenError {
+    match code(&error) {
+        Some(CORRUPT | NOTADB) => OpenError::Damaged(name.into(), error),
+        _ if may_pass(&error) => OpenError::NotNow(name.into(), from_sqlx(error)),
+        _ => OpenError::Other(name.into(), error),
+    }
 }
 
 /// Migrates. If another process migrates at the same time, this one finds an existing table, and retries.
@@ -182,32 +229,6 @@ async fn migrate(connection: &mut SqliteConnection, name: &str) -> Result<(), Op
         tokio::time::sleep(PAUSE).await;
     }
     Ok(())
-}
-
-/// The versions of all migrations that this program knows.
-pub(crate) fn known_versions() -> Vec<i64> {
-    migrations()
-        .iter()
-        .map(|migration| migration.version)
-        .collect()
-}
-
-/// The versions of the migrations that a database has had. None if it has never had any.
-pub(crate) async fn versions(
-    connection: &mut SqliteConnection,
-) -> Result<Option<Vec<i64>>, sqlx::Error> {
-    let table: Option<i64> = sqlx::query_scalar(
-        "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations'",
-    )
-    .fetch_optional(&mut *connection)
-    .await?;
-    if table.is_none() {
-        return Ok(None);
-    }
-    let versions = sqlx::query_scalar("SELECT version FROM _sqlx_migrations")
-        .fetch_all(connection)
-        .await?;
-    Ok(Some(versions))
 }
 
 /// Creates missing keys, and sets the key of the hashes in the logs.

@@ -111,6 +111,16 @@ impl Store {
         }
     }
 
+    /// For the end of a process: moves into an SQLite file what is still beside it, so that nobody loses anything who
+    /// copies or moves the file while no process runs.
+    pub async fn wrap_up(&self) -> Result<()> {
+        match self {
+            Self::Sqlite(file) => file.empty_log().await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     /// Checks that a database exists and has the schema that this program knows. Neither creates nor changes it.
     pub async fn look(database: &Database) -> std::result::Result<(), LookError> {
         match &database.url {

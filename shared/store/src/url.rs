@@ -74,6 +74,7 @@ impl Database {
             DatabaseUrl::Postgres(url) => {
                 // EXTRA_CA_FILE is checked even if this database does not use TLS.
                 settings.outgoing()?;
+                url.check_files()?;
                 DatabaseUrl::Postgres(url.trusting(settings.extra_ca_file()))
             }
             file @ DatabaseUrl::Sqlite(_) => file,

@@ -34,6 +34,10 @@ pub(crate) async fn key(
     name: &str,
     fresh: &[u8],
 ) -> Result<Vec<u8>> {
+    // An insert needs the write lock, which somebody may hold for long.
+    if let Some(key) = stored_key(connection, name).await? {
+        return Ok(key);
+    }
     sqlx::query!(
         "INSERT INTO meta (name, value)
          VALUES (?, ?)
@@ -44,13 +48,19 @@ pub(crate) async fn key(
     .execute(&mut *connection)
     .await
     .map_err(from_sqlx)?;
+    // Another process may have been first.
+    let key = stored_key(connection, name).await?;
+    Ok(key.unwrap_or_else(|| fresh.to_vec()))
+}
+
+async fn stored_key(connection: &mut SqliteConnection, name: &str) -> Result<Option<Vec<u8>>> {
     sqlx::query_scalar!(
         "SELECT value
          FROM meta
          WHERE name = ?",
         name
     )
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await
     .map_err(from_sqlx)
 }
