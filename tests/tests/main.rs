@@ -18,6 +18,7 @@ mod doctor;
 mod door;
 mod hangups;
 mod homeservers;
+mod image;
 mod import;
 mod layers;
 mod lifecycle;
