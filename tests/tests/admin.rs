@@ -390,6 +390,29 @@ async fn the_api_prints_its_registration() {
 }
 
 #[tokio::test]
+async fn a_job_that_has_begun_is_listed_as_in_a_workers_hands() {
+    let mut app = App::start().await;
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    app.enroll(&[&Phone::new("held"), &Phone::new("begun")])
+        .await;
+    let (table, state) = if app.database.is_postgres() {
+        ("jobs", "state")
+    } else {
+        ("Jobs", "status")
+    };
+    for (pusher, name) in [(1, "Queued"), (2, "Running")] {
+        let sql = format!("UPDATE {table} SET {state} = '{name}' WHERE pusher_id = {pusher}");
+        app.database.meddle(&sql).await;
+    }
+    let arguments = ["jobs", "--state", "queued"];
+    let (code, text) = run(Program::Worker, &arguments, &app.worker_env).await;
+    assert_eq!(code, Some(0), "{text}");
+    for part in ["Queued", "Running", "2 jobs"] {
+        assert!(text.contains(part), "no {part} in:\n{text}");
+    }
+}
+
+#[tokio::test]
 async fn jobs_are_shown_and_replayed_on_the_command_line() {
     let app = App::start().await;
     let (dead, waiting) = (

@@ -28,7 +28,7 @@ pub(crate) struct Args {
 enum State {
     /// Ready for a worker
     Pending,
-    /// In a worker's hands
+    /// In a worker's hands, also if it has begun (Running)
     Queued,
     /// Waiting for its next try
     Failed,
@@ -37,12 +37,14 @@ enum State {
 }
 
 impl State {
-    fn name(self) -> &'static str {
+    /// The states that rows have.
+    fn names(self) -> &'static [&'static str] {
         match self {
-            Self::Pending => "Pending",
-            Self::Queued => "Queued",
-            Self::Failed => "Failed",
-            Self::Killed => "Killed",
+            Self::Pending => &["Pending"],
+            // In this order, no job that begins meanwhile is left out.
+            Self::Queued => &["Queued", "Running"],
+            Self::Failed => &["Failed"],
+            Self::Killed => &["Killed"],
         }
     }
 }
@@ -60,24 +62,30 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             "LAST ERROR",
         ]))?;
     }
-    let mut after = String::new();
+    let states = args.state.map_or_else(
+        || vec![None],
+        |state| state.names().iter().copied().map(Some).collect(),
+    );
     let mut count = 0;
-    loop {
-        let page = store
-            .list_jobs(args.state.map(State::name), &after, PAGE)
-            .await
-            .map_err(Failure::other)?;
-        let Some(last) = page.last() else {
-            break;
-        };
-        after.clone_from(&last.id);
-        count += page.len();
-        if args.json {
-            jobs.extend(page);
-        } else {
-            for job in &page {
-                if !write(line(job))? {
-                    return Ok(());
+    for state in states {
+        let mut after = String::new();
+        loop {
+            let page = store
+                .list_jobs(state, &after, PAGE)
+                .await
+                .map_err(Failure::other)?;
+            let Some(last) = page.last() else {
+                break;
+            };
+            after.clone_from(&last.id);
+            count += page.len();
+            if args.json {
+                jobs.extend(page);
+            } else {
+                for job in &page {
+                    if !write(line(job))? {
+                        return Ok(());
+                    }
                 }
             }
         }
