@@ -53,8 +53,9 @@ impl SameFile {
         if !self.told.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 file = %self.path.display(),
-                "the database's file was replaced or removed while this process used it: nothing is accepted any more. Stop \
-                 all processes, remove the -wal and -shm files of the former one, and start them again"
+                "the database's file was replaced or removed while this process used it: nothing is accepted until it is \
+                 back. If it was moved, move it back and delete nothing. If another file is to stay in its place, stop all \
+                 processes, remove the former one's -wal and -shm files, and start them again"
             );
         }
         Err(StoreError::Unavailable(Arc::new(Replaced)))
