@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// The Go proxy's SQLite file
     #[arg(long, env = "PUSH_TOKEN_DB_PATH", value_name = "FILE")]
     from: PathBuf,
-    /// Whose the selectors are: a CSV (selector,user_id) or JSON file; taken first
+    /// CSV (selector,user_id) or JSON file that says which user each selector belongs to; imported first
     #[arg(long, value_name = "FILE")]
     mappings: Option<PathBuf>,
     /// Say what would be done, and change nothing
