@@ -47,7 +47,7 @@ use crate::{
 
 /// The homeserver waits 60 s for an answer, and holds back the user's other pushes meanwhile.
 pub(crate) const TIME_FOR_A_REQUEST: Duration = Duration::from_secs(15);
-/// Requests at a time. They cost about 10 KiB each, and more than these are a sign that PNM hangs.
+/// Requests at a time. They take about 48 KiB each with their connections, and more are a sign that PNM hangs.
 const REQUESTS_AT_A_TIME: usize = 2048;
 /// Devices of one request at a time. Synapse sends one per request.
 const DEVICES_AT_A_TIME: usize = 32;

@@ -10,7 +10,7 @@ use crate::bench::{Bench, Error, Gateway, Helper, Sample, Upstream, ratio};
 use crate::chart::{Axis, Panel, Series, chart};
 use crate::connection::post;
 use crate::fill::{self, APP_ID, Rows};
-use crate::load::{Pace, Requests};
+use crate::load::{self, Load, Pace, Requests};
 use crate::report::{Chart, Goal, Report, Table, short};
 use crate::system;
 
@@ -363,5 +363,37 @@ pub(crate) async fn slow_pnm(bench: &Bench) -> Result<Report, Error> {
     report
         .goals
         .push(Goal::at_most("memory of the api", 32.0, size.most, " MiB"));
+    report.tables.push(hanging_pnm(bench).await?);
     Ok(report)
+}
+
+/// As many requests as the api takes at a time, and a PNM that answers none of them in time.
+async fn hanging_pnm(bench: &Bench) -> Result<Table, Error> {
+    const WAITING: u32 = 2_048;
+    let upstream = bench.stand_in(Duration::from_secs(15)).await?;
+    let ours = bench.api_with(FEW, &upstream).await?;
+    let idle = system::memory(ours.pid).now;
+    let load = Load {
+        addr: ours.addr,
+        connections: usize::try_from(WAITING)?,
+        // Each connection sends one request, and waits until the api gives it up.
+        pace: Pace::Closed,
+        time: Duration::from_secs(5),
+        requests: requests(FEW),
+        expected: TAKEN,
+    };
+    let outcome = load::run(&load).await;
+    let most = system::memory(ours.pid).most;
+    let mut table = Table::new(
+        "PNM takes 15 s, 2,048 requests wait",
+        &["", "idle MiB", "most MiB", "KiB a request", "answered 200"],
+    );
+    table.row([
+        "api".into(),
+        format!("{idle:.1}"),
+        format!("{most:.1}"),
+        format!("{:.1}", (most - idle) * 1024.0 / f64::from(WAITING)),
+        outcome.good.to_string(),
+    ]);
+    Ok(table)
 }
