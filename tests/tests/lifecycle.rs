@@ -469,7 +469,7 @@ async fn a_panic_in_a_task_of_the_store_ends_the_process_with_an_error() {
 /// A backup is put in the place of the file under the running processes: what they acknowledged from then on would be lost.
 #[tokio::test]
 async fn nothing_is_accepted_while_the_file_is_another_one() {
-    let app = App::start().await;
+    let mut app = App::start().await;
     if app.database.is_postgres() {
         return;
     }
@@ -489,5 +489,17 @@ async fn nothing_is_accepted_while_the_file_is_another_one() {
     // The administrator sees it and puts the file back.
     std::fs::rename(&kept, &app.file).unwrap();
     app.report(&second.report()).await.expect_status(200);
+    assert_eq!(app.database.count("push_tokens").await, 2);
+
+    // Or stops both first. Then neither file may take what the log of the other holds.
+    let other = b"another file";
+    std::fs::hard_link(&app.file, &kept).unwrap();
+    std::fs::write(&backup, other).unwrap();
+    std::fs::rename(&backup, &app.file).unwrap();
+    assert_eq!(app.worker_mut().terminate().await, Some(1));
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    assert_eq!(std::fs::read(&app.file).unwrap(), other);
+    std::fs::rename(&kept, &app.file).unwrap();
+    app.start_api().await;
     assert_eq!(app.database.count("push_tokens").await, 2);
 }

@@ -253,8 +253,16 @@ pub(crate) async fn is_empty(connection: &mut PgConnection) -> Result<bool, sqlx
 async fn is_another_programs(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "SELECT count(*) > 0 AND to_regclass('_sqlx_migrations') IS NULL
-         FROM pg_tables
-         WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
+         FROM pg_class c
+         JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p')
+           AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+           -- An extension brings its own.
+           AND NOT EXISTS (SELECT 1
+                           FROM pg_depend d
+                           WHERE d.classid = 'pg_class'::regclass
+                             AND d.objid = c.oid
+                             AND d.deptype = 'e')",
     )
     .fetch_one(connection)
     .await

@@ -184,6 +184,8 @@ impl Sqlite {
 
     /// Moves what the write-ahead log holds into the file. While no process runs, the file is then complete by itself.
     pub async fn empty_log(&self) -> Result<()> {
+        // The log that lies beside another file is not its own.
+        self.file.check()?;
         open::empty_log(&self.options).await.map_err(from_sqlx)
     }
 
@@ -403,9 +405,10 @@ impl Sqlite {
     }
 }
 
-/// Where SQLite keeps the write-ahead log of this file.
+/// Where SQLite keeps the write-ahead log of this file, which may be a link to the file itself.
 fn write_ahead_log(file: &Path) -> PathBuf {
-    let mut log = file.as_os_str().to_owned();
+    let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let mut log = file.into_os_string();
     log.push("-wal");
     log.into()
 }

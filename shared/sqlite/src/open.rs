@@ -21,6 +21,7 @@ use crate::{
     schema::{self, migrations},
     statements::meta,
     url::DatabaseUrl,
+    write_ahead_log,
 };
 
 /// The pause before a retry, in which another process may finish the same work.
@@ -117,8 +118,10 @@ pub(crate) async fn open(
 }
 
 async fn is_another_programs(database: &DatabaseUrl) -> Result<bool, sqlx::Error> {
+    // Without a log nobody has it open, and reading must not leave one beside it.
+    let closed = !write_ahead_log(&database.path()).exists();
     let options = database.options().read_only(true).create_if_missing(false);
-    let mut connection = SqliteConnection::connect_with(&options).await?;
+    let mut connection = SqliteConnection::connect_with(&options.immutable(closed)).await?;
     let foreign = schema::is_another_programs(&mut connection).await?;
     // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
