@@ -463,6 +463,30 @@ async fn a_mapping_said_again_takes_no_phone_from_its_user() {
     app.pushers_are(ALICE, &[]).await;
 }
 
+#[tokio::test]
+async fn a_mapping_of_an_old_row_takes_no_phone_from_who_reported_later() {
+    let app = App::start().await;
+    let bobs = Phone::new("phone");
+    let alices = bobs.clone().with_selector("SELECTOR-before").of(ALICE);
+    // Nobody knows yet whose they are, and the later row is the older one.
+    for phone in [&bobs, &alices] {
+        app.report(&phone.report()).await.expect_status(200);
+    }
+    app.database
+        .meddle(
+            "UPDATE push_tokens
+             SET updated_at = updated_at - 1000
+             WHERE selector = 'SELECTOR-before'",
+        )
+        .await;
+    app.map(&bobs.selector, BOB).await;
+    app.settled().await;
+    app.map(&alices.selector, ALICE).await;
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs]).await;
+    app.pushers_are(ALICE, &[]).await;
+}
+
 /// The row without a name had another app's pusher.
 #[tokio::test]
 async fn a_phone_that_takes_its_nameless_row_over_leaves_no_pusher_behind() {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::ids::{Selector, UserId};
 
-/// Maps a selector to a user. Said again, it takes no phone from a user who has reported since.
+/// Maps a selector to a user. Said again, it changes nothing.
 pub async fn put_mapping(
     tx: &mut dyn Transaction,
     selector: &Selector,
@@ -43,7 +43,9 @@ pub async fn delete_mapping(tx: &mut dyn Transaction, selector: &Selector) -> Re
     let selectors = [selector.as_str()];
     tx.lock_selectors(&selectors).await?;
     let gone = tx.delete_mapping(selector.as_str()).await?;
-    follow(tx, &selectors).await?;
+    if gone {
+        follow(tx, &selectors).await?;
+    }
     Ok(gone)
 }
 
@@ -51,7 +53,9 @@ async fn follow(tx: &mut dyn Transaction, selectors: &[&str]) -> Result<()> {
     if selectors.is_empty() {
         return Ok(());
     }
-    let phones = tx.phones(Phones::Selectors(selectors)).await?;
+    let mut phones = tx.phones(Phones::Selectors(selectors)).await?;
+    // Where several get an owner at once, the one that reported last has the token.
+    phones.sort_by_key(|phone| phone.updated_at);
     let touched = phones.iter().filter_map(|phone| {
         let pair = Pair::from(phone.contents.pair()?);
         let row = Some(phone.id);
@@ -59,7 +63,7 @@ async fn follow(tx: &mut dyn Transaction, selectors: &[&str]) -> Result<()> {
             pair,
             row,
             reporter: None,
-            imported: false,
+            gives_way: true,
         })
     });
     let touched: Vec<_> = touched.collect();

@@ -75,7 +75,7 @@ pub(super) async fn save(
                 pair,
                 row: Some(ids.get(row).copied().unwrap_or(*row)),
                 reporter: user.as_ref().map(UserId::as_str),
-                imported: *origin != Origin::Phone,
+                gives_way: *origin != Origin::Phone,
             }
         })
         .collect();

@@ -1,6 +1,8 @@
 //! Makes the wanted pushers of pairs follow the rows that hold the pairs, and writes the changes. Every transaction
 //! that touches a token or a pusher ends here.
 
+use std::collections::BTreeMap;
+
 use super::{Pair, PairFacts, Result, Transaction};
 use crate::rules::{
     jobs::Job,
@@ -131,16 +133,16 @@ impl From<PairFacts> for PairState {
 
 impl PairState {
     /// Makes the pushers follow the rows. `touched` is the row whose phone reports, or whose mapping changes, in this
-    /// transaction. A phone that reported to another program before others reported here gives way to them.
+    /// transaction.
     pub(super) fn settle(
         &mut self,
         pair: Pair<'_>,
         touched: Option<i64>,
-        imported: bool,
+        gives_way: bool,
         now: i64,
     ) {
         let mut plan = pushers::plan(&self.holders, &self.pushers, touched, now);
-        if imported && self.holders.last().map(|holder| holder.row) != touched {
+        if gives_way && self.holders.last().map(|holder| holder.row) != touched {
             pushers::give_way(&mut plan, &self.pushers);
         }
         for planned in plan {
@@ -222,8 +224,9 @@ pub(super) struct Touched<'a> {
     pub(super) row: Option<i64>,
     /// The user whose phone reports.
     pub(super) reporter: Option<&'a str>,
-    /// Whether the operator brings the report, from another program.
-    pub(super) imported: bool,
+    /// Nobody reports now: the operator says whose the row is, or brings it from another program. Unless it is the latest
+    /// row with the token, its user gives way to those who have a pusher already.
+    pub(super) gives_way: bool,
 }
 
 impl<'a> Touched<'a> {
@@ -233,7 +236,7 @@ impl<'a> Touched<'a> {
             pair,
             row: None,
             reporter: None,
-            imported: false,
+            gives_way: false,
         }
     }
 }
@@ -256,12 +259,12 @@ pub(super) async fn settle(tx: &mut dyn Transaction, touched: &[Touched<'_>]) ->
                     .rfind(|h| Some(h.user_id.as_str()) == place.reporter)
             };
             let row = held.or_else(|| by_user().map(|h| h.row));
-            state.settle(place.pair, row, place.imported, now);
+            state.settle(place.pair, row, place.gives_way, now);
         }
     }
     let (overtaken, reordered) = pairs.overtaken(touched, now);
     for pushkey in reordered {
-        // Caches remember which of a user's rows is the latest.
+        // Caches remember which row is the latest.
         tx.changed(pushkey);
     }
     pairs.save(tx).await?;
@@ -272,41 +275,40 @@ pub(super) async fn settle(tx: &mut dyn Transaction, touched: &[Touched<'_>]) ->
 }
 
 impl Pairs {
-    /// Makes the reported rows the latest among their user's rows with the same token. Returns the rows with their new
-    /// times, and the tokens of which another row is the latest now. Times are whole seconds, so a row gets the second
-    /// after the one that was latest.
+    /// Makes each reported row the latest of those with the same token. Returns the rows with their new times, and the
+    /// tokens of which another row is the latest now. Times are whole seconds, so a row gets the second after the one
+    /// that was latest.
     fn overtaken<'t>(
         &mut self,
         touched: &[Touched<'t>],
         now: i64,
     ) -> (Vec<(i64, i64)>, Vec<&'t str>) {
-        let (mut overtaken, mut reordered) = (Vec::new(), Vec::new());
-        let reported = |place: &&Touched<'_>| place.reporter.is_some() && !place.imported;
-        for place in touched.iter().filter(reported) {
+        let (mut overtaken, mut reordered) = (BTreeMap::new(), Vec::new());
+        for place in touched.iter().filter(|place| !place.gives_way) {
             let Some((state, row)) = self.get(place.pair).zip(place.row) else {
                 continue;
             };
-            let Some(at) = state.holders.iter().position(|holder| holder.row == row) else {
+            let Some(last) = state.holders.last() else {
                 continue;
             };
-            let user = state.holders[at].user_id.clone();
-            let of_user = |holder: &&Holder| holder.user_id == user;
-            let Some(last) = state.holders.iter().rfind(of_user) else {
+            if last.row == row {
+                // Its time may have been written just now.
+                if last.updated_at == now && state.holders.len() > 1 {
+                    reordered.push(place.pair.pushkey);
+                }
+                continue;
+            }
+            let updated_at = last.updated_at + 1;
+            // A row of nobody holds nothing, nor does one from which a later report has taken the token again.
+            let Some(at) = state.holders.iter().position(|it| it.row == row) else {
                 continue;
             };
-            // The row's time has been written, or is about to be.
-            let moves = state.holders[at].updated_at == now || last.row != row;
-            if moves && state.holders.iter().filter(of_user).count() > 1 {
-                reordered.push(place.pair.pushkey);
-            }
-            if last.row != row {
-                let updated_at = last.updated_at + 1;
-                let mut holder = state.holders.remove(at);
-                holder.updated_at = updated_at;
-                overtaken.push((row, updated_at));
-                state.holders.push(holder);
-            }
+            overtaken.insert(row, updated_at);
+            reordered.push(place.pair.pushkey);
+            let mut holder = state.holders.remove(at);
+            holder.updated_at = updated_at;
+            state.holders.push(holder);
         }
-        (overtaken, reordered)
+        (overtaken.into_iter().collect(), reordered)
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Phone {
     pub(crate) owner: Option<u8>,
     pub(crate) pair: Option<Pair>,
     pub(crate) dead: bool,
+    /// It belonged to nobody when it last reported. The store then need not know exactly when that was.
+    vague: bool,
 }
 
 pub(crate) struct World {
@@ -50,6 +52,8 @@ pub(crate) struct World {
     pub(crate) mappings: BTreeMap<u8, u8>,
     /// Who reported a pair last.
     pub(crate) claims: BTreeMap<Pair, u8>,
+    /// The phones in the order of their last reports.
+    reported: Vec<(u8, u8)>,
     pub(crate) forgotten: bool,
     pub(crate) now: i64,
     pub(crate) workers: Vec<(Arc<str>, i64)>,
@@ -150,6 +154,7 @@ impl World {
             phones: BTreeMap::new(),
             mappings: BTreeMap::new(),
             claims: BTreeMap::new(),
+            reported: Vec::new(),
             forgotten: false,
             now: START,
             workers: Vec::new(),
@@ -270,6 +275,12 @@ impl World {
             Token::Clear => phone.pair = None,
             Token::Set { key, app } => phone.pair = Some((app, key)),
         }
+        let vague = self
+            .user_of(selector, &self.phones[&(selector, device)])
+            .is_none();
+        self.phones.entry((selector, device)).or_default().vague = vague;
+        self.reported.retain(|phone| *phone != (selector, device));
+        self.reported.push((selector, device));
         self.claim(selector, device);
     }
 
@@ -381,11 +392,30 @@ impl World {
             }
         } else {
             self.store.delete_mapping(selector(number)).await.unwrap();
-            self.mappings.remove(&number);
+            if self.mappings.remove(&number).is_none() {
+                return;
+            }
         }
-        let devices: Vec<_> = self.phones.keys().copied().collect();
-        for (selector, device) in devices {
-            if selector == number {
+        // Whoever owns the phone that reported last has it.
+        for (selector, device) in self.reported.clone() {
+            let holds = |at: &(u8, u8)| {
+                let of = |at| self.phones.get(at).filter(|phone| !phone.dead);
+                let pair = of(at).and_then(|phone| phone.pair);
+                let user = of(at).and_then(|phone| self.user_of(at.0, phone));
+                pair.filter(|_| user.is_some())
+            };
+            let at = (selector, device);
+            let Some(pair) = holds(&at).filter(|_| selector == number) else {
+                continue;
+            };
+            let others = || {
+                self.reported
+                    .iter()
+                    .filter(|other| holds(other) == Some(pair))
+            };
+            if others().any(|other| self.phones[other].vague) {
+                self.claims.remove(&pair);
+            } else if others().next_back() == Some(&at) {
                 self.claim(selector, device);
             }
         }
