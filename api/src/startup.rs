@@ -18,6 +18,7 @@ use matrix2acrobits_shared::{
 use matrix2acrobits_store::{Database, Role, Store};
 use tokio::{
     net::TcpListener,
+    task::JoinHandle,
     time::{timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -37,7 +38,7 @@ use crate::{
         pnm::{answers::Answers, client::PnmClient},
         trust::{self, Trust},
     },
-    operator::{Operator, canary::Canary, push_test::Tester, servers::Servers},
+    operator::{Changes, Operator, canary::Canary, push_test::Tester, servers::Servers},
     reports::{Reports, receipts::Receipts, tokenless::Tokenless, upkeep::Upkeep},
     settings::Settings,
 };
@@ -97,6 +98,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let vital = store.clone();
     tokio::spawn(end_with(vital.clone(), stop.clone()));
     let tokenless = Arc::new(Tokenless::new(Clock::system()));
+    let changes = Changes::default();
     let admin = app::admin(
         Operator {
             store: store.clone(),
@@ -104,6 +106,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
             answers,
             tokenless: tokenless.clone(),
             tester,
+            changes: changes.clone(),
         },
         admin_token,
         metrics,
@@ -143,12 +146,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     finish(&deliveries, &auth, stopped + FINISH).await;
     save(&journal, &vital).await;
     admin_stop.cancel();
-    if timeout_at(stopped + FINISH + LAST_COMMIT, admin_task)
-        .await
-        .is_err()
-    {
-        tracing::warn!("stopped in the middle of a call of the operator");
-    }
+    finish_changes(admin_task, &changes, stopped + FINISH + LAST_COMMIT).await;
     // What stays in the log is not lost, if this takes longer.
     let _ = timeout(WRAP_UP, vital.wrap_up()).await;
     if vital.has_died() {
@@ -165,6 +163,18 @@ async fn finish(deliveries: &TaskTracker, auth: &Auth, deadline: tokio::time::In
     if timeout_at(deadline, finished).await.is_err() {
         let pushes = deliveries.len();
         tracing::warn!(pushes, "stopped in the middle of work that took too long");
+    }
+}
+
+/// Waits until `deadline` for what the operator has asked for.
+async fn finish_changes(admin: JoinHandle<()>, changes: &Changes, deadline: tokio::time::Instant) {
+    let finished = async {
+        // An error would be a panic, which has said so.
+        let _ = admin.await;
+        changes.ended().await;
+    };
+    if timeout_at(deadline, finished).await.is_err() {
+        tracing::warn!("stopped in the middle of what the operator has asked for: ask again");
     }
 }
 

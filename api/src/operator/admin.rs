@@ -19,7 +19,7 @@ use super::{
     access::require_token,
     errors::{AdminError, BodyBytes, BodyError, SelectorError, invalid, json, refused},
     input::SelectorPath,
-    lasting::to_the_end,
+    lasting::Changes,
     replay,
     servers::Servers,
     views::{
@@ -52,6 +52,7 @@ pub(crate) struct Description;
 pub(crate) struct Admin {
     pub(crate) store: Store,
     pub(crate) servers: Servers,
+    pub(crate) changes: Changes,
 }
 
 /// The endpoints, which require `token`. Without one they all respond 403.
@@ -197,12 +198,13 @@ async fn delete_tokens(
     State(admin): State<Admin>,
     SelectorPath(selector): SelectorPath,
 ) -> Result<Json<Removed<usize>>, AdminError> {
+    let changes = admin.changes.clone();
     let removing = async move {
         let removed = admin.store.remove_tokens(Some(selector.clone())).await?;
         tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: push tokens deleted");
         Ok(removed)
     };
-    let removed = to_the_end(removing).await?;
+    let removed = changes.to_the_end(removing).await?;
     Ok(Json(Removed { removed }))
 }
 
@@ -229,12 +231,13 @@ async fn delete_all_tokens(
             "Deleting all push tokens needs confirm=all.",
         ));
     }
+    let changes = admin.changes.clone();
     let removing = async move {
         let removed = admin.store.remove_tokens(None).await?;
         tracing::warn!(removed, "admin: all push tokens deleted");
         Ok(removed)
     };
-    let removed = to_the_end(removing).await?;
+    let removed = changes.to_the_end(removing).await?;
     Ok(Json(Removed { removed }))
 }
 
@@ -316,6 +319,7 @@ async fn put_mapping(
     if let Some(words) = admin.servers.refuse(&user_id) {
         return Err(invalid(words));
     }
+    let changes = admin.changes.clone();
     let setting = async move {
         admin
             .store
@@ -324,7 +328,7 @@ async fn put_mapping(
         tracing::info!(selector = %log_id(selector.as_str()), user = %user_id, "admin: mapping set");
         Ok(MappingSet { selector, user_id })
     };
-    Ok(Json(to_the_end(setting).await?))
+    Ok(Json(changes.to_the_end(setting).await?))
 }
 
 /// Deletes a mapping.
@@ -344,12 +348,13 @@ async fn delete_mapping(
     State(admin): State<Admin>,
     SelectorPath(selector): SelectorPath,
 ) -> Result<Json<Removed<bool>>, AdminError> {
+    let changes = admin.changes.clone();
     let removing = async move {
         let removed = admin.store.delete_mapping(selector.clone()).await?;
         tracing::info!(selector = %log_id(selector.as_str()), removed, "admin: mapping deleted");
         Ok(removed)
     };
-    let removed = to_the_end(removing).await?;
+    let removed = changes.to_the_end(removing).await?;
     Ok(Json(Removed { removed }))
 }
 

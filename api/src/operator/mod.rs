@@ -28,7 +28,9 @@ use matrix2acrobits_shared::secret::Secret;
 use matrix2acrobits_store::Store;
 
 use self::{admin::Admin, push_test::Tester, servers::Servers};
-pub(crate) use self::{admin::Description, proof::Description as ProofDescription};
+pub(crate) use self::{
+    admin::Description, lasting::Changes, proof::Description as ProofDescription,
+};
 use crate::{notify::pnm::answers::Answers, reports::tokenless::Tokenless};
 
 /// What the endpoints and the page need.
@@ -41,25 +43,27 @@ pub(crate) struct Operator {
     /// Reports without a token.
     pub(crate) tokenless: Arc<Tokenless>,
     pub(crate) tester: Arc<Tester>,
+    /// What the operator has asked for and is under way.
+    pub(crate) changes: Changes,
 }
 
 /// The endpoints and the page, which require `token`.
 pub(crate) fn router(operator: Operator, token: Option<Secret>) -> Router {
+    let page = status::router(&operator, token.clone());
     let Operator {
         store,
         servers,
-        answers,
-        tokenless,
         tester,
+        changes,
+        ..
     } = operator;
+    let admin = Admin {
+        store: store.clone(),
+        servers,
+        changes,
+    };
     Router::new()
-        .merge(status::router(
-            store.clone(),
-            answers,
-            tokenless,
-            tester.clone(),
-            token.clone(),
-        ))
-        .merge(proof::router(store.clone(), tester, token.clone()))
-        .merge(admin::router(Admin { store, servers }, token))
+        .merge(page)
+        .merge(proof::router(store, tester, token.clone()))
+        .merge(admin::router(admin, token))
 }

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::{
     admin::Admin,
     errors::{AdminError, BodyBytes, BodyError, invalid, json},
-    lasting::to_the_end,
+    lasting::Changes,
     views::Replayed,
 };
 
@@ -87,14 +87,18 @@ pub(super) async fn replay(
         json(body, r#"The body must be JSON such as {"dead": true}."#)?
     };
     let replay = request.selection(admin.store.clock().unix())?;
-    let replayed = replay_all(&admin.store, replay).await?;
+    let replayed = replay_all(&admin.changes, &admin.store, replay).await?;
     Ok(Json(Replayed { replayed }))
 }
 
 /// Replays chunk by chunk, also if the operator hangs up. Returns the number of pushers.
-pub(super) async fn replay_all(store: &Store, replay: Replay) -> Result<usize, StoreError> {
+pub(super) async fn replay_all(
+    changes: &Changes,
+    store: &Store,
+    replay: Replay,
+) -> Result<usize, StoreError> {
     let store = store.clone();
-    to_the_end(async move {
+    let replaying = async move {
         let (mut after, mut count) = (0, 0);
         while let Some((last, chunk)) = store.replay_chunk(&replay, after).await? {
             after = last;
@@ -102,6 +106,6 @@ pub(super) async fn replay_all(store: &Store, replay: Replay) -> Result<usize, S
         }
         tracing::info!(?replay, count, "admin: replay");
         Ok(count)
-    })
-    .await
+    };
+    changes.to_the_end(replaying).await
 }

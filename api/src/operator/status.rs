@@ -26,7 +26,9 @@ use self::page::{Facts, View, html, note};
 use serde::Deserialize;
 
 use super::{
+    Operator,
     input::FormBody,
+    lasting::Changes,
     push_test::{TestError, TestPush, Tester, To},
     replay::replay_all,
 };
@@ -49,24 +51,20 @@ struct Status {
     answers: Arc<Answers>,
     tokenless: Arc<Tokenless>,
     tester: Arc<Tester>,
+    changes: Changes,
     /// A secret in the page's forms, so that pages of other sites cannot send them.
     form_token: Secret,
 }
 
 /// The page and its forms, which require `token`. Without one all respond 403.
-pub(crate) fn router(
-    store: Store,
-    answers: Arc<Answers>,
-    tokenless: Arc<Tokenless>,
-    tester: Arc<Tester>,
-    token: Option<Secret>,
-) -> Router {
+pub(super) fn router(operator: &Operator, token: Option<Secret>) -> Router {
     let random: [u8; 32] = rand::random();
     let status = Status {
-        store,
-        answers,
-        tokenless,
-        tester,
+        store: operator.store.clone(),
+        answers: operator.answers.clone(),
+        tokenless: operator.tokenless.clone(),
+        tester: operator.tester.clone(),
+        changes: operator.changes.clone(),
         form_token: Secret::new(STANDARD.encode(random)),
     };
     Router::new()
@@ -249,7 +247,7 @@ async fn replay(
             return refusal(StatusCode::BAD_REQUEST, "This says not what to replay.");
         }
     };
-    match replay_all(&status.store, replay).await {
+    match replay_all(&status.changes, &status.store, replay).await {
         Ok(_) => (StatusCode::SEE_OTHER, [(LOCATION, "/")]).into_response(),
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "an admin call failed");

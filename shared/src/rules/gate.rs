@@ -427,6 +427,7 @@ impl Gate {
         if let Some(trial) = &mut self.trial {
             trial.since_ms = trial.since_ms.min(now);
         }
+        self.last_end_ms = self.last_end_ms.map(|end| end.min(now));
         if row.version <= self.row.version && row.epoch <= self.row.epoch {
             // The clock may have been set back since.
             self.row = std::mem::take(&mut self.row).plausible(now);
