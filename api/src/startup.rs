@@ -212,7 +212,7 @@ async fn pushes(
     let keys = store.mark_keys().await.map_err(Failure::other)?;
     let trust = Trust::new(settings.notify_auth, keys, store.clock().clone());
     let trust = Arc::new(trust);
-    let journal = Arc::new(Journal::new(Clock::system()));
+    let journal = Arc::new(Journal::new(store.clock().clone()));
     let tester = Arc::new(Tester::new(store.clone(), pnm.clone(), journal.clone()));
     let answers = pnm.answers();
     let deliveries = TaskTracker::new();

@@ -64,6 +64,38 @@ async fn phone_is(app: &App, what: &str, is: impl Fn(&Value) -> bool) {
 }
 
 #[tokio::test]
+async fn times_of_a_clock_that_was_ahead_count_as_none() {
+    let app = App::builder().without_worker().start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    let pushed = async |event| {
+        let reply = app.notify(&message(event, &[phone.device()])).await;
+        reply.expect_status(200);
+    };
+    pushed("$1").await;
+    let reply = received(&app, &json!({"selector": phone.selector, "id": "$1"})).await;
+    reply.expect_status(200);
+    let there = async |rows: &str| app.database.count(&format!("arrivals WHERE {rows}")).await == 1;
+    eventually(SOON, "the receipt", async || {
+        there("received_at IS NOT NULL").await
+    })
+    .await;
+    app.database
+        .meddle(
+            "UPDATE arrivals
+             SET pushed_at = pushed_at + 31536000, received_at = received_at + 31536000",
+        )
+        .await;
+    pushed("$2").await;
+    let now = app.database.now();
+    let waits = format!("waiting_since <= {now} AND received_at < {now} AND pushed_at <= {now}");
+    eventually(SOON, "it waits for its receipt", async || {
+        there(&waits).await
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_receipt_closes_the_loop() {
     let mut app = App::start().await;
     let phone = Phone::seed();

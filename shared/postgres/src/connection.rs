@@ -352,7 +352,8 @@ impl Transaction for WriteTransaction<'_> {
     }
 
     async fn note_arrivals(&mut self, rows: &[(i64, Arrivals)]) -> Result<()> {
-        arrivals::note(self.connection, rows).await
+        let now = self.now();
+        arrivals::note(self.connection, rows, now).await
     }
 
     async fn due_jobs(&mut self, limit: i64) -> Result<Vec<QueuedJob>> {

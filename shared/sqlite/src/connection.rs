@@ -374,7 +374,8 @@ impl Transaction for WriteTransaction<'_> {
     }
 
     async fn note_arrivals(&mut self, rows: &[(i64, Arrivals)]) -> Result<()> {
-        arrivals::note(self.connection, rows).await
+        let now = self.now();
+        arrivals::note(self.connection, rows, now).await
     }
 
     fn changed(&mut self, pushkey: &str) {

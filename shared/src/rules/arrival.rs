@@ -3,6 +3,8 @@
 
 /// A phone is silent when a push has waited this long for its receipt, in seconds.
 pub const SILENT_AFTER: i64 = 86_400;
+/// A stored time that is further ahead than this was written by a wrong clock, in seconds. It counts as none.
+pub const AHEAD: i64 = 60;
 
 /// What happened at a phone since the last write to the database. Times are seconds since 1970.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -3,17 +3,19 @@
 use matrix2acrobits_shared::{
     flow::{NamedPhone, PhoneListing, Result, SilentCursor},
     ids::{Device, Pushkey, Selector},
-    rules::arrival::{Arrivals, Candidate},
+    rules::arrival::{AHEAD, Arrivals, Candidate},
 };
 use sqlx::PgConnection;
 
 use super::by_place;
 use crate::errors::from_sqlx;
 
-/// Adds events to the stored ones. Another api may have written meanwhile, in any order.
+/// Adds events to the stored ones. Another api may have written meanwhile, in any order. A stored time that is
+/// still to come was written by a wrong clock.
 pub(crate) async fn note(
     connection: &mut PgConnection,
     arrivals: &[(i64, Arrivals)],
+    now: i64,
 ) -> Result<()> {
     let phones: Vec<_> = arrivals.iter().map(|(phone, _)| *phone).collect();
     let pushed: Vec<_> = arrivals.iter().map(|(_, noted)| noted.pushed).collect();
@@ -35,21 +37,28 @@ pub(crate) async fn note(
                              FOR KEY SHARE) t
          ORDER BY i.phone
          ON CONFLICT (phone) DO UPDATE
-         SET pushed_at = greatest(a.pushed_at, excluded.pushed_at),
+         SET pushed_at = greatest(CASE WHEN a.pushed_at <= $6::int8 + $7::int8 THEN a.pushed_at END, excluded.pushed_at),
              waiting_since = CASE
                  WHEN excluded.received_at IS NOT NULL THEN excluded.waiting_since
-                 WHEN a.waiting_since IS NOT NULL THEN a.waiting_since
+                 WHEN a.waiting_since <= $6::int8 + $7::int8 THEN a.waiting_since
                  -- Confirmed already, at another api.
-                 WHEN excluded.waiting_since <= a.received_at THEN NULL
+                 WHEN a.received_at BETWEEN excluded.waiting_since AND $6::int8 + $7::int8 THEN NULL
                  ELSE excluded.waiting_since
              END,
-             received_at = greatest(a.received_at, excluded.received_at),
+             -- Whenever it was, the app sends receipts.
+             received_at = greatest(CASE
+                                        WHEN a.received_at > $6::int8 + $7::int8 THEN $6::int8 - $7::int8
+                                        ELSE a.received_at
+                                    END,
+                                    excluded.received_at),
              receipts = a.receipts + excluded.receipts",
         &phones[..],
         &pushed as &[Option<i64>],
         &waiting as &[Option<i64>],
         &received as &[Option<i64>],
-        &receipts[..]
+        &receipts[..],
+        now,
+        AHEAD
     )
     .execute(connection)
     .await

@@ -3,7 +3,7 @@
 use matrix2acrobits_shared::{
     flow::{NamedPhone, PhoneListing, Result, SilentCursor},
     ids::{Device, Pushkey, Selector},
-    rules::arrival::{Arrivals, Candidate},
+    rules::arrival::{AHEAD, Arrivals, Candidate},
 };
 use serde::Deserialize;
 use sqlx::{SqliteConnection, SqliteExecutor};
@@ -11,10 +11,12 @@ use sqlx::{SqliteConnection, SqliteExecutor};
 use super::{Text, by_place, from_json, json};
 use crate::errors::from_sqlx;
 
-/// Adds events to the stored ones. Another api may have written meanwhile, in any order.
+/// Adds events to the stored ones. Another api may have written meanwhile, in any order. A stored time that is
+/// still to come was written by a wrong clock.
 pub(crate) async fn note(
     connection: &mut SqliteConnection,
     arrivals: &[(i64, Arrivals)],
+    now: i64,
 ) -> Result<()> {
     let rows = arrivals.iter().map(|(phone, noted)| {
         (
@@ -29,23 +31,27 @@ pub(crate) async fn note(
     sqlx::query!(
         "INSERT INTO arrivals (phone, pushed_at, waiting_since, received_at, receipts)
          SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4
-         FROM jsonb_each(?)
+         FROM jsonb_each(?1)
          -- Its row may be gone by now.
          WHERE EXISTS (SELECT 1
                        FROM push_tokens t
                        WHERE t.id = value ->> 0)
          ON CONFLICT (phone) DO UPDATE
-         SET pushed_at = nullif(max(coalesce(pushed_at, 0), coalesce(excluded.pushed_at, 0)), 0),
+         SET pushed_at = nullif(max(iif(pushed_at <= ?2 + ?3, pushed_at, 0), coalesce(excluded.pushed_at, 0)), 0),
              waiting_since = CASE
                  WHEN excluded.received_at IS NOT NULL THEN excluded.waiting_since
-                 WHEN waiting_since IS NOT NULL THEN waiting_since
+                 WHEN waiting_since <= ?2 + ?3 THEN waiting_since
                  -- Confirmed already, at another api.
-                 WHEN excluded.waiting_since <= received_at THEN NULL
+                 WHEN received_at BETWEEN excluded.waiting_since AND ?2 + ?3 THEN NULL
                  ELSE excluded.waiting_since
              END,
-             received_at = nullif(max(coalesce(received_at, 0), coalesce(excluded.received_at, 0)), 0),
+             -- Whenever it was, the app sends receipts.
+             received_at = nullif(max(iif(received_at > ?2 + ?3, ?2 - ?3, coalesce(received_at, 0)),
+                                      coalesce(excluded.received_at, 0)), 0),
              receipts = receipts + excluded.receipts",
-        rows
+        rows,
+        now,
+        AHEAD
     )
     .execute(connection)
     .await
