@@ -5,8 +5,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use matrix2acrobits_tests::app::App;
+use matrix2acrobits_tests::fixtures::folder;
 use matrix2acrobits_tests::process::{Env, Program};
 
 fn root() -> PathBuf {
@@ -132,5 +134,31 @@ async fn every_setting_has_its_line_and_every_line_its_setting() {
         for name in names_after(first, "`") {
             assert!(settings.contains(name), "no setting {name}: {row}");
         }
+    }
+}
+
+/// systemd itself reads the units. Where it is not installed, nothing is tested.
+#[test]
+fn systemd_understands_the_units() {
+    let folder = folder();
+    for program in [Program::Api, Program::Worker] {
+        let unit = format!("{}.service", program.name());
+        let text = fs::read_to_string(root().join("docs/operations/systemd").join(&unit)).unwrap();
+        // Nothing is installed here.
+        let installed = format!("/usr/local/bin/{}", program.name());
+        assert!(text.contains(&installed), "{text}");
+        let text = text.replace(&installed, program.path().to_str().unwrap());
+        let path = folder.path().join(unit);
+        fs::write(&path, text).unwrap();
+        let verify = Command::new("systemd-analyze")
+            .arg("verify")
+            .arg(&path)
+            .output();
+        let Ok(verify) = verify else {
+            println!("systemd is not installed: nothing was tested");
+            return;
+        };
+        let said = String::from_utf8_lossy(&verify.stderr);
+        assert!(verify.status.success() && said.is_empty(), "{said}");
     }
 }
