@@ -37,7 +37,8 @@ pub(crate) struct Phone {
     pub(crate) owner: Option<u8>,
     pub(crate) pair: Option<Pair>,
     pub(crate) dead: bool,
-    /// It belonged to nobody when it last reported. The store then need not know exactly when that was.
+    /// It has belonged to nobody since its last report, or then. The store need not know exactly whether another phone
+    /// with the same token reported before or after it.
     vague: bool,
 }
 
@@ -394,6 +395,10 @@ impl World {
             self.store.delete_mapping(selector(number)).await.unwrap();
             if self.mappings.remove(&number).is_none() {
                 return;
+            }
+            let phones = self.phones.iter_mut().filter(|(at, _)| at.0 == number);
+            for (_, phone) in phones.filter(|(_, phone)| phone.owner.is_none()) {
+                phone.vague = true;
             }
         }
         // Whoever owns the phone that reported last has it.
