@@ -355,3 +355,30 @@ async fn a_start_beside_somebody_elses_lock() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("cannot be used now"), "{text}");
 }
+
+#[tokio::test]
+async fn what_a_killed_worker_had_not_begun_runs_side_by_side() {
+    let mut app = App::start().await;
+    app.homeserver.break_with(Fault::Delay(500)).await;
+    let phones = phones("held", 40);
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    eventually(SOON, "the worker holds all of them", async || {
+        let jobs = app.database.jobs().await;
+        jobs.iter().filter(|job| job.lock_by.is_some()).count() > 30
+    })
+    .await;
+    app.worker_mut().kill().await;
+    app.homeserver.clear_calls();
+    app.start_worker().await;
+    eventually(SOON, "several at a time", async || {
+        let calls = app.homeserver.calls();
+        let waiting = calls
+            .iter()
+            .filter(|call| call.is_set() && call.status.is_none());
+        waiting.count() >= 4
+    })
+    .await;
+    app.homeserver.repair().await;
+    app.pushers_are(BOB, &phones.iter().collect::<Vec<_>>())
+        .await;
+}

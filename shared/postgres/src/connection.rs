@@ -359,8 +359,8 @@ impl Transaction for WriteTransaction<'_> {
     async fn due_jobs(&mut self, limit: i64) -> Result<Vec<QueuedJob>> {
         jobs::due(self.connection, self.now, limit).await
     }
-    async fn due_suspect(&mut self) -> Result<Option<QueuedJob>> {
-        jobs::due_suspect(self.connection, self.now).await
+    async fn due_suspects(&mut self, limit: i64) -> Result<Vec<QueuedJob>> {
+        jobs::due_suspects(self.connection, self.now, limit).await
     }
     async fn hand_out(&mut self, keys: &[i64], worker: &str) -> Result<()> {
         jobs::hand_out(self.connection, keys, worker).await

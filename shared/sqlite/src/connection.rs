@@ -312,10 +312,9 @@ impl Transaction for WriteTransaction<'_> {
         let keys = jobs::due(self.connection, self.now, limit).await?;
         jobs::read(self.connection, keys).await
     }
-    async fn due_suspect(&mut self) -> Result<Option<QueuedJob>> {
-        let key = jobs::due_suspect(self.connection, self.now).await?;
-        let job = jobs::read(self.connection, key.into_iter().collect()).await?;
-        Ok(job.into_iter().next())
+    async fn due_suspects(&mut self, limit: i64) -> Result<Vec<QueuedJob>> {
+        let keys = jobs::due_suspects(self.connection, self.now, limit).await?;
+        jobs::read(self.connection, keys).await
     }
     async fn hand_out(&mut self, keys: &[i64], worker: &str) -> Result<()> {
         jobs::hand_out(self.connection, keys, worker, self.now).await

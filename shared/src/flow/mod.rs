@@ -196,8 +196,8 @@ pub trait Transaction: Send {
 
     /// Up to `limit` due jobs that no worker died with.
     async fn due_jobs(&mut self, limit: i64) -> Result<Vec<QueuedJob>>;
-    /// The first due job that a worker died with.
-    async fn due_suspect(&mut self) -> Result<Option<QueuedJob>>;
+    /// Up to `limit` due jobs that a worker died with, in the order of their times.
+    async fn due_suspects(&mut self, limit: i64) -> Result<Vec<QueuedJob>>;
     /// Gives these jobs to a worker.
     async fn hand_out(&mut self, keys: &[i64], worker: &str) -> Result<()>;
     /// Notes that a worker begins this pusher's job, which it holds.

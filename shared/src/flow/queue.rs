@@ -35,8 +35,8 @@ pub struct Claim {
     pub settings: String,
     /// The most jobs to take.
     pub limit: i64,
-    /// Whether the worker takes a job that a worker died with. It takes only one, so that the job that kills its worker
-    /// is found without blaming others.
+    /// Whether the worker takes jobs that a worker died with. It takes only one of those that had begun, so that the job
+    /// that kills its worker is found without blaming others.
     pub suspect: bool,
     /// Set after a claim whose result got lost: the pushers of the jobs that the worker knows it holds. All other jobs
     /// under its name go back to the queue. No one else would free them while the worker lives.
@@ -65,7 +65,14 @@ pub async fn claim(tx: &mut dyn Transaction, claim: &Claim) -> Result<Claimed> {
     }
     let mut due = tx.due_jobs(claim.limit).await?;
     if claim.suspect {
-        due.extend(tx.due_suspect().await?);
+        let room = claim.limit - i64::try_from(due.len()).unwrap_or(claim.limit);
+        let mut suspects = tx.due_suspects(room.max(1)).await?;
+        // Those that nobody is known to have begun are noted when they begin. So they may run side by side: another death
+        // is blamed on few of them, and from then on each of these runs alone.
+        let not_begun = |queued: &&QueuedJob| queued.job.lost == Some(0);
+        let together = suspects.iter().take_while(not_begun).count();
+        suspects.truncate(together.max(1));
+        due.extend(suspects);
     }
     let (good, bad): (Vec<_>, Vec<_>) = due.into_iter().partition(|job| job.readable);
     let keys: Vec<_> = good.iter().map(|job| job.job.key).collect();

@@ -189,12 +189,13 @@ pub(crate) async fn due(
     Ok(rows.into_iter().map(|row| queued!(row)).collect())
 }
 
-/// The first due job that a worker died with.
-pub(crate) async fn due_suspect(
+/// Up to `limit` due jobs that a worker died with.
+pub(crate) async fn due_suspects(
     connection: &mut PgConnection,
     now: i64,
-) -> Result<Option<QueuedJob>> {
-    let row = sqlx::query!(
+    limit: i64,
+) -> Result<Vec<QueuedJob>> {
+    let rows = sqlx::query!(
         "SELECT pusher_id, created_ms, state, attempts, run_at, not_before, lost, recalled, lock_by, last_error,
              done_at
          FROM jobs
@@ -202,14 +203,15 @@ pub(crate) async fn due_suspect(
            AND lost IS NOT NULL
            AND run_at <= $1
          ORDER BY run_at
-         LIMIT 1
+         LIMIT $2
          FOR UPDATE SKIP LOCKED",
-        now
+        now,
+        limit
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await
     .map_err(from_sqlx)?;
-    Ok(row.map(|row| queued!(row)))
+    Ok(rows.into_iter().map(|row| queued!(row)).collect())
 }
 
 /// Gives jobs to a worker.

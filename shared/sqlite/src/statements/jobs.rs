@@ -180,11 +180,12 @@ pub(crate) async fn due(
     from_json(&keys)
 }
 
-/// The first due job that a worker died with.
-pub(crate) async fn due_suspect(
+/// Up to `limit` due jobs that a worker died with.
+pub(crate) async fn due_suspects(
     connection: &mut SqliteConnection,
     now: i64,
-) -> Result<Option<i64>> {
+    limit: i64,
+) -> Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"SELECT rowid AS "key!"
            FROM Jobs INDEXED BY jobs_suspect
@@ -193,10 +194,11 @@ pub(crate) async fn due_suspect(
              AND lost IS NOT NULL
              AND run_at <= ?1
            ORDER BY run_at
-           LIMIT 1"#,
-        now
+           LIMIT ?2"#,
+        now,
+        limit
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await
     .map_err(from_sqlx)
 }
