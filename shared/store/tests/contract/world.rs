@@ -2,7 +2,7 @@
 //! be tried. This module has the phones and the operator, and [`crate::workers`] has the workers.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     pin::pin,
     sync::Arc,
 };
@@ -384,6 +384,13 @@ impl World {
     }
 
     async fn map(&mut self, number: u8, to: Option<u8>) {
+        // Who has left a pair and gets into it again by a mapping is not the one who reported last.
+        let phones = self.phones.iter().filter(|(_, phone)| !phone.dead);
+        let held: BTreeSet<_> = phones
+            .filter_map(|(at, phone)| Some((phone.pair?, self.user_of(at.0, phone)?)))
+            .collect();
+        self.claims
+            .retain(|pair, user| held.contains(&(*pair, *user)));
         if let Some(to) = to {
             let put = self.store.put_mapping(selector(number), user(to));
             put.await.unwrap();
