@@ -220,6 +220,9 @@ fn read(name: &str) -> String {
 /// The words in a text that name a metric.
 fn named(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    // The network that Compose makes.
+    let network = "matrix2acrobits_default";
+    let words = words.filter(|word| *word != network);
     words.filter(|word| word.starts_with(PREFIX)).collect()
 }
 
