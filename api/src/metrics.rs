@@ -109,7 +109,8 @@ pub(crate) fn start() -> PrometheusHandle {
     told_of_pushes(0);
     describe_counter!(
         REJECTIONS,
-        "Devices whose pushkey the homeserver was told to forget, by reason"
+        "Devices whose pushkey the homeserver was told to forget, by reason; unknown_unmarked: unknown, without our \
+         pusher's mark"
     );
     let _ = Notify::new();
     describe_gauge!(
@@ -386,17 +387,25 @@ impl DeviceOutcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
     UnknownPushkey,
+    /// Unknown, and anybody may have made it up: there is no right mark beside it.
+    UnknownUnmarked,
     DeadToken,
     TokenGone,
 }
 
 impl Reason {
-    const ALL: [Self; 3] = [Self::UnknownPushkey, Self::DeadToken, Self::TokenGone];
+    const ALL: [Self; 4] = [
+        Self::UnknownPushkey,
+        Self::UnknownUnmarked,
+        Self::DeadToken,
+        Self::TokenGone,
+    ];
 
     /// The word for logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::UnknownPushkey => "unknown_pushkey",
+            Self::UnknownUnmarked => "unknown_unmarked",
             Self::DeadToken => "dead_token",
             Self::TokenGone => "pnm_token_gone",
         }

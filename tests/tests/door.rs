@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use matrix2acrobits_tests::app::{App, Builder};
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
-use matrix2acrobits_tests::http::Reply;
+use matrix2acrobits_tests::http::{Reply, send};
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::process::Program;
 use matrix2acrobits_tests::{SOON, eventually};
@@ -329,6 +329,37 @@ async fn a_mass_of_unknown_pushkeys_is_put_off_until_most_are_known() {
     assert_eq!(app.api().log_lines("are unknown here").len(), 1);
 }
 
+/// An alert counts rejections, and must not ring for pushkeys that anybody can make up.
+#[tokio::test]
+async fn made_up_pushkeys_are_counted_apart_from_those_of_our_pushers() {
+    let counts = async |app: &App| {
+        let metrics = send(app.admin_bare(Method::GET, "/metrics")).await.text;
+        ["unknown_pushkey", "unknown_unmarked"].map(|reason| {
+            let series = format!("matrix2acrobits_rejections_total{{reason=\"{reason}\"}} ");
+            let line = metrics.lines().find_map(|line| line.strip_prefix(&series));
+            line.map(ToOwned::to_owned)
+        })
+    };
+    let counted = |ours: u32, others: u32| [ours, others].map(|count| Some(count.to_string()));
+    for (auth, before, after) in [
+        ("prefer", counted(0, 2), counted(1, 2)),
+        ("off", counted(2, 0), counted(3, 0)),
+    ] {
+        let app = with(App::builder().api("NOTIFY_AUTH", auth), &phones("known", 1)).await;
+        let unknown = Phone::new("unknown");
+        let mut forged = unknown.device();
+        forged["data"]["mark"] = json!("AAAAAAAAAAAAAAAAAAAAAA");
+        for device in [unknown.device(), forged] {
+            let reply = notify(&app, "$1", &device).await;
+            assert_eq!(rejected(reply), json!([unknown.token]));
+        }
+        assert_eq!(counts(&app).await, before, "{auth}");
+        let reply = notify(&app, "$1", &app.marked(&unknown).await).await;
+        assert_eq!(rejected(reply), json!([unknown.token]));
+        assert_eq!(counts(&app).await, after, "{auth}");
+    }
+}
+
 #[tokio::test]
 async fn a_gone_token_is_dead_for_the_account_that_was_pushed_to() {
     let bobs = Phone::new("bob").with_token("one-phone");
@@ -379,7 +410,7 @@ async fn a_request_names_at_most_a_hundred_devices_and_leaves_one_line() {
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines[0].contains("a notification was refused"), "{lines:?}");
     assert_eq!(
-        lines[1].matches(":unknown_pushkey").count(),
+        lines[1].matches(":unknown_unmarked").count(),
         14,
         "{lines:?}"
     );

@@ -217,6 +217,24 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// The values that a text asks a label of a metric for, in its one form `metric{label="value|value"}`.
+fn asked_for(text: &str) -> Vec<(String, String, String)> {
+    let text = text.replace("\\\"", "\"");
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices(PREFIX) {
+        let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+        let (name, rest) = text[at..].split_at(text[at..].find(word).unwrap_or_default());
+        let Some((selector, _)) = rest.strip_prefix('{').and_then(|it| it.split_once('}')) else {
+            continue;
+        };
+        let (label, values) = selector.split_once('=').expect("a label");
+        let values = values.trim_matches(['~', '"']).split('|');
+        let label = label.trim_end_matches('!');
+        found.extend(values.map(|value| (name.to_owned(), label.to_owned(), value.to_owned())));
+    }
+    found
+}
+
 /// The words in a text that name a metric.
 fn named(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -240,6 +258,34 @@ fn what_the_operations_documents_name_exists() {
             assert!(exists(&base(name, exists)), "{}: {name}", file.display());
         }
     }
+}
+
+#[test]
+fn what_alerts_and_the_dashboard_ask_labels_for_exists() {
+    let exists = |name: &str| PINNED.split_whitespace().any(|word| word == name);
+    for file in ["alerts.yml", "dashboard.json"] {
+        for (name, label, value) in asked_for(&read(file)) {
+            let metric = base(&name, exists);
+            let line = PINNED.lines().find(|line| line.contains(&metric));
+            let labels = line.unwrap_or_default().split(' ');
+            let values = labels.filter_map(|it| it.strip_prefix(&format!("{label}=")));
+            let known = values.flat_map(|it| it.split('|')).any(|it| it == value);
+            // A class of statuses, and a variable of the dashboard.
+            let pattern = value == "5.." || value.starts_with('$');
+            assert!(known || pattern, "{file}: {name} {label}={value}");
+        }
+    }
+}
+
+/// Anybody can make pushkeys up.
+#[test]
+fn no_alert_rings_for_made_up_pushkeys() {
+    let alerts = read("alerts.yml");
+    let asks = |text: &str| alerts.matches(text).count();
+    let all = asks("matrix2acrobits_rejections_total");
+    let ours = asks("matrix2acrobits_rejections_total{reason!=\"unknown_unmarked\"}");
+    assert!(all > 0 && all == ours, "{ours} of {all}");
+    assert_eq!(asks("outcome=~\"delivered|dropped|rejected\""), 0);
 }
 
 #[test]

@@ -327,7 +327,7 @@ impl<T: TokenBook> Shared<T> {
                 return Ok(Settled::Rejected(Reason::DeadToken));
             }
             Ok(Lookup::Unknown) if self.guard.note(app_id, pushkey, Seen::Unknown, now) => {
-                return Ok(Settled::Rejected(Reason::UnknownPushkey));
+                return Ok(Settled::Rejected(self.unknown(marked)));
             }
             Ok(Lookup::Unknown) => return Err(Fault::Unavailable("mass_unknown")),
             Ok(Lookup::NeverHeldAny) => return Err(Fault::Unavailable("no_tokens_yet")),
@@ -353,6 +353,16 @@ impl<T: TokenBook> Shared<T> {
                 lead.finish(&verdict, success, Instant::now().into_std());
                 verdict
             }
+        }
+    }
+
+    /// Why an unknown pushkey is rejected. Strangers' made-up ones are counted apart: they are no sign that phones fall
+    /// silent.
+    fn unknown(&self, marked: Marked) -> Reason {
+        if self.rules.trust.doubts(marked) {
+            Reason::UnknownUnmarked
+        } else {
+            Reason::UnknownPushkey
         }
     }
 

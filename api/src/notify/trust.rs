@@ -139,7 +139,7 @@ impl Trust {
     }
 
     /// Whether anybody may have sent this. With NOTIFY_AUTH=off only the homeserver can.
-    fn doubts(&self, marked: Marked) -> bool {
+    pub(crate) fn doubts(&self, marked: Marked) -> bool {
         self.auth != NotifyAuth::Off && marked != Marked::Right
     }
 
