@@ -162,3 +162,29 @@ fn systemd_understands_the_units() {
         assert!(verify.status.success() && said.is_empty(), "{said}");
     }
 }
+
+/// A cause that goes away by itself, such as a full disk, may last longer than five starts in a row.
+#[test]
+fn no_unit_gives_its_restarts_up() {
+    let mut units = 0;
+    for folder in ["systemd", "quadlet"] {
+        for entry in fs::read_dir(root().join("docs/operations").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.display();
+            let text = fs::read_to_string(&path).unwrap();
+            if !text.contains("\nRestart=") {
+                continue;
+            }
+            units += 1;
+            let section = |name: &str| {
+                let rest = text.split_once(&format!("[{name}]\n")).unwrap().1;
+                rest.split("\n[").next().unwrap()
+            };
+            let has = |part: &str, line: &str| section(part).lines().any(|it| it == line);
+            assert!(has("Unit", "StartLimitIntervalSec=0"), "{name}");
+            assert!(has("Service", "RestartSec=2"), "{name}");
+            assert!(has("Service", "RestartPreventExitStatus=2"), "{name}");
+        }
+    }
+    assert_eq!(units, 4);
+}
