@@ -5,6 +5,8 @@
     reason = "tests outside of #[test] functions; what the doctor says is worth showing"
 )]
 
+use std::time::{Duration, Instant};
+
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{self, BOB, Phone};
 use matrix2acrobits_tests::homeserver::{Fault, Profile};
@@ -55,8 +57,11 @@ impl Finding {
 /// Runs it with the worker's settings and some that differ; an empty value is as good as none.
 async fn doctor(app: &App, differ: &[(&str, &str)], args: &[&str]) -> Finding {
     let mut env: Env = app.worker_env.clone();
-    let worker = app.worker().admin_url().replace("http://", "");
-    env.insert("ADMIN_LISTEN_ADDR".into(), worker);
+    let elsewhere = |(name, _): &(&str, &str)| *name == "ADMIN_LISTEN_ADDR";
+    if !differ.iter().any(elsewhere) {
+        let worker = app.worker().admin_url().replace("http://", "");
+        env.insert("ADMIN_LISTEN_ADDR".into(), worker);
+    }
     for &(name, value) in differ {
         env.insert(name.into(), value.into());
     }
@@ -324,6 +329,48 @@ async fn a_matrix_authentication_service_is_seen_and_is_no_fault() {
         .offer_logins(Some(vec![json!({"type": "m.login.sso"})]));
     let finding = doctor(&app, &[], &[]).await;
     finding.says("suspect", "logins", "no login with a password");
+}
+
+#[tokio::test]
+async fn a_backlog_that_shrinks_is_told_from_one_that_stands() {
+    let app = App::builder().without_worker().start().await;
+    let phones: Vec<_> = (0..200).map(|n| Phone::new(&format!("p{n}"))).collect();
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    let nobody = format!("127.0.0.1:{}", server::free_port());
+    let no_worker = [("ADMIN_LISTEN_ADDR", nobody.as_str())];
+    let started = Instant::now();
+    let finding = doctor(&app, &no_worker, &[]).await;
+    finding.says("ok", "jobs", "200 to do, no dead letter");
+    // Nothing is late, so it does not look twice.
+    assert!(started.elapsed() < Duration::from_secs(5));
+
+    app.database
+        .meddle("UPDATE Jobs SET run_at = run_at - 100")
+        .await;
+    let finding = doctor(&app, &no_worker, &[]).await;
+    finding.wrong("jobs", "and is not taken");
+
+    let while_jobs_go = async || {
+        let work = async {
+            loop {
+                let first = "DELETE FROM Jobs WHERE pusher_id = (SELECT min(pusher_id) FROM Jobs)";
+                app.database.meddle(first).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::select! {
+            finding = doctor(&app, &no_worker, &[]) => finding,
+            () = work => unreachable!(),
+        }
+    };
+    let finding = while_jobs_go().await;
+    finding.says("ok", "jobs", "being worked off");
+    // Users may be deleted meanwhile, but no worker sets a pusher.
+    app.database
+        .meddle("UPDATE outage_gate SET state = 'down'")
+        .await;
+    let finding = while_jobs_go().await;
+    finding.wrong("jobs", "waits for the homeserver");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod arrival;
 mod ask;
+mod backlog;
 mod gateway;
 mod homeserver;
 mod pushers;
@@ -12,7 +13,7 @@ mod software;
 use matrix2acrobits_shared::{
     ids::UserId,
     matrix::pushers::PusherSettings,
-    process::{health, output::print, settings::SettingError, words::Counted},
+    process::{health, output::print, settings::SettingError},
 };
 use matrix2acrobits_store::{Database, Store};
 
@@ -22,9 +23,6 @@ use crate::{
     commands::{Cli, Failure, open_existing},
     settings::Settings,
 };
-
-/// A ready job that has waited longer than this many seconds is not being taken.
-const STUCK: i64 = 60;
 
 /// What to check in addition.
 #[derive(Debug, Clone, clap::Args)]
@@ -216,22 +214,10 @@ async fn database(cli: &Cli, report: &mut Report) -> Option<Store> {
         states.join(", ")
     };
     report.ok("database", &format!("pushers: {states}"));
-    if queue.killed > 0 {
-        let text = format!(
-            "{}: see `jobs --state killed`, mend the reason, then `replay --dead`",
-            Counted(queue.killed, "dead letter")
-        );
-        report.wrong("jobs", &text);
-    }
-    if queue.oldest_ready > STUCK {
-        let text = format!(
-            "a job has been ready for {} s and is not taken: the worker does not run, or waits for the homeserver",
-            queue.oldest_ready
-        );
-        report.wrong("jobs", &text);
-    } else if queue.killed == 0 {
-        let waiting = queue.pending + queue.queued + queue.failed;
-        report.ok("jobs", &format!("{waiting} to do, no dead letter"));
+    if let Err(error) = backlog::check(cli, &store, queue, report).await {
+        let text = format!("it opens, but cannot be read: {error}");
+        report.wrong("database", &text);
+        return None;
     }
     Some(store)
 }
