@@ -15,7 +15,7 @@ use matrix2acrobits_tests::process::{Env, Program};
 use matrix2acrobits_tests::server::{self, Server};
 use matrix2acrobits_tests::synapse::{self, Synapse};
 use matrix2acrobits_tests::{SOON, eventually};
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Connection, SqliteConnection};
 
 /// What it printed, and how it ended.
@@ -211,12 +211,12 @@ async fn settings(app: &App, synapse: &Synapse) {
     finding.wrong("settings", "PROXY_URL is not set");
     let closed = format!("http://127.0.0.1:{}", server::free_port());
     let finding = doctor(app, &[("PROXY_URL", &closed)], &["--user", BOB]).await;
-    finding.wrong("PROXY_URL", "refused");
+    finding.says("suspect", "PROXY_URL", "refused");
     finding.wrong("pusher", "another URL");
     let finding = doctor(app, &[("PROXY_URL", &synapse.url())], &[]).await;
     finding.wrong("PROXY_URL", "not the api");
     let finding = doctor(app, &[("PROXY_URL", "https://nowhere.invalid")], &[]).await;
-    finding.wrong("PROXY_URL", "nowhere.invalid has no address");
+    finding.says("suspect", "PROXY_URL", "nowhere.invalid has no address");
 
     let finding = doctor(app, &[("DATABASE_URL", "sqlite://none/here.db")], &[]).await;
     finding.wrong("database", "there is no file");
@@ -288,6 +288,52 @@ async fn another_clock_and_no_homeserver() {
     .await;
     let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &user.url())], &[]).await;
     finding.wrong("as_token", "access token of @bob:example.org");
+}
+
+/// The reverse proxy may let only the homeserver reach the notifications.
+#[tokio::test]
+async fn an_api_that_only_the_homeserver_reaches_is_suspected_and_another_answer_is_wrong() {
+    let app = App::start().await;
+    let error = |errcode| json!({"errcode": errcode, "error": "no"});
+    let gone = format!("http://127.0.0.1:{}", server::free_port());
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    let answers = |status, body: Option<Value>| {
+        Server::start(move |_| {
+            let answer = match &body {
+                Some(body) => server::json(status, body),
+                None => server::html(status),
+            };
+            Box::pin(async { Some(answer) })
+        })
+    };
+    let closes = Server::start(|_| Box::pin(async { None })).await;
+    for (url, words) in [
+        (answers(403, None).await.url(), "HTTP 403 without JSON"),
+        (answers(401, Some(json!({}))).await.url(), "HTTP 401"),
+        (gone, "refused"),
+        (silent, "no answer in time"),
+        ("https://nowhere.invalid".to_owned(), "has no address"),
+    ] {
+        let differ = [("PROXY_URL", url.as_str()), ("HOMESERVER_TIMEOUT", "1s")];
+        let finding = doctor(&app, &differ, &[]).await;
+        finding.says("suspect", "PROXY_URL", words);
+        finding.says("suspect", "PROXY_URL", "this may be so from here only");
+        finding.well();
+    }
+    for (url, words) in [
+        (answers(200, None).await.url(), "not the api: HTTP 200"),
+        (answers(404, None).await.url(), "not the api: HTTP 404"),
+        (answers(502, None).await.url(), "not the api: HTTP 502"),
+        (
+            answers(403, Some(error("M_FORBIDDEN"))).await.url(),
+            "not the api: HTTP 403 M_FORBIDDEN",
+        ),
+        (closes.url(), "start the api"),
+    ] {
+        let finding = doctor(&app, &[("PROXY_URL", &url)], &[]).await;
+        finding.wrong("PROXY_URL", words);
+    }
 }
 
 #[tokio::test]
