@@ -188,3 +188,15 @@ fn no_unit_gives_its_restarts_up() {
     }
     assert_eq!(units, 4);
 }
+
+/// GitHub's default shell runs without pipefail.
+#[test]
+fn a_failure_before_a_pipe_fails_the_workflow() {
+    for entry in fs::read_dir(root().join(".github/workflows")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let pipes = text.lines().any(|line| line.contains(" | "));
+        let safe = text.contains("\ndefaults:\n  run:\n    shell: bash\n");
+        assert!(safe || !pipes, "{}", path.display());
+    }
+}
