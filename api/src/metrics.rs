@@ -134,7 +134,7 @@ pub(crate) fn start() -> PrometheusHandle {
     describe_counter!(
         RECEIPTS,
         "Receipts of phones, by result; confirmed: with the id of a push of ours, noted: of a known phone, unknown: of none, \
-         dropped: too many at a time"
+         dropped: too many at a time, refused: wrong or not allowed, unavailable: not taken for another reason"
     );
     describe_histogram!(
         ARRIVAL,
@@ -279,12 +279,14 @@ pub(crate) enum ReceiptResult {
     Noted,
     Unknown,
     Dropped,
+    Refused,
+    Unavailable,
 }
 
 /// Counts receipts.
 #[derive(Debug)]
 pub(crate) struct Receipts {
-    results: ByLabel<ReceiptResult, 4>,
+    results: ByLabel<ReceiptResult, 6>,
     arrival: Histogram,
 }
 
@@ -295,12 +297,16 @@ impl Receipts {
             ReceiptResult::Noted,
             ReceiptResult::Unknown,
             ReceiptResult::Dropped,
+            ReceiptResult::Refused,
+            ReceiptResult::Unavailable,
         ];
         let word = |of| match of {
             ReceiptResult::Confirmed => "confirmed",
             ReceiptResult::Noted => "noted",
             ReceiptResult::Unknown => "unknown",
             ReceiptResult::Dropped => "dropped",
+            ReceiptResult::Refused => "refused",
+            ReceiptResult::Unavailable => "unavailable",
         };
         Self {
             results: ByLabel::new(results, |of| counter!(RECEIPTS, "result" => word(of))),

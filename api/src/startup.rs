@@ -121,11 +121,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
             upkeep,
             bodies: bodies.clone(),
         },
-        Receipts {
-            auth: auth.clone(),
-            journal: journal.clone(),
-            bodies: bodies.clone(),
-        },
+        Receipts::new(auth.clone(), journal.clone(), bodies.clone()),
         notify::Gateway { deliverer, bodies },
         settings.hs_token.clone(),
     );

@@ -188,6 +188,13 @@ async fn receipts_in_every_form_and_for_nobody() {
     }
     let large = json!({"selector": "x".repeat(70_000)});
     received(&app, &large).await.expect_error(413);
+    let refused = r#"matrix2acrobits_push_receipts_total{result="refused"}"#;
+    metric_is(&app, refused, 5.0).await;
+    let reports = r#"matrix2acrobits_token_reports_total{result="refused"}"#;
+    metric_is(&app, reports, 0.0).await;
+    let said = |words: &str| app.api().log_lines(words).len();
+    assert_eq!(said("a receipt was refused"), 1, "at most one a minute");
+    assert_eq!(said("a report was refused"), 0);
     let path = format!("{RECEIVED}?selector=nobody");
     let head = send(app.public(Method::HEAD, &path)).await;
     assert_eq!(head.status, 405);

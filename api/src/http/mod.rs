@@ -10,5 +10,5 @@ pub(crate) mod observe;
 pub(crate) mod peers;
 mod progress;
 mod refusal;
-mod seldom;
+pub(crate) mod seldom;
 pub(crate) mod shares;

@@ -1,20 +1,29 @@
 //! The endpoint `push_received`, by which the app's push notification reporter confirms a push. The response is the
 //! same for any phone. Receipts are matched to phones later, many at a time.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
-    extract::{FromRef, FromRequest, Request, State},
+    extract::{FromRef, Request, State},
+    response::{IntoResponse, Response},
     routing::get,
 };
-use utoipa::OpenApi;
+use utoipa::{
+    IntoResponses, OpenApi,
+    openapi::{self, RefOr},
+};
 
 use super::{Empty, ReportError, description, fields::ReceiptFields, read_request};
 use crate::{
     arrivals::{Journal, Receipt},
-    http::{bodies::Bodies, errors::method_not_allowed},
-    identity::{Auth, Caller},
+    http::{
+        bodies::Bodies,
+        errors::{Problem, method_not_allowed},
+        seldom::Seldom,
+    },
+    identity::Auth,
+    metrics::{self, ReceiptResult},
 };
 
 /// The OpenAPI description of this endpoint.
@@ -25,9 +34,33 @@ pub(crate) struct Description;
 /// What the endpoint needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Receipts {
-    pub(crate) auth: Auth,
-    pub(crate) journal: Arc<Journal>,
-    pub(crate) bodies: Bodies,
+    auth: Auth,
+    journal: Arc<Journal>,
+    bodies: Bodies,
+    refusals: Arc<Refusals>,
+}
+
+/// Counts receipts that are not taken, and logs them.
+#[derive(Debug)]
+struct Refusals {
+    metrics: metrics::Receipts,
+    /// Strangers can send any number of wrong receipts.
+    said: Seldom,
+}
+
+impl Receipts {
+    pub(crate) fn new(auth: Auth, journal: Arc<Journal>, bodies: Bodies) -> Self {
+        let refusals = Refusals {
+            metrics: metrics::Receipts::new(),
+            said: Seldom::default(),
+        };
+        Self {
+            auth,
+            journal,
+            bodies,
+            refusals: Arc::new(refusals),
+        }
+    }
 }
 
 impl FromRef<Receipts> for Auth {
@@ -51,19 +84,19 @@ pub(crate) fn router(receipts: Receipts) -> Router {
         .with_state(receipts)
 }
 
-/// The parts of a request that this endpoint needs.
+/// A receipt that was not taken. It is counted and logged.
 #[derive(Debug)]
-struct Incoming {
-    caller: Caller,
-    fields: ReceiptFields,
+struct Refused(Problem);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        self.0.into_response()
+    }
 }
 
-impl FromRequest<Receipts> for Incoming {
-    type Rejection = ReportError;
-
-    async fn from_request(request: Request, state: &Receipts) -> Result<Self, ReportError> {
-        let (caller, fields) = read_request(request, state, ReceiptFields::read).await?;
-        Ok(Self { caller, fields })
+impl IntoResponses for Refused {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        ReportError::responses()
     }
 }
 
@@ -78,13 +111,13 @@ impl FromRequest<Receipts> for Incoming {
         (description::Receipt = "application/json"),
         (description::Receipt = "application/x-www-form-urlencoded")
     )),
-    responses((status = 200, body = Empty), ReportError)
+    responses((status = 200, body = Empty), Refused)
 )]
 async fn receipt_by_post(
     State(app): State<Receipts>,
-    incoming: Incoming,
-) -> Result<Json<Empty>, ReportError> {
-    receipt(&app, incoming).await
+    request: Request,
+) -> Result<Json<Empty>, Refused> {
+    receipt(&app, request).await
 }
 
 /// A phone confirms a push.
@@ -95,17 +128,22 @@ async fn receipt_by_post(
     summary = "The same by GET",
     description = "",
     params(description::Receipt),
-    responses((status = 200, body = Empty), ReportError)
+    responses((status = 200, body = Empty), Refused)
 )]
 async fn receipt_by_get(
     State(app): State<Receipts>,
-    incoming: Incoming,
-) -> Result<Json<Empty>, ReportError> {
-    receipt(&app, incoming).await
+    request: Request,
+) -> Result<Json<Empty>, Refused> {
+    receipt(&app, request).await
 }
 
-async fn receipt(app: &Receipts, incoming: Incoming) -> Result<Json<Empty>, ReportError> {
-    let Incoming { caller, fields } = incoming;
+async fn receipt(app: &Receipts, request: Request) -> Result<Json<Empty>, Refused> {
+    let taken = take(app, request).await;
+    taken.map_err(|error| app.refusals.refuse(&error))
+}
+
+async fn take(app: &Receipts, request: Request) -> Result<Json<Empty>, ReportError> {
+    let (caller, fields) = read_request(request, app, ReceiptFields::read).await?;
     let owner = app
         .auth
         .identify(fields.username.as_deref(), fields.password.as_ref(), caller)
@@ -117,4 +155,22 @@ async fn receipt(app: &Receipts, incoming: Incoming) -> Result<Json<Empty>, Repo
         owner,
     });
     Ok(Json(Empty {}))
+}
+
+impl Refusals {
+    fn refuse(&self, error: &ReportError) -> Refused {
+        let problem = Problem::from(error);
+        let (status, errcode) = problem.matter.code();
+        if status.is_server_error() {
+            self.metrics.count(ReceiptResult::Unavailable, 1);
+            tracing::debug!(?error, "a receipt could not be taken");
+        } else {
+            self.metrics.count(ReceiptResult::Refused, 1);
+            if let Some(times) = self.said.due(Instant::now()) {
+                let reason = &problem.words;
+                tracing::info!(%status, errcode, %reason, times, "a receipt was refused");
+            }
+        }
+        Refused(problem)
+    }
 }
