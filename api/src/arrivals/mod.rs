@@ -179,7 +179,7 @@ impl Journal {
                 Err(error) => {
                     let mut state = self.lock();
                     put_back(&mut state, batch);
-                    state.named.extend(named);
+                    put_back_named(&mut state, named);
                     return Err(error);
                 }
             }
@@ -255,6 +255,65 @@ fn put_back(state: &mut State, batch: Batch) {
         let later = state.phones.remove(&phone).unwrap_or_default();
         if state.phones.len() < 2 * MOST_PUSHED {
             state.phones.insert(phone, earlier.then(later));
+        }
+    }
+}
+
+/// Puts back receipts whose phones could not be looked up, before those that have come meanwhile.
+fn put_back_named(state: &mut State, named: Receipts) {
+    for (key, earlier) in named {
+        let Some(later) = state.named.get_mut(&key) else {
+            if state.named.len() < 2 * MOST_NAMED {
+                state.named.insert(key, earlier);
+            }
+            continue;
+        };
+        *later = Named {
+            arrivals: earlier.arrivals.then(later.arrivals),
+            confirmed: earlier.confirmed && later.confirmed,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(at: i64, confirmed: bool) -> Named {
+        let mut arrivals = Arrivals::default();
+        arrivals.receipt(at);
+        Named {
+            arrivals,
+            confirmed,
+        }
+    }
+
+    #[test]
+    fn receipts_of_before_and_after_a_failure_both_count() {
+        let phone = |selector| {
+            let phone = NamedPhone {
+                selector: Selector::parse(selector).ok(),
+                device: None,
+                token: None,
+            };
+            (phone, None)
+        };
+        let mut state = State::default();
+        state.named.insert(phone("both"), named(200, false));
+        state.named.insert(phone("after"), named(200, true));
+        let failed = [("both", true), ("before", true)];
+        let failed = failed.map(|(selector, confirmed)| (phone(selector), named(100, confirmed)));
+        put_back_named(&mut state, Receipts::from(failed));
+        for (selector, at, receipts, confirmed) in [
+            ("both", 200, 2, false),
+            ("before", 100, 1, true),
+            ("after", 200, 1, true),
+        ] {
+            let found = state.named[&phone(selector)];
+            let Named { arrivals, .. } = found;
+            assert_eq!(arrivals.received, Some(at), "{selector}");
+            assert_eq!(arrivals.receipts, receipts, "{selector}");
+            assert_eq!(found.confirmed, confirmed, "{selector}");
         }
     }
 }
