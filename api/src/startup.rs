@@ -229,6 +229,7 @@ async fn pushes(
         stop.clone(),
     );
     tokio::spawn(trust::follow_keys(trust, store.clone()));
+    tokio::spawn(deliverer.run_guard());
     tokio::spawn(tokens.warm_up());
     tokio::spawn(journal.clone().run(store.clone()));
     if let Some(plan) = settings.canary.clone() {

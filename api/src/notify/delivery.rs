@@ -151,7 +151,7 @@ struct Shared<T> {
     rules: Rules,
     dedupe: Arc<Dedupe<Verdict>>,
     badges: Badges<EventKey>,
-    guard: MassGuard,
+    guard: Arc<MassGuard>,
     /// Places for strangers' pushes: they must not keep others waiting.
     strangers: Semaphore,
     /// Counts the requests that are being carried out, also those whose client has gone.
@@ -178,7 +178,7 @@ impl<T: TokenBook> Deliverer<T> {
                 rules,
                 dedupe,
                 badges: Badges::default(),
-                guard: MassGuard::new(now),
+                guard: Arc::new(MassGuard::new(now)),
                 strangers: Semaphore::new(STRANGERS_AT_A_TIME),
                 tracker,
                 stopping,
@@ -186,6 +186,11 @@ impl<T: TokenBook> Deliverer<T> {
             }),
             requests: Arc::new(Semaphore::new(REQUESTS_AT_A_TIME)),
         }
+    }
+
+    /// Lets the guard forget what is old. Runs forever.
+    pub(crate) fn run_guard(&self) -> impl Future<Output = ()> + Send + use<T> {
+        Arc::clone(&self.shared.guard).run()
     }
 
     /// Carries out the request in `body` and returns the pushkeys to reject.

@@ -5,7 +5,7 @@
 //! within minutes. Then we rather let the homeserver try again until someone has looked.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -76,6 +76,25 @@ impl MassGuard {
             self.tell(trip, app_id);
         }
         !tripped
+    }
+
+    /// Forgets what is old from time to time, also while no notification comes. Runs forever.
+    pub(crate) async fn run(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.sweep(Instant::now());
+        }
+    }
+
+    fn sweep(&self, now: Instant) {
+        let trips = {
+            let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+            window.sweep(now)
+        };
+        for trip in trips {
+            // Forgetting stops no rejections, and that they resume is said without the app id.
+            self.tell(trip, "");
+        }
     }
 
     fn tell(&self, trip: Trip, app_id: &str) {
@@ -215,11 +234,7 @@ impl Window {
     }
 
     fn note(&mut self, token: u64, app: App, seen: Seen, now: Instant) -> Vec<Trip> {
-        let tick = now.saturating_duration_since(self.start).as_secs() / TICK.as_secs();
-        let mut trips = Vec::new();
-        if tick > self.tick {
-            self.sweep(tick, &mut trips);
-        }
+        let mut trips = self.sweep(now);
         let mut noted = Token { app, age: 0, seen };
         if let Some(known) = self.tokens.get(&token).copied() {
             // PNM's last word stands until it says another.
@@ -271,6 +286,10 @@ impl Window {
             let counts = *counts;
             self.trip(counts, trips);
         }
+        self.judge_unknown(trips);
+    }
+
+    fn judge_unknown(&mut self, trips: &mut Vec<Trip>) {
         if self.unknown.judge() {
             trips.push(Trip {
                 of: Of::Unknown,
@@ -293,7 +312,13 @@ impl Window {
         });
     }
 
-    fn sweep(&mut self, tick: u64, trips: &mut Vec<Trip>) {
+    /// Forgets what is old.
+    fn sweep(&mut self, now: Instant) -> Vec<Trip> {
+        let tick = now.saturating_duration_since(self.start).as_secs() / TICK.as_secs();
+        let mut trips = Vec::new();
+        if tick <= self.tick {
+            return trips;
+        }
         let passed = u8::try_from(tick - self.tick).unwrap_or(u8::MAX);
         self.tick = tick;
         let mut old = Vec::new();
@@ -314,13 +339,15 @@ impl Window {
             .filter_map(|counts| counts.judge().then_some(*counts))
             .collect();
         for counts in changed {
-            self.trip(counts, trips);
+            self.trip(counts, &mut trips);
         }
+        self.judge_unknown(&mut trips);
         self.apps.retain(|_, counts| counts.all > 0);
         // Gives memory back after a busy hour, without doing so at every sweep.
         if self.tokens.capacity() > 4 * self.tokens.len().max(1024) {
             self.tokens.shrink_to(2 * self.tokens.len());
         }
+        trips
     }
 }
 

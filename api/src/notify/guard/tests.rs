@@ -125,6 +125,27 @@ fn what_was_seen_is_forgotten_after_ten_minutes() {
 }
 
 #[test]
+fn both_guards_end_after_ten_minutes_without_a_notification() {
+    let start = Instant::now();
+    let guard = MassGuard::new(start);
+    let stopped = || {
+        let window = guard.window.lock().unwrap();
+        (window.stopped, window.unknown.tripped)
+    };
+    for n in 0..20 {
+        guard.note("app", &format!("gone-{n}"), Seen::Gone, start);
+    }
+    for n in 0..30 {
+        guard.note("app", &format!("unknown-{n}"), Seen::Unknown, start);
+    }
+    assert_eq!(stopped(), (1, true));
+    guard.sweep(start + 10 * MINUTE);
+    assert_eq!(stopped(), (1, true));
+    guard.sweep(start + 10 * MINUTE + TICK);
+    assert_eq!(stopped(), (0, false));
+}
+
+#[test]
 fn goes_on_while_the_retries_are_bad_too() {
     for (bad, _) in KINDS {
         let (mut window, start) = window();
