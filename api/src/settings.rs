@@ -11,7 +11,7 @@ use matrix2acrobits_shared::{
     ids::{Selector, ServerName, UserId},
     process::{
         net::Outgoing,
-        settings::{self, SettingError, SharedArgs},
+        settings::{self, SettingError, SharedArgs, path},
     },
     secret::Secret,
 };
@@ -107,7 +107,7 @@ pub(crate) struct ServeArgs {
     push_fallback_text: Option<String>,
 
     /// TOML or JSON file with the words for photos, calls, invitations and the like [default: English]
-    #[arg(long, env = "PUSH_TEXTS_FILE", value_name = "PATH", global = true)]
+    #[arg(long, env = "PUSH_TEXTS_FILE", value_name = "PATH", value_parser = path(), global = true)]
     push_texts_file: Option<PathBuf>,
 
     /// Whether to push a count that comes without a message: on or off
@@ -165,7 +165,7 @@ pub(crate) struct ServeArgs {
     matrix_hs_token: Option<Secret>,
 
     /// File that holds MATRIX_HS_TOKEN
-    #[arg(long, env = "MATRIX_HS_TOKEN_FILE", value_name = "PATH", global = true)]
+    #[arg(long, env = "MATRIX_HS_TOKEN_FILE", value_name = "PATH", value_parser = path(), global = true)]
     matrix_hs_token_file: Option<PathBuf>,
 }
 

@@ -394,6 +394,23 @@ async fn secrets_come_from_files() {
     }
 }
 
+/// As the lines of .env.example are, once they are no comments.
+#[tokio::test]
+async fn an_empty_file_setting_is_none() {
+    let app = App::builder()
+        .both("EXTRA_CA_FILE", "")
+        .both("DATABASE_URL_FILE", "")
+        .both("ADMIN_TOKEN_FILE", "")
+        .api("PUSH_TEXTS_FILE", "")
+        .api("MATRIX_HS_TOKEN_FILE", "")
+        .worker("MATRIX_AS_TOKEN_FILE", "")
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+}
+
 #[tokio::test]
 async fn an_error_about_a_secret_does_not_tell_it() {
     let folder = &folder();

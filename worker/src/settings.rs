@@ -7,7 +7,7 @@ use matrix2acrobits_shared::{
     matrix::pushers::{NOTIFY_PATH, PushFormat, PusherSettings},
     process::{
         net::Outgoing,
-        settings::{self, SettingError, SharedArgs},
+        settings::{self, SettingError, SharedArgs, path},
     },
     rules::retry::RetryPolicy,
     secret::Secret,
@@ -22,7 +22,7 @@ pub(crate) struct RunArgs {
     matrix_as_token: Option<Secret>,
 
     /// File that holds MATRIX_AS_TOKEN
-    #[arg(long, env = "MATRIX_AS_TOKEN_FILE", value_name = "PATH", global = true)]
+    #[arg(long, env = "MATRIX_AS_TOKEN_FILE", value_name = "PATH", value_parser = path(), global = true)]
     matrix_as_token_file: Option<PathBuf>,
 
     /// Public base URL of the api, such as https://push.example.org; no pusher is set while it is unset

@@ -8,7 +8,11 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use clap::{Args, parser::ValueSource};
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+    parser::ValueSource,
+};
 use url::Url;
 
 use crate::{
@@ -66,7 +70,7 @@ pub struct SharedArgs {
     pub database_url: Option<Secret>,
 
     /// File that holds DATABASE_URL
-    #[arg(long, env = "DATABASE_URL_FILE", value_name = "PATH", global = true)]
+    #[arg(long, env = "DATABASE_URL_FILE", value_name = "PATH", value_parser = path(), global = true)]
     pub database_url_file: Option<PathBuf>,
 
     /// Connections that this process may have to PostgreSQL, at least 4
@@ -84,7 +88,7 @@ pub struct SharedArgs {
     pub admin_token: Option<Secret>,
 
     /// File that holds ADMIN_TOKEN
-    #[arg(long, env = "ADMIN_TOKEN_FILE", value_name = "PATH", global = true)]
+    #[arg(long, env = "ADMIN_TOKEN_FILE", value_name = "PATH", value_parser = path(), global = true)]
     pub admin_token_file: Option<PathBuf>,
 
     /// Base URL of the Matrix homeserver, such as https://matrix.example.org
@@ -97,7 +101,7 @@ pub struct SharedArgs {
     pub matrix_server_name: Option<String>,
 
     /// PEM file with certificate authorities that outgoing calls trust, in addition to the system's
-    #[arg(long, env = "EXTRA_CA_FILE", value_name = "PATH", global = true)]
+    #[arg(long, env = "EXTRA_CA_FILE", value_name = "PATH", value_parser = path(), global = true)]
     pub extra_ca_file: Option<PathBuf>,
 
     /// The Go proxy's name for its user; tells the server name where MATRIX_SERVER_NAME does not
@@ -229,6 +233,11 @@ impl SharedArgs {
             _ => Err("must be text or json".into()),
         })
     }
+}
+
+/// clap's way to the path of a file. An empty one counts as unset, which clap's own way would refuse.
+pub fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// clap's way to a [`Secret`], so that no argument struct can print it.
