@@ -106,7 +106,9 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
 }
 
 fn note_settings(shared: &Shared, outdated: bool) {
-    if outdated == shared.outdated.send_replace(outdated) {
+    // Whoever watches this is not to be woken by every heartbeat.
+    let changed = |known: &mut bool| std::mem::replace(known, outdated) != outdated;
+    if !shared.outdated.send_if_modified(changed) {
         return;
     }
     if outdated {
