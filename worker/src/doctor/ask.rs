@@ -1,6 +1,6 @@
 //! The doctor's requests. Each returns a response, or a reason for people.
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, time::Duration};
 
 use matrix2acrobits_shared::{
     ids::UserId,
@@ -60,44 +60,6 @@ impl Reply {
     }
 }
 
-/// Why a request got no response.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct NoReply {
-    /// For people.
-    pub(super) reason: String,
-    /// Whether nobody answers at this address from here. From another machine, somebody may.
-    pub(super) from_here: bool,
-}
-
-impl NoReply {
-    /// The innermost cause, such as "Connection refused". The outer errors would repeat the URL.
-    fn of(error: &reqwest::Error) -> Self {
-        if error.is_timeout() {
-            return Self {
-                reason: "no answer in time".to_owned(),
-                from_here: true,
-            };
-        }
-        let mut cause: &dyn Error = error;
-        while let Some(inner) = cause.source() {
-            cause = inner;
-        }
-        let kind = cause.downcast_ref().map(io::Error::kind);
-        Self {
-            reason: cause.to_string(),
-            from_here: matches!(
-                kind,
-                Some(
-                    io::ErrorKind::ConnectionRefused
-                        | io::ErrorKind::HostUnreachable
-                        | io::ErrorKind::NetworkUnreachable
-                        | io::ErrorKind::TimedOut
-                )
-            ),
-        }
-    }
-}
-
 /// Sends requests to the homeserver and the api.
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
@@ -138,26 +100,26 @@ impl Asker {
     }
 
     /// A POST without a body.
-    pub(super) async fn post_nothing(&self, url: Url) -> Result<Reply, NoReply> {
+    pub(super) async fn post_nothing(&self, url: Url) -> Result<Reply, String> {
         let request = self.client(&url)?.post(url);
         send(request.header("content-type", "application/json")).await
     }
 
     /// A GET.
-    pub(super) async fn get(&self, url: Url) -> Result<Reply, NoReply> {
+    pub(super) async fn get(&self, url: Url) -> Result<Reply, String> {
         send(self.client(&url)?.get(url)).await
     }
 
     /// A client for the server at `url`, which may be one that no proxy reaches.
-    fn client(&self, url: &Url) -> Result<reqwest::Client, NoReply> {
+    fn client(&self, url: &Url) -> Result<reqwest::Client, String> {
         let builder = self.outgoing.client(url, self.timeout);
         let client = builder.timeout(self.timeout).build();
-        client.map_err(|error| NoReply::of(&error))
+        client.map_err(|error| root(&error))
     }
 }
 
-async fn send(request: reqwest::RequestBuilder) -> Result<Reply, NoReply> {
-    let response = request.send().await.map_err(|error| NoReply::of(&error))?;
+async fn send(request: reqwest::RequestBuilder) -> Result<Reply, String> {
+    let response = request.send().await.map_err(|error| root(&error))?;
     let header = |name: &str| {
         let value = response.headers().get(name)?.to_str().ok()?;
         Some(value.to_owned())
@@ -169,14 +131,23 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Reply, NoReply> {
         body: Value::Null,
     };
     let body = net::read_body(response, MAX_ANSWER).await;
-    let body = body.map_err(|_| NoReply {
-        reason: "the answer breaks off or is too long".to_owned(),
-        from_here: false,
-    })?;
+    let body = body.map_err(|_| "the answer breaks off or is too long".to_owned())?;
     Ok(Reply {
         body: serde_json::from_slice(&body).unwrap_or_default(),
         ..reply
     })
+}
+
+/// The innermost cause, such as "Connection refused". The outer errors would repeat the URL.
+fn root(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

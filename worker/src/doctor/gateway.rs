@@ -7,17 +7,13 @@ use url::{Host, Url};
 
 use super::{Report, ask::Asker};
 
-/// The reverse proxy may let only the homeserver in.
-const FROM_HERE: &str = "this may be so from here only. If the homeserver does not reach it either";
-
 pub(super) async fn check(pusher: &PusherSettings, ask: &Asker, report: &mut Report) {
     let url = &pusher.notify_url;
     let addresses = match resolve(url).await {
         Ok(addresses) => addresses,
         Err(problem) => {
-            let text =
-                format!("{problem}; {FROM_HERE}, check PROXY_URL and the name server's entry");
-            return report.suspect("PROXY_URL", &text);
+            let text = format!("{problem}: check PROXY_URL and the name server's entry");
+            return report.wrong("PROXY_URL", &text);
         }
     };
     answers(url, ask, report).await;
@@ -34,20 +30,10 @@ pub(super) async fn check(pusher: &PusherSettings, ask: &Asker, report: &mut Rep
 async fn answers(url: &Url, ask: &Asker, report: &mut Report) {
     let advice = "the reverse proxy must pass this path to the api's LISTEN_ADDR as it is";
     match ask.post_nothing(url.clone()).await {
-        Err(problem) if problem.from_here => {
-            let text = format!(
-                "{url}: {}; {FROM_HERE}, start the api, and check PROXY_URL",
-                problem.reason
-            );
-            report.suspect("PROXY_URL", &text);
-        }
-        Err(problem) => {
-            let text = format!(
-                "{url}: {}: start the api, and check PROXY_URL",
-                problem.reason
-            );
-            report.wrong("PROXY_URL", &text);
-        }
+        Err(problem) => report.wrong(
+            "PROXY_URL",
+            &format!("{url}: {problem}: start the api, and check PROXY_URL"),
+        ),
         Ok(reply) if reply.status == 400 && reply.text("errcode") == Some("M_NOT_JSON") => {
             let mut health = url.clone();
             health.set_path("/health");
@@ -59,9 +45,12 @@ async fn answers(url: &Url, ask: &Asker, report: &mut Report) {
             };
             report.ok("PROXY_URL", text);
         }
-        // The api refuses with an errcode.
+        // The reverse proxy may let only the homeserver in. The api refuses with an errcode.
         Ok(reply) if matches!(reply.status, 401 | 403) && reply.text("errcode").is_none() => {
-            let text = format!("{url}: {}; {FROM_HERE}, {advice}", reply.describe());
+            let text = format!(
+                "{url}: {}; this may be so from here only. If the homeserver gets it as well, {advice}",
+                reply.describe()
+            );
             report.suspect("PROXY_URL", &text);
         }
         Ok(reply) => {
