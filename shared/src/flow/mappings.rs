@@ -6,7 +6,7 @@ use super::{
 };
 use crate::ids::{Selector, UserId};
 
-/// Maps a selector to a user. Said again, it changes nothing.
+/// Maps a selector to a user. Said again, only the mapping's time changes.
 pub async fn put_mapping(
     tx: &mut dyn Transaction,
     selector: &Selector,
@@ -15,8 +15,10 @@ pub async fn put_mapping(
     let selectors = [selector.as_str()];
     tx.lock_selectors(&selectors).await?;
     let stored = tx.mappings(&selectors).await?;
-    let known = stored.iter().flatten();
-    let said = known.into_iter().any(|it| it.user_id == user.as_str());
+    let said = stored
+        .iter()
+        .flatten()
+        .any(|it| it.user_id == user.as_str());
     let mapping = [(selector, user)];
     let changed = if said { &[] } else { &mapping[..] };
     write(tx, &mapping, changed).await
