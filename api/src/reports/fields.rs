@@ -66,6 +66,8 @@ pub(crate) enum FieldError {
     NotAnObject,
     /// A field is not text.
     NotText(&'static str),
+    /// A field has bytes that are not UTF-8.
+    NotUtf8(&'static str),
     /// The selector is missing.
     NoSelector,
     /// Both selector and token are missing.
@@ -269,6 +271,9 @@ impl<'a> Values<'a> {
     fn password(&self) -> Result<Option<Secret>, FieldError> {
         let [name] = PASSWORD else { return Ok(None) };
         let typed = self.known.get(name).filter(|typed| !typed.is_empty());
+        if typed.is_some_and(|typed| is_broken(typed)) {
+            return Err(FieldError::NotUtf8(name));
+        }
         let checked = typed.map(|typed| login(typed).map(Secret::new)).transpose();
         checked.map_err(|error| FieldError::Invalid(name, error))
     }
@@ -281,6 +286,7 @@ impl<'a> Values<'a> {
         match self.get(names) {
             None => Ok(Field::Absent),
             Some("") => Ok(Field::Clear),
+            Some(value) if is_broken(value) => Err(FieldError::NotUtf8(names[0])),
             Some(value) => parse(value)
                 .map(Field::Set)
                 .map_err(|error| FieldError::Invalid(names[0], error)),
@@ -332,6 +338,12 @@ fn unfilled(pair: &[u8]) -> Option<&str> {
 /// A token. Tokens have no spaces, so a space inside one is a `+` that was not escaped.
 fn token(value: &str) -> Result<Pushkey, IdError> {
     Pushkey::parse(&value.replace(' ', "+"))
+}
+
+/// Whether bytes of a form were not UTF-8. Reading them replaces each by the same character, so two selectors could become
+/// one.
+fn is_broken(value: &str) -> bool {
+    value.contains(char::REPLACEMENT_CHARACTER)
 }
 
 /// A user name or password, which may contain any character.
@@ -620,5 +632,14 @@ mod tests {
             form("selector=s&device=a%00b").unwrap_err(),
             FieldError::Invalid("device", IdError::Control)
         );
+        for (body, name) in [
+            ("selector=m%FCller", "selector"),
+            ("selector=s&username=m%FCller", "username"),
+            ("selector=s&password=gr%FC%DFe", "password"),
+            ("selector=s&device=%ff", "device"),
+        ] {
+            assert_eq!(form(body).unwrap_err(), FieldError::NotUtf8(name), "{body}");
+        }
+        assert!(form("selector=m%C3%BCller&other=%FC").is_ok());
     }
 }

@@ -414,6 +414,9 @@ impl From<&FieldError> for Problem {
             FieldError::NotText(name) => {
                 Self::new(Matter::InvalidParam, format!("{name} must be text."))
             }
+            FieldError::NotUtf8(name) => {
+                Self::new(Matter::InvalidParam, format!("{name} must be UTF-8."))
+            }
             FieldError::NoPhone => {
                 Self::new(Matter::MissingParam, "selector and token are missing.")
             }
