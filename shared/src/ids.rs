@@ -45,10 +45,21 @@ fn check(value: &str, fits: bool, limit: &'static str) -> Result<(), IdError> {
         Err(IdError::Empty)
     } else if !fits {
         Err(IdError::TooLong(limit))
-    } else if value.chars().any(char::is_control) {
+    } else if has_control(value) {
         Err(IdError::Control)
     } else {
         Ok(())
+    }
+}
+
+/// Whether there is a control character. Nearly all values are ASCII, and each push has three: so all bytes are looked at
+/// side by side, not one character after another.
+fn has_control(value: &str) -> bool {
+    let ascii = |found, byte: u8| found | byte.is_ascii_control();
+    if value.is_ascii() {
+        value.bytes().fold(false, ascii)
+    } else {
+        value.chars().any(char::is_control)
     }
 }
 
@@ -238,6 +249,16 @@ pub fn log_id(value: &str) -> LogId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_found_wherever_they_stand() {
+        for text in ["\n", "a\0", "\u{7f}a", "ü\u{85}", "üa\t"] {
+            assert_eq!(Selector::parse(text), Err(IdError::Control), "{text:?}");
+        }
+        for text in ["a b", "~", "ü", "\u{a0}"] {
+            assert!(Selector::parse(text).is_ok(), "{text:?}");
+        }
+    }
 
     #[test]
     fn user_ids() {
