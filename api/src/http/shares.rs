@@ -2,10 +2,11 @@
 //! take everything.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use foldhash::HashMap;
 
 use crate::http::peers::{Proxies, network, wider};
 
