@@ -202,7 +202,7 @@ async fn pushes(
     stop: &CancellationToken,
 ) -> Result<Pushes, Failure> {
     let tokens = Tokens::new(store.clone());
-    let (url, timeout) = (settings.pnm_url.clone(), settings.pnm_timeout);
+    let (url, timeout) = (&settings.pnm_url, settings.pnm_timeout);
     let pnm = PnmClient::new(url, timeout, &settings.outgoing).map_err(Failure::other)?;
     let pnm = Arc::new(pnm);
     let keys = store.mark_keys().await.map_err(Failure::other)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use matrix2acrobits_shared::process::{
     health,
-    net::{Outgoing, read_body},
+    net::{own_process, read_body},
     output::print,
     settings::SettingError,
 };
@@ -51,8 +51,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         text: args.text.clone(),
         message: Some(args.message),
     };
-    let client = Outgoing::default()
-        .direct(Duration::from_secs(2))
+    let client = own_process(Duration::from_secs(2))
         .timeout(TIMEOUT)
         .build()
         .map_err(Failure::other)?;

@@ -7,8 +7,7 @@ use std::{
 
 /// Asks the process that listens on `admin` whether it is ready. `Err` says why not.
 pub async fn check(admin: SocketAddr) -> Result<(), String> {
-    let client = crate::process::net::Outgoing::default()
-        .direct(Duration::from_secs(2))
+    let client = crate::process::net::own_process(Duration::from_secs(2))
         .timeout(Duration::from_secs(4))
         .build()
         .map_err(|e| e.to_string())?;

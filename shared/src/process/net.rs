@@ -1,8 +1,26 @@
-//! The HTTP client that outgoing calls share: rustls with the system's roots and the operator's, no redirects.
+//! The HTTP clients for outgoing calls: rustls with the system's roots and the operator's, no redirects.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
+use http::{Uri, uri::InvalidUri};
+use hyper_util::{
+    client::{legacy::Client, proxy::matcher::Matcher},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{
+    ClientConfig,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use rustls_platform_verifier::Verifier;
 use url::{Host, Url};
+
+mod connector;
+
+pub use self::connector::Connector;
+
+/// Our name in the logs of the other side.
+pub const USER_AGENT: &str = concat!("matrix2acrobits/", env!("CARGO_PKG_VERSION"));
 
 /// A connection attempt that takes longer will not succeed.
 const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -15,52 +33,45 @@ pub fn install_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Makes clients for outgoing calls, with the certificate authorities that they trust besides the system's roots.
-#[derive(Debug, Clone, Default)]
+/// Makes clients for outgoing calls. All of them trust the same certificate authorities.
+#[derive(Debug, Clone)]
 pub struct Outgoing {
-    extra: Vec<reqwest::Certificate>,
+    tls: ClientConfig,
 }
 
 impl Outgoing {
-    /// Trusts the certificate authorities in a PEM file as well. `Err` says what is wrong with it.
-    pub fn with_file(path: &Path) -> Result<Self, String> {
-        let pem = std::fs::read(path).map_err(|e| format!("cannot be read ({e})"))?;
-        let extra = reqwest::Certificate::from_pem_bundle(&pem).unwrap_or_default();
-        if extra.is_empty() {
-            return Err("holds no certificate in PEM form".into());
-        }
-        let outgoing = Self { extra };
-        // reqwest checks the certificates only when it builds a client.
-        match outgoing.builder(Duration::from_secs(1)).build() {
-            Ok(_) => Ok(outgoing),
-            Err(_) => Err("holds a certificate that cannot be used".into()),
-        }
+    /// Trusts the system's certificate authorities, and those in a PEM file as well if there is one. `Err` says what is
+    /// wrong. The process must have a TLS provider.
+    pub fn new(extra: Option<&Path>) -> Result<Self, String> {
+        let extra = extra.map(authorities).transpose()?.unwrap_or_default();
+        let given = !extra.is_empty();
+        let provider = CryptoProvider::get_default().ok_or("no TLS provider is installed")?;
+        let verifier =
+            Verifier::new_with_extra_roots(extra, provider.clone()).map_err(|error| {
+                if given {
+                    "holds a certificate that cannot be used".into()
+                } else {
+                    format!("must name a file, because the system has no authorities ({error})")
+                }
+            })?;
+        let mut tls = ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { tls })
     }
 
     /// A builder of a client for the server at `url`, with what all our clients need: no redirects (a redirect must not
     /// carry a token to another host), no repeats but our own, no Nagle delay, a name in the other side's logs.
     pub fn client(&self, url: &Url, connect_timeout: Duration) -> reqwest::ClientBuilder {
+        let builder = builder(connect_timeout).tls_backend_preconfigured(self.tls.clone());
         // A proxy cannot reach a server on this machine's loopback address.
         if is_loopback(url) {
-            self.direct(connect_timeout)
+            builder.no_proxy()
         } else {
-            self.builder(connect_timeout)
+            builder
         }
-    }
-
-    /// The same for one of our own processes, which no proxy reaches.
-    pub fn direct(&self, connect_timeout: Duration) -> reqwest::ClientBuilder {
-        self.builder(connect_timeout).no_proxy()
-    }
-
-    fn builder(&self, connect_timeout: Duration) -> reqwest::ClientBuilder {
-        reqwest::Client::builder()
-            .user_agent(concat!("matrix2acrobits/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never().max_retries_per_request(0))
-            .tls_certs_merge(self.extra.iter().cloned())
-            .tcp_nodelay(true)
-            .connect_timeout(connect_timeout)
     }
 
     /// A client for the server at `url`, which keeps up to `idle` connections open for later requests. It waits at most
@@ -77,6 +88,58 @@ impl Outgoing {
             .pool_idle_timeout(MAX_IDLE_TIME)
             .build()
     }
+
+    /// A client that does no more than connect, keep up to `idle` connections, and exchange requests with the server at
+    /// `url`, and the URL as it takes it. Headers and time limits are its user's. For pushes: reqwest's layers are a fifth
+    /// of what a push costs.
+    pub fn bare<B>(
+        &self,
+        url: &Url,
+        connect_timeout: Duration,
+        idle: usize,
+    ) -> Result<(Client<Connector, B>, Uri), InvalidUri>
+    where
+        B: http_body::Body + Send,
+        B::Data: Send,
+    {
+        let uri: Uri = url.as_str().parse()?;
+        let proxy = if is_loopback(url) {
+            None
+        } else {
+            Matcher::from_system().intercept(&uri)
+        };
+        let timeout = connect_timeout.min(MAX_CONNECT_TIME);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(idle)
+            .pool_idle_timeout(MAX_IDLE_TIME)
+            .pool_timer(TokioTimer::new())
+            .build(connector::new(&self.tls, proxy.as_ref(), timeout));
+        Ok((client, uri))
+    }
+}
+
+/// A builder of a client for one of our own processes, which no proxy reaches and which speaks no TLS.
+pub fn own_process(connect_timeout: Duration) -> reqwest::ClientBuilder {
+    builder(connect_timeout).no_proxy().tls_certs_only([])
+}
+
+fn builder(connect_timeout: Duration) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never().max_retries_per_request(0))
+        .tcp_nodelay(true)
+        .connect_timeout(connect_timeout)
+}
+
+/// The certificate authorities in a PEM file.
+fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("cannot be read ({e})"))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    found
+        .ok()
+        .filter(|found| !found.is_empty())
+        .ok_or_else(|| "holds no certificate in PEM form".into())
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -201,12 +201,11 @@ impl SharedArgs {
 
     /// The certificate authorities that outgoing calls trust. The process must have a TLS provider before this.
     pub fn outgoing(&self) -> Result<Outgoing, SettingError> {
-        match self.extra_ca_file() {
-            None => Ok(Outgoing::default()),
-            Some(path) => Outgoing::with_file(path).map_err(|problem| {
-                SettingError::new("EXTRA_CA_FILE", format!("{problem}: {}", path.display()))
-            }),
-        }
+        let file = self.extra_ca_file();
+        Outgoing::new(file).map_err(|problem| {
+            let file = file.map(|path| format!(": {}", path.display()));
+            SettingError::new("EXTRA_CA_FILE", problem + &file.unwrap_or_default())
+        })
     }
 
     /// The Go proxy's AS_USER_ID, if it is a user ID. Any other value is ignored, because AS_USER_ID is not our

@@ -351,9 +351,9 @@ async fn the_deadline_ends_the_request_but_not_the_push() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/send", listener.local_addr().unwrap());
     let client = PnmClient::new(
-        Url::parse(&url).unwrap(),
+        &Url::parse(&url).unwrap(),
         Duration::from_secs(2),
-        &Outgoing::default(),
+        &Outgoing::new(None).unwrap(),
     )
     .unwrap();
     let tracker = TaskTracker::new();

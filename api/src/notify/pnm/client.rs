@@ -1,20 +1,30 @@
 //! Sends messages to PNM over pooled connections.
 
 use std::{
-    error::Error as _,
+    error::Error,
     io,
     sync::{Arc, Once},
     time::Duration,
 };
 
 use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, Uri,
+    header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT},
+};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
 use matrix2acrobits_shared::{
     clock::Clock,
-    process::{logs::Chain, net::Outgoing},
+    process::{
+        logs::Chain,
+        net::{self, Connector, Outgoing},
+    },
 };
-use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use tower::timeout::error::Elapsed;
 use url::Url;
 
 use super::{
@@ -33,24 +43,38 @@ const USUAL_MESSAGE_BYTES: usize = 768;
 /// The client; made once, since it holds the connections.
 #[derive(Debug)]
 pub(crate) struct PnmClient {
-    http: reqwest::Client,
-    url: Url,
+    http: Client<Connector, Full<Bytes>>,
+    uri: Uri,
+    headers: HeaderMap,
+    timeout: Duration,
     metrics: metrics::Pnm,
     answers: Arc<Answers>,
     empty_answer: Once,
 }
 
 impl PnmClient {
-    /// A client for the PNM at `url` that waits at most `timeout` for an answer. The process must have a TLS
-    /// provider by now, and its metrics recorder.
+    /// A client for the PNM at `url` that waits at most `timeout` for an answer, including the body. The process must have
+    /// its metrics recorder by now.
     pub(crate) fn new(
-        url: Url,
+        url: &Url,
         timeout: Duration,
         outgoing: &Outgoing,
-    ) -> Result<Self, reqwest::Error> {
+    ) -> Result<Self, http::Error> {
+        let (http, uri) = outgoing.bare(url, timeout, MAX_IDLE_CONNECTIONS)?;
+        // The port of an `Url` is none if it is the scheme's own.
+        let port = url.port().map(|port| format!(":{port}"));
+        let host = url.host_str().unwrap_or_default().to_owned() + &port.unwrap_or_default();
+        let headers = [
+            (HOST, HeaderValue::try_from(host)?),
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (ACCEPT, HeaderValue::from_static("*/*")),
+            (USER_AGENT, HeaderValue::from_static(net::USER_AGENT)),
+        ];
         Ok(Self {
-            http: outgoing.pooled(&url, timeout, MAX_IDLE_CONNECTIONS)?,
-            url,
+            http,
+            uri,
+            headers: HeaderMap::from_iter(headers),
+            timeout,
             metrics: metrics::Pnm::new(),
             answers: Arc::new(Answers::new(Clock::system())),
             empty_answer: Once::new(),
@@ -90,41 +114,52 @@ impl PnmClient {
     }
 
     async fn exchange(&self, body: Bytes) -> Result<Outcome, FailedBeforeAnswer> {
-        let request = self
-            .http
-            .post(self.url.clone())
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(body);
-        let mut response = match request.send().await {
-            Ok(response) => response,
-            Err(error) if error.is_timeout() => return Ok(Outcome::Trouble(Trouble::Timeout)),
-            Err(error) if failed_before_answer(&error) => {
-                tracing::debug!(error = %Chain(&error.without_url()), "no connection to PNM");
-                return Err(FailedBeforeAnswer);
-            }
-            Err(error) => {
-                tracing::debug!(error = %Chain(&error.without_url()), "PNM's answer is no HTTP");
-                return Ok(Outcome::Trouble(Trouble::Connection));
-            }
-        };
-        let status = response.status().as_u16();
-        Ok(match read(&mut response).await {
-            Ok(Some(answer)) => {
-                let outcome = classify(status, &answer);
-                if outcome == Outcome::Sent && answer.trim_ascii().is_empty() {
-                    self.empty_answer.call_once(|| {
-                        tracing::warn!(
-                            status,
-                            "PNM answers without a body: such pushes count as sent (logged once)"
-                        );
-                    });
+        timeout(self.timeout, self.post(body))
+            .await
+            .unwrap_or(Ok(Outcome::Trouble(Trouble::Timeout)))
+    }
+
+    async fn post(&self, body: Bytes) -> Result<Outcome, FailedBeforeAnswer> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        match self.http.request(request).await {
+            Ok(response) => Ok(self.read(response).await),
+            Err(error) => match why(&error) {
+                Why::FailedBeforeAnswer => {
+                    tracing::debug!(error = %Chain(&error), "no connection to PNM");
+                    Err(FailedBeforeAnswer)
                 }
-                outcome
+                Why::Trouble(trouble) => {
+                    tracing::debug!(error = %Chain(&error), "no answer of PNM");
+                    Ok(Outcome::Trouble(trouble))
+                }
+            },
+        }
+    }
+
+    async fn read(&self, response: Response<Incoming>) -> Outcome {
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+        // The usual answer is one chunk and is not copied.
+        let answer = match body.collect().await {
+            Ok(answer) => answer.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return Outcome::Trouble(Trouble::Unreadable);
             }
-            Ok(None) => Outcome::Trouble(Trouble::Unreadable),
-            Err(error) if error.is_timeout() => Outcome::Trouble(Trouble::Timeout),
-            Err(_) => Outcome::Trouble(Trouble::Connection),
-        })
+            Err(_) => return Outcome::Trouble(Trouble::Connection),
+        };
+        let outcome = classify(status, &answer);
+        if outcome == Outcome::Sent && answer.trim_ascii().is_empty() {
+            self.empty_answer.call_once(|| {
+                tracing::warn!(
+                    status,
+                    "PNM answers without a body: such pushes count as sent (logged once)"
+                );
+            });
+        }
+        outcome
     }
 }
 
@@ -132,50 +167,42 @@ impl PnmClient {
 #[derive(Debug, Clone, Copy)]
 struct FailedBeforeAnswer;
 
-/// The whole body, or `None` if it is too long. The usual answer is one chunk and is not copied.
-async fn read(response: &mut reqwest::Response) -> Result<Option<Bytes>, reqwest::Error> {
-    let Some(first) = response.chunk().await? else {
-        return Ok(Some(Bytes::new()));
-    };
-    let mut rest = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if first.len() + rest.len() + chunk.len() > MAX_ANSWER_BYTES {
-            return Ok(None);
-        }
-        rest.extend_from_slice(&chunk);
-    }
-    if rest.is_empty() {
-        return Ok((first.len() <= MAX_ANSWER_BYTES).then_some(first));
-    }
-    Ok(Some([&first[..], &rest].concat().into()))
+/// Why there was no head of an answer.
+enum Why {
+    FailedBeforeAnswer,
+    Trouble(Trouble),
 }
 
-/// Whether the connection failed before the head of an answer was there. Asked only of errors of `send`
-/// that are no timeout.
-fn failed_before_answer(error: &reqwest::Error) -> bool {
-    if error.is_connect() {
-        return true;
-    }
+fn why(error: &hyper_util::client::legacy::Error) -> Why {
+    let mut failed_before = error.is_connect();
     let mut source = error.source();
     while let Some(cause) = source {
-        if let Some(http) = cause.downcast_ref::<hyper::Error>()
-            && (http.is_incomplete_message() || http.is_closed() || http.is_canceled())
-        {
-            return true;
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        if cause.is::<Elapsed>() || io == Some(io::ErrorKind::TimedOut) {
+            return Why::Trouble(Trouble::Timeout);
         }
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            return matches!(
-                io.kind(),
-                io::ErrorKind::ConnectionReset
-                    | io::ErrorKind::ConnectionAborted
-                    | io::ErrorKind::BrokenPipe
-                    | io::ErrorKind::NotConnected
-                    | io::ErrorKind::UnexpectedEof
-            );
-        }
+        failed_before |= io.is_some_and(is_lost_connection)
+            || cause.downcast_ref::<hyper::Error>().is_some_and(|http| {
+                http.is_incomplete_message() || http.is_closed() || http.is_canceled()
+            });
         source = cause.source();
     }
-    false
+    if failed_before {
+        Why::FailedBeforeAnswer
+    } else {
+        Why::Trouble(Trouble::Connection)
+    }
+}
+
+fn is_lost_connection(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::UnexpectedEof
+    )
 }
 
 #[cfg(test)]
@@ -281,13 +308,9 @@ mod tests {
     }
 
     fn client(url: &Url) -> PnmClient {
-        matrix2acrobits_shared::process::net::install_tls();
-        PnmClient::new(
-            url.clone(),
-            Duration::from_millis(400),
-            &Outgoing::default(),
-        )
-        .unwrap()
+        net::install_tls();
+        let outgoing = Outgoing::new(None).unwrap();
+        PnmClient::new(url, Duration::from_millis(400), &outgoing).unwrap()
     }
 
     async fn send(client: &PnmClient) -> Outcome {
@@ -434,6 +457,16 @@ mod tests {
             assert_eq!(send(&client).await, Outcome::Sent);
         }
         assert_eq!(pnm.seen(), (10, 10));
+    }
+
+    #[tokio::test]
+    async fn a_tls_handshake_that_hangs_is_a_timeout() {
+        let pnm = StandIn::start(&[Step::Hang]).await;
+        let mut url = pnm.url.clone();
+        url.set_scheme("https").unwrap();
+        let outcome = send(&client(&url)).await;
+        assert_eq!(outcome, Outcome::Trouble(Trouble::Timeout));
+        assert_eq!(pnm.seen(), (0, 1), "no second try");
     }
 
     #[tokio::test]

@@ -149,9 +149,9 @@ pub(super) async fn fixture_with(auth: NotifyAuth) -> Fixture {
     let router = Router::new().fallback(push).with_state(pnm.clone());
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     let client = PnmClient::new(
-        Url::parse(&url).unwrap(),
+        &Url::parse(&url).unwrap(),
         Duration::from_secs(5),
-        &Outgoing::default(),
+        &Outgoing::new(None).unwrap(),
     )
     .unwrap();
     let (book, tracker, stopping) = (
