@@ -80,7 +80,14 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         tester,
     } = pushes(&settings, &store, auth.extensions(), &stop).await?;
     let upkeep = Arc::new(Upkeep::default());
-    tokio::spawn(upkeep.clone().run(store.clone()));
+    store
+        .vital()
+        .spawn("upkeep", upkeep.clone().run(store.clone()));
+    if settings.by_extension {
+        store
+            .vital()
+            .spawn("extensions", auth.clone().refresh_extensions());
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen_addr = %listener.local_addr().map_err(Failure::other)?,
@@ -95,8 +102,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         );
     }
 
-    let vital = store.clone();
-    tokio::spawn(end_with(vital.clone(), stop.clone()));
+    tokio::spawn(end_with(store.clone(), stop.clone()));
     let tokenless = Arc::new(Tokenless::new(Clock::system()));
     let changes = Changes::default();
     let admin = app::admin(
@@ -115,7 +121,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let bodies = Bodies::new(settings.trusted_proxies.clone());
     let public = app::public(
         Reports {
-            store,
+            store: store.clone(),
             auth: auth.clone(),
             tokenless,
             upkeep,
@@ -127,12 +133,15 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     );
     // Health stays reachable until the last delivery is done.
     let admin_stop = CancellationToken::new();
-    let admin_task = tokio::spawn(serve(
-        admin_listener,
-        admin,
-        settings.trusted_proxies.clone(),
-        admin_stop.clone(),
-    ));
+    let admin_task = store.vital().spawn(
+        "admin listener",
+        serve(
+            admin_listener,
+            admin,
+            settings.trusted_proxies.clone(),
+            admin_stop.clone(),
+        ),
+    );
     let serving = serve(listener, public, settings.trusted_proxies, stop.clone());
     let stopped = async {
         stop.cancelled().await;
@@ -140,13 +149,13 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     };
     let ((), stopped) = tokio::join!(serving, stopped);
     finish(&deliveries, &auth, stopped + FINISH).await;
-    save(&journal, &vital).await;
+    save(&journal, &store).await;
     admin_stop.cancel();
     finish_changes(admin_task, &changes, stopped + FINISH + LAST_COMMIT).await;
     // What stays in the log is not lost, if this takes longer.
-    let _ = timeout(WRAP_UP, vital.wrap_up()).await;
-    if vital.has_died() {
-        return Err(Failure::other("a task of the store ended by a panic"));
+    let _ = timeout(WRAP_UP, store.wrap_up()).await;
+    if store.has_died() {
+        return Err(Failure::other("a task ended by a panic"));
     }
     tracing::info!("stopped");
     Ok(())
@@ -228,10 +237,15 @@ async fn pushes(
         deliveries.clone(),
         stop.clone(),
     );
-    tokio::spawn(trust::follow_keys(trust, store.clone()));
-    tokio::spawn(deliverer.run_guard());
+    store
+        .vital()
+        .spawn("mark keys", trust::follow_keys(trust, store.clone()));
+    store.vital().spawn("guard", deliverer.run_guard());
+    store
+        .vital()
+        .spawn("journal", journal.clone().run(store.clone()));
+    // Not vital: a cache that is not filled at start fills with use.
     tokio::spawn(tokens.warm_up());
-    tokio::spawn(journal.clone().run(store.clone()));
     if let Some(plan) = settings.canary.clone() {
         let canary = Canary {
             plan,
@@ -239,7 +253,7 @@ async fn pushes(
             journal: journal.clone(),
             store: store.clone(),
         };
-        tokio::spawn(canary.run());
+        store.vital().spawn("canary", canary.run());
     }
     Ok(Pushes {
         deliverer,
@@ -250,8 +264,7 @@ async fn pushes(
     })
 }
 
-/// Stops the process when the store has died, because the process cannot work without the store. The supervisor
-/// restarts it.
+/// Stops the process when one of the tasks has died that it cannot work without. The supervisor restarts it.
 async fn end_with(store: Store, stop: CancellationToken) {
     store.died().await;
     stop.cancel();

@@ -111,14 +111,16 @@ impl Auth {
         })
     }
 
-    /// The list that names senders by their extensions, with PUSH_IDENTITY=extension. Starts the task that keeps it
-    /// fresh.
+    /// The list that names senders by their extensions, with PUSH_IDENTITY=extension.
     pub(crate) fn extensions(&self) -> Option<Extensions> {
-        let extensions = self.extensions.clone()?;
-        if let Some(gate) = self.gate.clone() {
-            tokio::spawn(async move { gate.refresh_extensions().await });
+        self.extensions.clone()
+    }
+
+    /// Keeps that list fresh. Runs forever if the login service has such a list.
+    pub(crate) async fn refresh_extensions(self) {
+        if let Some(gate) = &self.gate {
+            gate.refresh_extensions().await;
         }
-        Some(extensions)
     }
 
     /// The user that the login proves. None if reports need no login.

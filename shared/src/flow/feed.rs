@@ -1,9 +1,10 @@
 //! The change feed, which tells caches what a commit of this process or another changed. The caller who asked for a
-//! change may hang up, so caches learn of it from the commit. [`Vital`] notices when a task of the store dies.
+//! change may hang up, so caches learn of it from the commit. [`Vital`] notices when a task dies that the process needs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// What a commit made out of date.
@@ -69,18 +70,19 @@ pub struct Vital(CancellationToken);
 
 impl Vital {
     /// Spawns a task. If the task panics, the process has to end.
-    pub fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
         let died = self.0.clone();
         tokio::spawn(async move {
             let work = std::panic::AssertUnwindSafe(work).catch_unwind();
             if work.await.is_err() {
-                tracing::error!(
-                    task = name,
-                    "a task of the store panicked: this process has to end"
-                );
+                tracing::error!(task = name, "a task panicked: this process has to end");
                 died.cancel();
             }
-        });
+        })
     }
 
     /// Returns when one of them has died.

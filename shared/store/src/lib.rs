@@ -161,7 +161,8 @@ impl Store {
         }
     }
 
-    fn vital(&self) -> &Vital {
+    /// The tasks that the process cannot work without: the store's own, and those that the caller spawns here.
+    pub fn vital(&self) -> &Vital {
         match self {
             Self::Sqlite(database) => &database.vital,
             #[cfg(feature = "postgres")]
@@ -169,12 +170,12 @@ impl Store {
         }
     }
 
-    /// Returns when a task of the store has panicked. Then the process has to end with an error.
+    /// Returns when a vital task has panicked. Then the process has to end with an error.
     pub async fn died(&self) {
         self.vital().died().await;
     }
 
-    /// Whether a task of the store has panicked.
+    /// Whether a vital task has panicked.
     pub fn has_died(&self) -> bool {
         self.vital().has_died()
     }
@@ -251,7 +252,7 @@ impl Store {
         }
     }
 
-    /// Whether the database responds and all tasks of the store are alive, for `/health/ready`.
+    /// Whether the database responds and all vital tasks are alive, for `/health/ready`.
     pub async fn ping(&self) -> Result<()> {
         if self.has_died() {
             return Err(StoreError::Stopped);
