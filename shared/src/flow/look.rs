@@ -1,6 +1,7 @@
 //! Why a database cannot be used by a command that must neither create nor change it.
 
 use super::StoreError;
+use crate::process::{failure::Failure, settings::SettingError};
 
 /// Why a database cannot be used as it is.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,16 @@ pub enum LookError {
     /// The database cannot be read.
     #[error("{0} cannot be read: {1}")]
     Unreadable(String, #[source] StoreError),
+}
+
+/// A problem that may pass on its own is not blamed on DATABASE_URL.
+impl From<LookError> for Failure {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::NotNow(_) => Self::other(error),
+            _ => SettingError::new("DATABASE_URL", error.to_string()).into(),
+        }
+    }
 }
 
 /// Judges a database by its applied migrations. `ours` are the migrations that this program knows.

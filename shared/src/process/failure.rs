@@ -2,12 +2,9 @@
 
 use std::{error::Error, fmt};
 
-use crate::{
-    flow::look::LookError,
-    process::{
-        logs::Chain,
-        settings::{self, SettingError},
-    },
+use super::{
+    logs::Chain,
+    settings::{self, SettingError},
 };
 
 /// The end of a command, or of a process at its start.
@@ -56,15 +53,5 @@ impl fmt::Display for Failure {
 impl From<SettingError> for Failure {
     fn from(error: SettingError) -> Self {
         Self::bad_setting(error)
-    }
-}
-
-/// A problem that may pass on its own is not blamed on DATABASE_URL.
-impl From<LookError> for Failure {
-    fn from(error: LookError) -> Self {
-        match error {
-            LookError::NotNow(_) => Self::other(error),
-            _ => SettingError::new("DATABASE_URL", error.to_string()).into(),
-        }
     }
 }
