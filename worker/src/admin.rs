@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     beat::Beat,
+    commands::Failure,
     metrics::{self, Source},
+    run::RunError,
 };
 
 /// What the endpoints need.
@@ -71,12 +73,17 @@ pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
 }
 
 /// Gives signs of life until the worker stops, if there is nothing else to do.
-pub(crate) async fn idle(beat: &Beat, stop: &CancellationToken) {
+pub(crate) async fn idle(
+    store: &Store,
+    beat: &Beat,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     loop {
         beat.now();
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(5)) => {}
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return Ok(()),
+            () = store.died() => return Err(Failure::other(RunError::Died)),
         }
     }
 }

@@ -71,9 +71,19 @@ pub(crate) enum RunError {
     /// One of the tasks that go on for ever has ended or panicked.
     #[error("a task of the worker ended: {0}")]
     Task(String),
+    /// A vital task has panicked: one of the store's, or the admin listener.
+    #[error("a task ended by a panic")]
+    Died,
     /// apalis.
     #[error("the job runner ended: {0}")]
     Runner(String),
+}
+
+impl RunError {
+    /// Whether the log named it when it happened.
+    pub(crate) fn is_logged(&self) -> bool {
+        matches!(self, Self::Task(_) | Self::Died)
+    }
 }
 
 /// Works until `jobs.stopping`, then finishes what runs and gives the rest back.
@@ -115,9 +125,6 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         marks::renew(shared.clone(), jobs.pusher.clone(), jobs.key.clone()),
     ));
     tasks.spawn(feeder::feed(shared.clone(), sender));
-    // A task of the store that has panicked ends this one, and so the worker.
-    let store = shared.store.clone();
-    tasks.spawn(until(stop.clone(), async move { store.died().await }));
     // Beats until the last job has ended: others must not take over what still runs here.
     let ended = CancellationToken::new();
     tasks.spawn(until(ended.clone(), heartbeat::heartbeat(shared.clone())));
@@ -148,13 +155,16 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         let ended = worker.run_until(signal).await;
         ended.map_err(|error| RunError::Runner(error.to_string()))
     };
-    let result = supervise(&mut tasks, &stopping, worker).await;
+    let result = supervise(&mut tasks, &stopping, shared.store.died(), worker).await;
     stop.cancel();
     ended.cancel();
     while tasks.join_next().await.is_some() {}
-    let released = shared.store.release_worker(shared.name.clone()).await?;
-    tracing::info!(released, "jobs that had not ended went back to the queue");
+    let released = shared.store.release_worker(shared.name.clone()).await;
     result
+        .and(released.map_err(RunError::from))
+        .map(|released| {
+            tracing::info!(released, "jobs that had not ended went back to the queue");
+        })
 }
 
 /// Waits for `work` to end as it was asked to. A task that ends before that is an error, whatever it says:
@@ -162,17 +172,23 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
 async fn supervise(
     tasks: &mut JoinSet<()>,
     stopping: &Stopping,
+    died: impl Future<Output = ()>,
     work: impl Future<Output = Result<(), RunError>>,
 ) -> Result<(), RunError> {
     let stop = &stopping.stop;
     let mut result = Ok(());
-    let mut work = std::pin::pin!(work);
+    let (mut died, mut work) = (std::pin::pin!(died), std::pin::pin!(work));
     loop {
         tokio::select! {
             worked = &mut work => {
                 let asked = stop.is_cancelled() || worked.is_err();
                 let worked = if asked { worked } else { Err(RunError::Runner("by itself".into())) };
                 return result.and(worked);
+            }
+            () = &mut died, if result.is_ok() => {
+                result = Err(RunError::Died);
+                stop.cancel();
+                stopping.abandon.cancel();
             }
             Some(task) = tasks.join_next() => {
                 let error = match task {
@@ -208,6 +224,35 @@ where
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
             () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// Repeats what a job needs of the database until the database has done it, even if the database refuses it, because a
+/// job whose outcome is not recorded would be held forever. The first refusal is logged. None when the worker stops first.
+pub(crate) async fn insist<T, F>(
+    stop: &CancellationToken,
+    job: &str,
+    operation: impl Fn() -> F,
+) -> Option<T>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut told = false;
+    loop {
+        match patiently(stop, &operation).await {
+            Ok(done) => return done,
+            // The store logs why it has stopped.
+            Err(StoreError::Stopped) => {}
+            Err(error) if told => tracing::debug!(job, %error, "refused again; trying again"),
+            Err(error) => {
+                tracing::warn!(job, %error, "the database refuses a job's statement; trying again");
+                told = true;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = stop.cancelled() => return None,
         }
     }
 }
@@ -252,6 +297,8 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, future::pending};
+
     use super::*;
 
     async fn supervised(task: impl Future<Output = ()> + Send + 'static) -> Result<(), RunError> {
@@ -262,7 +309,7 @@ mod tests {
             asked.cancelled().await;
             Ok(())
         };
-        supervise(&mut tasks, &stopping, work).await
+        supervise(&mut tasks, &stopping, pending(), work).await
     }
 
     #[tokio::test]
@@ -276,10 +323,42 @@ mod tests {
     #[tokio::test]
     async fn a_runner_that_ends_by_itself_is_an_error_and_one_that_was_asked_is_none() {
         let (stopping, mut tasks) = (Stopping::default(), JoinSet::new());
-        let ended = supervise(&mut tasks, &stopping, async { Ok(()) }).await;
+        let ended = supervise(&mut tasks, &stopping, pending(), async { Ok(()) }).await;
         assert!(matches!(ended, Err(RunError::Runner(_))), "{ended:?}");
         stopping.stop.cancel();
-        let ended = supervise(&mut tasks, &stopping, async { Ok(()) }).await;
+        let ended = supervise(&mut tasks, &stopping, pending(), async { Ok(()) }).await;
         assert!(ended.is_ok(), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_that_panics_stops_the_worker_with_an_error() {
+        let (stopping, mut tasks) = (Stopping::default(), JoinSet::new());
+        let asked = stopping.stop.clone();
+        let work = async move {
+            asked.cancelled().await;
+            Ok(())
+        };
+        let ended = supervise(&mut tasks, &stopping, async {}, work).await;
+        assert!(matches!(ended, Err(RunError::Died)), "{ended:?}");
+        assert!(stopping.abandon.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_ends_what_the_worker_begins_with_but_no_job() {
+        let (stop, tries) = (CancellationToken::new(), Cell::new(0));
+        let refused_once = || async {
+            tries.set(tries.get() + 1);
+            match tries.get() {
+                1 => Err(StoreError::Refused(Arc::new(std::fmt::Error))),
+                tries => Ok(tries),
+            }
+        };
+        assert_eq!(insist(&stop, "job", refused_once).await, Some(2));
+        tries.set(0);
+        let begun = patiently(&stop, refused_once).await;
+        assert!(matches!(begun, Err(StoreError::Refused(_))), "{begun:?}");
+        stop.cancel();
+        let never = || async { Err::<(), _>(StoreError::Stopped) };
+        assert_eq!(insist(&stop, "job", never).await, None);
     }
 }

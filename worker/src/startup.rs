@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use matrix2acrobits_shared::{
     clock::Clock,
     ids::log_id,
-    matrix::client::Homeserver,
+    matrix::{client::Homeserver, pushers::PusherSettings},
     process::{
         go_proxy, logs,
         settings::{Exposed, SettingError},
-        shutdown,
+        shutdown::{self, Stopping},
     },
 };
 use matrix2acrobits_store::{Database, Role, Store};
@@ -22,6 +22,7 @@ use crate::{
     gate::Gate,
     job::{Jobs, Turns},
     metrics, run,
+    settings::Settings,
 };
 
 /// How long it may take at the end to put the database's file in order.
@@ -59,19 +60,40 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         concurrency = settings.concurrency,
         "listening"
     );
-    let admin = tokio::spawn(admin::serve(
-        listener,
-        admin::Admin::new(store.clone(), beat.clone(), metrics, stop.clone()),
-    ));
+    let admin = admin::Admin::new(store.clone(), beat.clone(), metrics, stop.clone());
+    let admin = store
+        .vital()
+        .spawn("admin listener", admin::serve(listener, admin));
 
-    let Some(pusher) = settings.pusher.clone() else {
+    let ended = if let Some(pusher) = settings.pusher.clone() {
+        work(&store, settings, pusher, &name, beat, &stopping).await
+    } else {
         tracing::warn!(
             "PROXY_URL is not set: no pusher is set or deleted until it is; what is reported waits in the queue"
         );
-        admin::idle(&beat, &stop).await;
-        wrap_up(&store).await;
-        return Ok(());
+        admin::idle(&store, &beat, &stop).await
     };
+    stop.cancel();
+    let _ = admin.await;
+    // What stays in the log is not lost, if this takes longer.
+    let _ = tokio::time::timeout(WRAP_UP, store.wrap_up()).await;
+    ended?;
+    if stopping.is_hurried() {
+        return Err(Failure::other("ended by a second signal"));
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Sets and deletes pushers until the worker is asked to stop.
+async fn work(
+    store: &Store,
+    settings: Settings,
+    pusher: PusherSettings,
+    name: &str,
+    beat: Beat,
+    stopping: &Stopping,
+) -> Result<(), Failure> {
     let homeserver = Homeserver::new(
         settings.homeserver_url.clone(),
         settings.as_token.clone(),
@@ -82,11 +104,11 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     .map_err(Failure::other)?;
     let gate = Arc::new(Gate::new(
         store.clone(),
-        &name,
+        name,
         settings.concurrency,
         settings.retry.max,
     ));
-    let keys = run::patiently(&stop, || store.mark_keys()).await;
+    let keys = run::patiently(&stopping.stop, || store.mark_keys()).await;
     let Some(keys) = keys.map_err(Failure::other)? else {
         return Ok(());
     };
@@ -100,22 +122,10 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         turns: Turns::default(),
         stopping: stopping.clone(),
     };
-    let ended = run::run(jobs, &name, beat).await;
-    stop.cancel();
-    let _ = admin.await;
-    wrap_up(&store).await;
-    ended.map_err(|error| {
-        tracing::error!(%error, "ending with an error");
+    run::run(jobs, name, beat).await.map_err(|error| {
+        if !error.is_logged() {
+            tracing::error!(%error, "ending with an error");
+        }
         Failure::other(error)
-    })?;
-    if stopping.is_hurried() {
-        return Err(Failure::other("ended by a second signal"));
-    }
-    tracing::info!("stopped");
-    Ok(())
-}
-
-async fn wrap_up(store: &Store) {
-    // What stays in the log is not lost, if this takes longer.
-    let _ = tokio::time::timeout(WRAP_UP, store.wrap_up()).await;
+    })
 }

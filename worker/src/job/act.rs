@@ -8,11 +8,11 @@ use matrix2acrobits_shared::{
     },
     rules::{
         outcome::{Meaning, Reply, Request, meaning},
-        pushers::{Goal, PusherTask},
+        pushers::PusherTask,
     },
 };
 
-use super::Jobs;
+use super::{Jobs, outcome::Work};
 use crate::gate::Pass;
 
 impl Jobs {
@@ -20,11 +20,12 @@ impl Jobs {
     pub(super) async fn act(
         &self,
         row: &PusherTask,
+        work: Work,
         key: &MarkKey,
         pass: &Pass<'_>,
     ) -> Option<Meaning> {
         let knew = self.homeserver.wants_device();
-        let (reply, meaning) = self.act_once(row, key, pass).await?;
+        let (reply, meaning) = self.act_once(row, work, key, pass).await?;
         let learned = !knew && reply.is_some_and(|reply| device::is_wanted(&reply));
         if !learned {
             return Some(meaning);
@@ -36,13 +37,14 @@ impl Jobs {
         if !self.gate.again(pass).await {
             return None;
         }
-        Some(self.act_once(row, key, pass).await?.1)
+        Some(self.act_once(row, work, key, pass).await?.1)
     }
 
     /// Returns the reply to the request that changes something, if there was one, and what follows for the job.
     async fn act_once(
         &self,
         row: &PusherTask,
+        work: Work,
         key: &MarkKey,
         pass: &Pass<'_>,
     ) -> Option<(Option<Reply>, Meaning)> {
@@ -54,12 +56,10 @@ impl Jobs {
             None
         };
         let set = SetPusher::new(&row.app_id, &row.pushkey, &row.selector, &self.pusher, key);
-        match row.goal {
-            Goal::Delete => self.delete(row, pass).await,
-            Goal::Check => self.check(row, set, pass).await,
-            Goal::Set | Goal::Nothing | Goal::Outdone | Goal::Yield => {
-                Some(self.set(row, &set, pass).await)
-            }
+        match work {
+            Work::Delete => self.delete(row, pass).await,
+            Work::Check => self.check(row, set, pass).await,
+            Work::Set => Some(self.set(row, &set, pass).await),
         }
     }
 

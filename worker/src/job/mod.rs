@@ -30,16 +30,14 @@ use ulid::Ulid;
 pub(crate) use self::turns::Turns;
 use self::{
     log::{PANICKED, log},
-    outcome::idle_outcome,
+    outcome::Work,
 };
 use crate::{
     gate::{Gate, Pass},
-    metrics,
+    metrics, run,
     settings::Settings,
 };
 
-/// Pause between attempts to reach our own database.
-const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a job goes by what it has read. A change that comes later is seen when the outcome is recorded.
 const FRESH: Duration = Duration::from_millis(50);
 
@@ -66,7 +64,7 @@ impl Jobs {
         let loaded = Instant::now();
         // Use the same key from the first look until the outcome is recorded.
         let key = self.key.borrow().clone();
-        if let Some(outcome) = idle_outcome(row.goal) {
+        if let Err(outcome) = Work::of(row.goal) {
             self.finish(&held, &row, &key, outcome).await;
             return;
         }
@@ -77,7 +75,7 @@ impl Jobs {
         let started = Instant::now();
         if held.suspect {
             // If the job kills this worker as well, the database knows which job it was.
-            self.insist(|| self.store.begin(held.clone())).await;
+            self.insist(&held, || self.store.begin(held.clone())).await;
         }
         // The pusher may have changed while we waited.
         if loaded.elapsed() > FRESH {
@@ -86,25 +84,33 @@ impl Jobs {
                 None => return,
             }
         }
-        let outcome = match idle_outcome(row.goal) {
-            Some(outcome) => outcome,
-            None => self.act_guarded(&held, &row, &key, &pass).await,
+        let outcome = match Work::of(row.goal) {
+            Err(outcome) => outcome,
+            Ok(work) => self.act_guarded(&held, &row, work, &key, &pass).await,
         };
         drop(pass);
         self.finish(&held, &row, &key, outcome).await;
         metrics::job_took(started.elapsed());
     }
 
+    async fn insist<T, F>(&self, held: &Held, operation: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        run::insist(&self.stopping.stop, &held.job_id, operation).await
+    }
+
     async fn load(&self, held: &Held) -> Option<PusherTask> {
         let loaded = self
-            .insist(|| self.store.task(held, self.pusher.append))
+            .insist(held, || self.store.task(held, self.pusher.append))
             .await?;
         match loaded {
             Loaded::Task(task) => return Some(task),
             // This worker was stalled for so long that another one took the job.
             Loaded::Taken => {}
             Loaded::Gone => {
-                self.insist(|| self.store.drop_job(held.clone())).await;
+                self.insist(held, || self.store.drop_job(held.clone()))
+                    .await;
             }
             Loaded::Unreadable => {
                 let error = "the pusher cannot be read";
@@ -114,7 +120,7 @@ impl Jobs {
                     "dead letter: {error}"
                 );
                 metrics::unreadable_jobs(1);
-                self.insist(|| self.store.kill_job(held.clone(), error.into()))
+                self.insist(held, || self.store.kill_job(held.clone(), error.into()))
                     .await;
             }
         }
@@ -126,12 +132,13 @@ impl Jobs {
         &self,
         held: &Held,
         row: &PusherTask,
+        work: Work,
         key: &MarkKey,
         pass: &Pass<'_>,
     ) -> Outcome {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
         // Boxed, because the future is large and would be copied from one to the next of those around it.
-        let act = AssertUnwindSafe(Box::pin(self.act(row, key, pass))).catch_unwind();
+        let act = AssertUnwindSafe(Box::pin(self.act(row, work, key, pass))).catch_unwind();
         // Once: a homeserver that takes its time for this one gets it at the next attempt. And not where a request that comes
         // late after all could touch another app's pusher.
         let may_be_lost = held.attempts == 0 && !self.homeserver.wants_device();
@@ -188,26 +195,8 @@ impl Jobs {
                 settings: settings.clone(),
             })
         };
-        if self.insist(finish).await == Some(false) {
+        if self.insist(held, finish).await == Some(false) {
             tracing::warn!(user = %row.user_id, "another worker took this job over; the pusher will be checked");
-        }
-    }
-
-    /// Repeats a database operation until it succeeds, because a job whose outcome is not recorded would be held
-    /// forever. None when the worker stops first.
-    async fn insist<T, F>(&self, operation: impl Fn() -> F) -> Option<T>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        loop {
-            match operation().await {
-                Ok(value) => return Some(value),
-                Err(error) => tracing::debug!(%error, "the database does not answer; trying again"),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(DATABASE_PAUSE) => {}
-                () = self.stopping.stop.cancelled() => return None,
-            }
         }
     }
 }

@@ -13,12 +13,24 @@ use matrix2acrobits_shared::{
 
 use super::Jobs;
 
-/// The outcome of a job that needs nothing from the homeserver.
-pub(super) fn idle_outcome(goal: Goal) -> Option<Outcome> {
-    match goal {
-        Goal::Nothing | Goal::Yield => Some(Outcome::Nothing),
-        Goal::Outdone => Some(Outcome::Outdone),
-        Goal::Set | Goal::Check | Goal::Delete => None,
+/// What a job does at the homeserver.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Work {
+    Set,
+    Check,
+    Delete,
+}
+
+impl Work {
+    /// From a pusher's goal. `Err` is the outcome of a job that needs nothing from the homeserver.
+    pub(super) fn of(goal: Goal) -> Result<Self, Outcome> {
+        match goal {
+            Goal::Set => Ok(Self::Set),
+            Goal::Check => Ok(Self::Check),
+            Goal::Delete => Ok(Self::Delete),
+            Goal::Nothing | Goal::Yield => Err(Outcome::Nothing),
+            Goal::Outdone => Err(Outcome::Outdone),
+        }
     }
 }
 
