@@ -1,5 +1,6 @@
-//! Renews pushers that carry other settings than the current ones: PROXY_URL, PUSH_FORMAT, PUSHER_APPEND, or the key of
-//! the marks. It works slowly, so that new phones do not wait behind all the others.
+//! Renews pushers that carry other settings than the current ones: PROXY_URL, PUSH_FORMAT, PUSHER_APPEND,
+//! PUSHER_DISABLE_BADGE_COUNT, or the key of the marks. It works slowly, so that new phones do not wait behind all the
+//! others.
 
 use std::{sync::Arc, time::Duration};
 

@@ -74,8 +74,8 @@ pub struct Said<'a> {
     pub owner: Option<&'a str>,
 }
 
-/// Which rows a receipt is about. A token belongs to one phone, so the receipt counts for all accounts on row. A
-/// selector alone may be on several phones, and then the receipt counts for none of them.
+/// Which rows a receipt is about. A token belongs to one phone, so the receipt counts for all accounts on that phone.
+/// A selector alone may be on several phones, and then the receipt counts for none of them.
 pub fn meant(said: Said<'_>, candidates: &[Candidate]) -> Vec<i64> {
     let fits = |row: &&Candidate| {
         said.selector

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use matrix2acrobits_shared::ids::{Pushkey, UserId};
 use tokio::sync::{Mutex, MutexGuard};
 
-/// More locks than jobs run at once, so that jobs rarely share a lock by chance.
+/// Many locks, so that jobs seldom share one by chance.
 const LOCKS: usize = 256;
 
 /// A lock for each user and pushkey. Some pairs share a lock.
