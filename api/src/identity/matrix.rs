@@ -17,6 +17,7 @@ use super::{
     AuthError,
     upstream::{Answer, Upstream},
 };
+use crate::http::seldom::Seldom;
 
 const LOGIN: &str = "/_matrix/client/v3/login";
 /// The only login type that we use.
@@ -37,6 +38,7 @@ pub(super) struct Matrix {
     tasks: TaskTracker,
     /// The part of a login's time that must be left when we stop waiting for its logout.
     spare: Duration,
+    said: Seldom,
 }
 
 /// The response to a login. It has no Debug, to protect the token.
@@ -78,6 +80,7 @@ impl Matrix {
             upstream,
             tasks,
             spare: timeout / 4,
+            said: Seldom::default(),
         })
     }
 
@@ -98,11 +101,14 @@ impl Matrix {
         let answer = Answer::to(request, MAX_ANSWER_BYTES).await?;
         if !(200..300).contains(&answer.status) {
             if may_take_no_passwords(&answer) && self.takes_no_passwords().await {
-                tracing::error!(
-                    "the homeserver takes no password logins at MATRIX_HOMESERVER_URL: its GET {LOGIN} offers no \
+                if let Some(times) = self.said.due(Instant::now()) {
+                    tracing::error!(
+                        times,
+                        "the homeserver takes no password logins at MATRIX_HOMESERVER_URL: its GET {LOGIN} offers no \
                      m.login.password. With a Matrix Authentication Service in front only the public URL may have \
                      it; else choose another REPORT_AUTH"
-                );
+                    );
+                }
                 return Err(AuthError::NoPasswordLogin);
             }
             return Err(refusal(&answer));

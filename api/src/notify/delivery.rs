@@ -22,10 +22,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     persistent::Persistent,
-    verdict::{Fault, Settled, Verdict, answer, outcome, tell},
+    verdict::{DATABASE, Fault, Settled, Verdict, answer, outcome, tell},
 };
 use crate::{
     arrivals::Journal,
+    http::seldom::Seldom,
     identity::Extensions,
     metrics::{DeviceOutcome, Notify, Reason},
     notify::{
@@ -158,6 +159,7 @@ struct Shared<T> {
     tracker: TaskTracker,
     stopping: CancellationToken,
     metrics: Notify,
+    said: Said,
 }
 
 impl<T: TokenBook> Deliverer<T> {
@@ -183,6 +185,7 @@ impl<T: TokenBook> Deliverer<T> {
                 tracker,
                 stopping,
                 metrics: Notify::new(),
+                said: Said::default(),
             }),
             requests: Arc::new(Semaphore::new(REQUESTS_AT_A_TIME)),
         }
@@ -201,10 +204,7 @@ impl<T: TokenBook> Deliverer<T> {
         }
         let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
             self.shared.metrics.devices(DeviceOutcome::Unavailable, 1);
-            tracing::warn!(
-                limit = REQUESTS_AT_A_TIME,
-                "overloaded: a request was refused"
-            );
+            self.shared.said.overloaded();
             return Err(DeliveryError::Unavailable("overloaded"));
         };
         let deadline = Instant::now() + self.shared.rules.time;
@@ -336,7 +336,7 @@ impl<T: TokenBook> Shared<T> {
             }
             Ok(Lookup::Unknown) => return Err(Fault::Unavailable("mass_unknown")),
             Ok(Lookup::NeverHeldAny) => return Err(Fault::Unavailable("no_tokens_yet")),
-            Err(error) => return Err(database_failed(&error)),
+            Err(error) => return Err(self.said.database_failed(&error)),
         };
         // By the row and not by what the request says: an old and a new pusher of one token ring it once.
         let key = self.dedupe.key([
@@ -418,7 +418,7 @@ impl<T: TokenBook> Shared<T> {
                 match self.tokens.mark_dead(target, pushed_to).await {
                     Ok(MarkedDead::Marked) => Ok(Settled::Rejected(Reason::TokenGone)),
                     Ok(MarkedDead::ReportedSince) => Err(Fault::Retry("reported_since")),
-                    Err(error) => Err(database_failed(&error)),
+                    Err(error) => Err(self.said.database_failed(&error)),
                 }
             }
         }
@@ -469,9 +469,31 @@ impl<'a> Event<'a> {
     }
 }
 
-fn database_failed(error: &StoreError) -> Fault {
-    tracing::error!(error = %Chain(error), "the database failed a notification");
-    Fault::Unavailable("database")
+/// What can be wrong with every notification for a while. One line a minute tells of it.
+#[derive(Debug, Default)]
+struct Said {
+    overloaded: Seldom,
+    database: Seldom,
+}
+
+impl Said {
+    fn overloaded(&self) {
+        if let Some(times) = self.overloaded.due(Instant::now().into_std()) {
+            tracing::warn!(
+                limit = REQUESTS_AT_A_TIME,
+                times,
+                "overloaded: a request was refused"
+            );
+        }
+    }
+
+    fn database_failed(&self, error: &StoreError) -> Fault {
+        if let Some(times) = self.database.due(Instant::now().into_std()) {
+            let error = Chain(error);
+            tracing::error!(reason = DATABASE, %error, times, "the database failed a notification");
+        }
+        Fault::Unavailable(DATABASE)
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,9 @@ pub(crate) enum Fault {
     Limited(Duration),
 }
 
+/// The reason of a fault of our own database. [`super::Said`] tells of it at its level, however many requests meet it.
+pub(super) const DATABASE: &str = "database";
+
 /// Leaves one line for a request, whatever its devices: strangers can send many. The worst of them gives the line its
 /// level and reason, and the others stand behind it.
 pub(super) fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
@@ -63,15 +66,14 @@ pub(super) fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
             others,
             "PNM does not understand the message: dropped"
         ),
-        Severity::PutOff => tracing::warn!(
-            reason,
-            %pushkey,
-            event_id,
-            others,
-            "not delivered: the homeserver is to try again"
-        ),
+        Severity::PutOff if reason == DATABASE => {
+            tracing::debug!(reason, %pushkey, event_id, others, "{PUT_OFF}");
+        }
+        Severity::PutOff => tracing::warn!(reason, %pushkey, event_id, others, "{PUT_OFF}"),
     }
 }
+
+const PUT_OFF: &str = "not delivered: the homeserver is to try again";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Severity {
