@@ -28,7 +28,9 @@ use crate::{
 /// Longest body that we read: a user with a thousand pushers stays below.
 const MAX_BODY: usize = 1024 * 1024;
 /// How long a probe waits. A homeserver that takes longer is not back yet.
-pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most connections to keep for later requests.
+const IDLE: usize = 64;
 /// The homeserver's error texts are cut to this many characters.
 const MAX_WORDS: usize = 300;
 
@@ -67,11 +69,7 @@ impl Homeserver {
         outgoing: &Outgoing,
         observer: Observer,
     ) -> Result<Self, reqwest::Error> {
-        let client = outgoing
-            .client(&base, timeout.min(Duration::from_secs(10)))
-            .timeout(timeout)
-            .pool_max_idle_per_host(64)
-            .build()?;
+        let client = outgoing.pooled(&base, timeout, IDLE)?;
         Ok(Self {
             client,
             base,
