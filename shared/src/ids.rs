@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
 /// Longest selector that we keep, in bytes.
-pub const MAX_SELECTOR_BYTES: usize = 256;
+const MAX_SELECTOR_BYTES: usize = 256;
 /// Longest name of a phone that we keep, in bytes.
-pub const MAX_DEVICE_BYTES: usize = 256;
+const MAX_DEVICE_BYTES: usize = 256;
 /// Longest Matrix pushkey, in bytes (Matrix client-server API, `POST /pushers/set`).
-pub const MAX_PUSHKEY_BYTES: usize = 512;
+const MAX_PUSHKEY_BYTES: usize = 512;
 /// Longest Matrix app id, in characters (the same section).
-pub const MAX_APP_ID_CHARS: usize = 64;
+const MAX_APP_ID_CHARS: usize = 64;
 /// Longest Matrix user ID, in bytes (Matrix appendices, user identifiers).
-pub const MAX_USER_ID_BYTES: usize = 255;
+const MAX_USER_ID_BYTES: usize = 255;
 
 /// Why a value is not the identifier that it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -118,7 +118,7 @@ text_id! {
 }
 
 impl Selector {
-    /// Takes a trimmed value of 1 to [`MAX_SELECTOR_BYTES`] bytes.
+    /// Takes a trimmed value of 1 to `MAX_SELECTOR_BYTES` bytes.
     pub fn parse(value: &str) -> Result<Self, IdError> {
         check(value, value.len() <= MAX_SELECTOR_BYTES, "256 bytes")?;
         Ok(Self(value.into()))
@@ -126,7 +126,7 @@ impl Selector {
 }
 
 impl AppId {
-    /// Takes a trimmed value of 1 to [`MAX_APP_ID_CHARS`] characters.
+    /// Takes a trimmed value of 1 to `MAX_APP_ID_CHARS` characters.
     pub fn parse(value: &str) -> Result<Self, IdError> {
         check(
             value,
@@ -138,7 +138,7 @@ impl AppId {
 }
 
 impl Pushkey {
-    /// Takes a trimmed value of 1 to [`MAX_PUSHKEY_BYTES`] bytes.
+    /// Takes a trimmed value of 1 to `MAX_PUSHKEY_BYTES` bytes.
     pub fn parse(value: &str) -> Result<Self, IdError> {
         check(value, value.len() <= MAX_PUSHKEY_BYTES, "512 bytes")?;
         Ok(Self(value.into()))
@@ -151,7 +151,7 @@ impl Pushkey {
 }
 
 impl Device {
-    /// Takes a trimmed value of 1 to [`MAX_DEVICE_BYTES`] bytes.
+    /// Takes a trimmed value of 1 to `MAX_DEVICE_BYTES` bytes.
     pub fn parse(value: &str) -> Result<Self, IdError> {
         check(value, value.len() <= MAX_DEVICE_BYTES, "256 bytes")?;
         Ok(Self(value.into()))

@@ -21,28 +21,18 @@ pub enum Cut {
     Everything,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct State {
-    cut: Cut,
-    /// Connections from before this are silent for ever.
-    lost_before: u64,
-    /// The number of the next connection.
-    next: u64,
-}
-
 /// The network; it ends when dropped.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
-    state: Arc<watch::Sender<State>>,
+    state: Arc<watch::Sender<Cut>>,
     accepts: AbortHandle,
 }
 
 /// A connection.
 struct Line {
-    number: u64,
     feed: AtomicBool,
-    state: watch::Receiver<State>,
+    state: watch::Receiver<Cut>,
 }
 
 impl Proxy {
@@ -50,11 +40,7 @@ impl Proxy {
     pub async fn start(to: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Arc::new(watch::Sender::new(State {
-            cut: Cut::Nothing,
-            lost_before: 0,
-            next: 0,
-        }));
+        let state = Arc::new(watch::Sender::new(Cut::Nothing));
         let accepts = tokio::spawn(accept(listener, to, Arc::downgrade(&state)));
         Self {
             port,
@@ -70,15 +56,7 @@ impl Proxy {
 
     /// Cuts from now on, and lets go on what is not cut.
     pub fn cut(&self, cut: Cut) {
-        self.state.send_modify(|state| state.cut = cut);
-    }
-
-    /// All gets through, but on new connections alone: as when a firewall has forgotten the old ones.
-    pub fn mend_without_old_connections(&self) {
-        self.state.send_modify(|state| {
-            state.cut = Cut::Nothing;
-            state.lost_before = state.next;
-        });
+        self.state.send_replace(cut);
     }
 }
 
@@ -88,18 +66,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, to: u16, state: std::sync::Weak<watch::Sender<State>>) {
+async fn accept(listener: TcpListener, to: u16, state: std::sync::Weak<watch::Sender<Cut>>) {
     while let Ok((program, _)) = listener.accept().await {
         let Some(state) = state.upgrade() else {
             return;
         };
-        let mut number = 0;
-        state.send_modify(|state| {
-            number = state.next;
-            state.next += 1;
-        });
         let line = Line {
-            number,
             feed: AtomicBool::new(false),
             state: state.subscribe(),
         };
@@ -146,13 +118,10 @@ impl Line {
     /// Waits until this connection is not cut; false when the network is gone.
     async fn gets_through(&self) -> bool {
         let mut state = self.state.clone();
-        let through = state.wait_for(|it| {
-            let cut = match it.cut {
-                Cut::Nothing => false,
-                Cut::Feed => self.feed.load(Ordering::SeqCst),
-                Cut::Everything => true,
-            };
-            !cut && self.number >= it.lost_before
+        let through = state.wait_for(|cut| match cut {
+            Cut::Nothing => true,
+            Cut::Feed => !self.feed.load(Ordering::SeqCst),
+            Cut::Everything => false,
         });
         through.await.is_ok()
     }

@@ -15,53 +15,27 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    beat::Beat,
-    commands::Failure,
-    metrics::{self, Source},
-    run::RunError,
-};
+use crate::{beat::Beat, commands::Failure, metrics, run::RunError};
 
 /// What the endpoints need.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
-    store: Store,
-    beat: Beat,
-    metrics: PrometheusHandle,
-    stop: CancellationToken,
-}
-
-impl Admin {
-    pub(crate) fn new(
-        store: Store,
-        beat: Beat,
-        metrics: PrometheusHandle,
-        stop: CancellationToken,
-    ) -> Self {
-        Self {
-            store,
-            beat,
-            metrics,
-            stop,
-        }
-    }
+    pub(crate) store: Store,
+    pub(crate) beat: Beat,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) stop: CancellationToken,
 }
 
 /// Serves requests until the worker stops.
 pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
     let stop = admin.stop.clone();
-    let source = Source {
-        store: admin.store.clone(),
-        beat: admin.beat.clone(),
-        handle: admin.metrics.clone(),
-    };
     let router = Router::new()
         .route(
             "/health/live",
             get(|| async { Json(json!({ "status": "ok" })) }),
         )
         .route("/health/ready", get(ready))
-        .route("/metrics", get(metrics::render).with_state(source))
+        .route("/metrics", get(metrics::render))
         .fallback(|| async { not_found() })
         .with_state(admin);
     if let Err(error) = axum::serve(listener, router)

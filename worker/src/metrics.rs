@@ -12,13 +12,12 @@ use matrix2acrobits_shared::{
     process,
     rules::{outcome::Reply, pushers::Outcome},
 };
-use matrix2acrobits_store::Store;
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::beat::Beat;
+use crate::admin::Admin;
 
 const JOBS: &str = "matrix2acrobits_jobs_total";
 const JOB_ATTEMPTS: &str = "matrix2acrobits_job_attempts";
@@ -120,17 +119,9 @@ pub(crate) fn start() -> PrometheusHandle {
     handle
 }
 
-/// What `/metrics` needs.
-#[derive(Debug, Clone)]
-pub(crate) struct Source {
-    pub(crate) store: Store,
-    pub(crate) beat: Beat,
-    pub(crate) handle: PrometheusHandle,
-}
-
 /// `GET /metrics`. Values that the database does not provide stay as they were.
-pub(crate) async fn render(State(source): State<Source>) -> Response {
-    let store = &source.store;
+pub(crate) async fn render(State(admin): State<Admin>) -> Response {
+    let store = &admin.store;
     process::metrics::ask(Box::pin(async {
         if let Ok(state) = store.queue_state().await {
             publish_queue(state);
@@ -143,12 +134,12 @@ pub(crate) async fn render(State(source): State<Source>) -> Response {
         }
     }))
     .await;
-    if let Some(age) = source.beat.age() {
+    if let Some(age) = admin.beat.age() {
         gauge!(HEARTBEAT).set(to_f64(store.clock().unix()) - age.as_secs_f64());
     }
     (
         [("content-type", "text/plain; version=0.0.4")],
-        source.handle.render(),
+        admin.metrics.render(),
     )
         .into_response()
 }

@@ -16,7 +16,7 @@ use matrix2acrobits_store::{Database, Role, Store};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    admin,
+    admin::{self, Admin},
     beat::Beat,
     commands::{Cli, Failure},
     gate::Gate,
@@ -60,7 +60,12 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         concurrency = settings.concurrency,
         "listening"
     );
-    let admin = admin::Admin::new(store.clone(), beat.clone(), metrics, stop.clone());
+    let admin = Admin {
+        store: store.clone(),
+        beat: beat.clone(),
+        metrics,
+        stop: stop.clone(),
+    };
     let admin = store
         .vital()
         .spawn("admin listener", admin::serve(listener, admin));

@@ -37,9 +37,9 @@ use crate::rules::{
 pub use finish::Finished;
 pub use imports::{import_mappings, import_tokens};
 pub use mappings::{delete_mapping, put_mapping};
-pub use phones::{NamedPhone, PhoneListing, SilentCursor, note_arrivals};
+pub use phones::{NamedPhone, PhoneListing, SilentCursor};
 pub use queue::{Claim, Claimed, Heartbeat, Held, Others};
-pub use queue::{beat, begin, claim, drop_job, give_up_suspects, kill_job, register, release};
+pub use queue::{beat, claim, give_up_suspects, kill_job, release};
 pub use removals::{forget_strangers, mark_dead, remove_account, remove_tokens};
 pub use upkeep::{check_pushers, enqueue_pushers, renew_pushers};
 pub use views::{

@@ -1,9 +1,8 @@
 //! What we know about each phone: the listings for the operator, and the notes of pushes and receipts behind them.
 
-use super::{Result, Transaction};
 use crate::{
     ids::{Device, Pushkey, Selector},
-    rules::arrival::{Arrivals, Facts, Standing},
+    rules::arrival::{Facts, Standing},
 };
 
 /// A phone, its pusher, and what we know about its pushes. Times are seconds since 1970.
@@ -71,9 +70,4 @@ pub struct SilentCursor {
     pub since: i64,
     /// The id of the phone's row.
     pub phone: i64,
-}
-
-/// Adds to what we know about the pushes to these phones, by the ids of their rows. Rows that are gone are skipped.
-pub async fn note_arrivals(tx: &mut dyn Transaction, arrivals: &[(i64, Arrivals)]) -> Result<()> {
-    tx.note_arrivals(arrivals).await
 }

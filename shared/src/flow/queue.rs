@@ -157,21 +157,6 @@ pub async fn kill_job(tx: &mut dyn Transaction, held: &Held, error: &str) -> Res
     Ok(ours)
 }
 
-/// Deletes a job whose pusher is gone. False when the lock was lost.
-pub async fn drop_job(tx: &mut dyn Transaction, held: &Held) -> Result<bool> {
-    tx.drop_job(held.pusher_id, &held.worker).await
-}
-
-/// Notes that a worker begins a job that another worker died with.
-pub async fn begin(tx: &mut dyn Transaction, held: &Held) -> Result<()> {
-    tx.begin_job(held.pusher_id, &held.worker).await
-}
-
-/// Registers a worker under a unique name. Returns its place in the order in which workers started.
-pub async fn register(tx: &mut dyn Transaction, worker: &str, settings: &str) -> Result<i64> {
-    tx.insert_worker(worker, settings).await
-}
-
 /// What a worker reports regularly while it is alive.
 #[derive(Debug, Clone)]
 pub struct Heartbeat {

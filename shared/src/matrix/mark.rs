@@ -54,7 +54,7 @@ impl MarkKey {
     }
 
     /// Whether `given` is the mark of a pushkey. Takes the same time wherever the two differ.
-    pub fn is_mark(&self, pushkey: &str, given: &str) -> bool {
+    fn is_mark(&self, pushkey: &str, given: &str) -> bool {
         self.mark(pushkey).0.ct_eq(given.as_bytes()).into()
     }
 

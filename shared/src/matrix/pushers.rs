@@ -9,9 +9,9 @@ use super::mark::{Mark, MarkKey};
 use crate::ids::{AppId, Pushkey, Selector};
 
 /// The `device_display_name` of all our pushers.
-pub const DEVICE_DISPLAY_NAME: &str = "Acrobits Softphone";
+const DEVICE_DISPLAY_NAME: &str = "Acrobits Softphone";
 /// The language of all our pushers.
-pub const LANG: &str = "en";
+const LANG: &str = "en";
 /// The fields that MSC3881 adds to a pusher, under their stable and unstable names.
 const KEPT: [&str; 4] = [
     "enabled",

@@ -4,7 +4,7 @@ use crate::process::settings::SharedArgs;
 
 /// One line for each variable of the Go proxy that is set and that is not a setting of this process. `set` says whether
 /// a variable has a value.
-pub fn notes(args: &SharedArgs, is_api: bool, set: impl Fn(&str) -> bool) -> Vec<String> {
+fn notes(args: &SharedArgs, is_api: bool, set: impl Fn(&str) -> bool) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |name: &str, text: String| {
         if set(name) {

@@ -51,7 +51,7 @@ impl LogFilter {
     }
 
     /// The filter in the syntax of tracing's `EnvFilter`.
-    pub fn directives(&self) -> &str {
+    fn directives(&self) -> &str {
         &self.0
     }
 }

@@ -2,7 +2,6 @@
 //! setting.
 
 use std::{
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, UNIX_EPOCH},
@@ -18,6 +17,7 @@ use url::Url;
 use crate::{
     ids::{ServerName, UserId},
     process::{
+        failure::Failure,
         logs::{LogFilter, LogFormat},
         net::Outgoing,
     },
@@ -359,7 +359,7 @@ pub fn parse_cli<C: clap::Parser>() -> (C, Exposed) {
         // The problem comes first. Usage and tips come after an empty line.
         let lines = text.lines().map(str::trim);
         let problem: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
-        exit_with(problem.join(" "))
+        Failure::bad_setting(problem.join(" ")).exit()
     })
 }
 
@@ -398,13 +398,6 @@ fn has_password(matches: &clap::ArgMatches) -> bool {
     let url = matches.get_one::<Secret>("database_url");
     let url = url.and_then(|url| Url::parse(url.expose()).ok());
     url.is_some_and(|url| url.password().is_some())
-}
-
-/// Prints the one line that says which setting is wrong, and exits with [`EXIT_BAD_SETTING`].
-pub fn exit_with(problem: impl fmt::Display) -> ! {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{problem}");
-    std::process::exit(EXIT_BAD_SETTING)
 }
 
 #[cfg(test)]

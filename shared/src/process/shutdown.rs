@@ -19,7 +19,7 @@ const FINISH: Duration = Duration::from_secs(13);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Exit code when the grace period ran out or a second signal came.
-pub const HARD_EXIT: i32 = 1;
+const HARD_EXIT: i32 = 1;
 
 /// The stages of a shutdown. Cheap to clone.
 #[derive(Debug, Clone, Default)]

@@ -4,15 +4,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The queue's name in `Jobs.job_type`.
-pub const QUEUE: &str = "sync_pusher";
 /// How often a worker reports that it is alive. Well within [`DEAD_AFTER`].
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A worker without a heartbeat for this long counts as dead, and others get its jobs, in seconds.
 pub const DEAD_AFTER: i64 = 10;
 /// A job that had begun in this many workers when they died is the likely cause, and becomes a dead letter. One more
 /// worker died earlier: only after that death do workers note when they begin the job.
-pub const MAX_LOST: i64 = 4;
+const MAX_LOST: i64 = 4;
 /// The longest that a job waits at the homeserver's request, in seconds.
 pub const LONGEST_ASKED: i64 = 3600;
 /// Jobs that are not in backoff are due within this time, in seconds. Recovered jobs wait for part of it.
@@ -20,7 +18,7 @@ pub const SOON: i64 = 15;
 /// The most rows that one transaction of upkeep or replay touches.
 pub const CHUNK: i64 = 500;
 /// The error of a dead letter that killed its workers.
-pub const KILLED_ITS_WORKERS: &str = "its job killed its worker again and again";
+const KILLED_ITS_WORKERS: &str = "its job killed its worker again and again";
 /// The error of a job whose worker died.
 const WORKER_DIED: &str = "the worker that held this job died";
 

@@ -192,7 +192,7 @@ impl Pusher {
 
     /// Whether a report makes the worker check the pusher. A time in the future comes from a wrong clock, so such a
     /// pusher is checked as well.
-    pub fn is_due(&self, now: i64) -> bool {
+    fn is_due(&self, now: i64) -> bool {
         let due = |at| now >= at || at > now + LONGEST_REFRESH;
         self.refresh_at.is_none_or(due) || self.updated_at > now + CLOCK_SLACK
     }

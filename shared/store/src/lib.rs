@@ -344,7 +344,7 @@ impl Store {
         self.writer()
             .write(move |tx| {
                 let arrivals = arrivals.clone();
-                Box::pin(async move { flow::note_arrivals(tx, &arrivals).await })
+                Box::pin(async move { tx.note_arrivals(&arrivals).await })
             })
             .await
     }
@@ -438,7 +438,7 @@ impl Store {
         self.writer()
             .write(move |tx| {
                 let (worker, settings) = (worker.clone(), settings.clone());
-                Box::pin(async move { flow::register(tx, &worker, &settings).await })
+                Box::pin(async move { tx.insert_worker(&worker, &settings).await })
             })
             .await
     }
@@ -494,7 +494,7 @@ impl Store {
         self.writer()
             .write(move |tx| {
                 let held = held.clone();
-                Box::pin(async move { flow::begin(tx, &held).await })
+                Box::pin(async move { tx.begin_job(held.pusher_id, &held.worker).await })
             })
             .await
     }
@@ -530,7 +530,7 @@ impl Store {
         self.writer()
             .write(move |tx| {
                 let held = held.clone();
-                Box::pin(async move { flow::drop_job(tx, &held).await })
+                Box::pin(async move { tx.drop_job(held.pusher_id, &held.worker).await })
             })
             .await
     }
