@@ -333,6 +333,10 @@ async fn pages_of_phones() {
     let shown: std::collections::BTreeSet<_> =
         seen.iter().map(|it| it["phone"].to_string()).collect();
     assert_eq!((seen.len(), shown.len()), (7, 7));
+    // The last page, full as it is, leads to no empty one.
+    let path = format!("/api/internal/phones?limit=7&user={BOB}");
+    let whole = app.admin(Method::GET, &path, None).await.expect_status(200);
+    assert_eq!(whole.json()["next"], Value::Null);
     for bad in [
         "limit=0",
         "limit=1001",

@@ -20,6 +20,7 @@ use super::{
     errors::{AdminError, BodyBytes, BodyError, SelectorError, invalid, json, refused},
     input::SelectorPath,
     lasting::Changes,
+    paging::{self, cut},
     replay,
     servers::Servers,
     views::{
@@ -28,9 +29,6 @@ use super::{
     },
 };
 use crate::http::errors::{Matter, method_not_allowed};
-
-const DEFAULT_PAGE: u32 = 100;
-const MAX_PAGE: u32 = 1000;
 
 /// The OpenAPI description of these endpoints.
 #[derive(OpenApi)]
@@ -91,30 +89,18 @@ struct Page {
 type PageQuery = Result<Query<Page>, QueryRejection>;
 
 fn page(query: PageQuery) -> Result<Page, AdminError> {
-    let Query(page) = query.map_err(|_| invalid("The query has a value that cannot be read."))?;
-    if page
-        .limit
-        .is_some_and(|limit| limit == 0 || limit > MAX_PAGE)
-    {
-        return Err(invalid(format!("limit must be from 1 to {MAX_PAGE}.")));
-    }
+    let Query(page) = query.map_err(|_| paging::unreadable())?;
+    paging::limit(page.limit)?;
     Ok(page)
 }
 
-fn wrong_after() -> AdminError {
-    invalid("after must be what next was.")
-}
-
 impl Page {
-    fn limit(&self) -> u32 {
-        self.limit.unwrap_or(DEFAULT_PAGE)
+    fn limit(&self) -> Result<u32, AdminError> {
+        paging::limit(self.limit)
     }
 
     fn after_id(&self) -> Result<i64, AdminError> {
-        match &self.after {
-            None => Ok(0),
-            Some(text) => text.parse().map_err(|_| wrong_after()),
-        }
+        paging::after_id(self.after.as_deref())
     }
 
     /// The selector after which the page begins. Empty for the first page. Every other text that is no selector is
@@ -124,7 +110,7 @@ impl Page {
         if after.is_empty() || Selector::parse(after).is_ok() {
             Ok(after)
         } else {
-            Err(wrong_after())
+            Err(paging::wrong_after())
         }
     }
 
@@ -137,13 +123,6 @@ impl Page {
             }),
         }
     }
-}
-
-/// Cuts off the extra row beyond the page. Returns the cursor of the next page, if there is one.
-fn cut<T, C>(rows: &mut Vec<T>, limit: u32, cursor: impl Fn(&T) -> C) -> Option<C> {
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    rows.last().filter(|_| more).map(cursor)
 }
 
 /// Lists what phones have reported.
@@ -166,14 +145,12 @@ async fn list_tokens(
     query: PageQuery,
 ) -> Result<Json<Tokens>, AdminError> {
     let page = page(query)?;
-    let mut rows = admin
-        .store
-        .list_tokens(page.after_id()?, page.limit() + 1)
-        .await?;
+    let limit = page.limit()?;
+    let mut rows = admin.store.list_tokens(page.after_id()?, limit + 1).await?;
     if page.reveal {
         tracing::info!("admin: push tokens listed in full");
     }
-    let next = cut(&mut rows, page.limit(), |row| row.id);
+    let next = cut(&mut rows, limit, |row| row.id);
     let shown = |row| TokenRow::new(row, page.reveal);
     Ok(Json(Tokens {
         push_tokens: rows.into_iter().map(shown).collect(),
@@ -260,11 +237,12 @@ async fn list_mappings(
     query: PageQuery,
 ) -> Result<Json<Mappings>, AdminError> {
     let page = page(query)?;
+    let limit = page.limit()?;
     let mut rows = admin
         .store
-        .mappings(page.after_selector()?, page.limit() + 1)
+        .mappings(page.after_selector()?, limit + 1)
         .await?;
-    let next = cut(&mut rows, page.limit(), |row| row.selector.clone());
+    let next = cut(&mut rows, limit, |row| row.selector.clone());
     Ok(Json(Mappings {
         mappings: rows.into_iter().map(Mapping::from).collect(),
         next,
@@ -380,12 +358,13 @@ async fn list_pushers(
     query: PageQuery,
 ) -> Result<Json<Pushers>, AdminError> {
     let page = page(query)?;
+    let limit = page.limit()?;
     let state = page.state()?.map(PusherState::as_str);
     let mut rows = admin
         .store
-        .list_pushers(state, page.after_id()?, page.limit() + 1)
+        .list_pushers(state, page.after_id()?, limit + 1)
         .await?;
-    let next = cut(&mut rows, page.limit(), |row| row.id);
+    let next = cut(&mut rows, limit, |row| row.id);
     let shown = |row| Pusher::new(row, page.reveal);
     Ok(Json(Pushers {
         pushers: rows.into_iter().map(shown).collect(),

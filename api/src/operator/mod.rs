@@ -10,6 +10,7 @@ mod input;
 mod lasting;
 mod mapping_file;
 pub(crate) mod mappings;
+mod paging;
 pub(crate) mod phones;
 mod proof;
 pub(crate) mod push_test;

@@ -23,13 +23,11 @@ use utoipa::{
 use super::{
     access::require_token,
     errors::{ALWAYS, AdminError, BodyBytes, invalid, json, refused},
+    paging::{self, cut},
     phones::PhoneRow,
     push_test::{TestError, TestPush, Tested, Tester, To},
 };
 use crate::http::errors::{self, Matter, Problem, method_not_allowed};
-
-const DEFAULT_PAGE: u32 = 100;
-const MAX_PAGE: u32 = 1000;
 
 /// The OpenAPI description of these endpoints.
 #[derive(OpenApi)]
@@ -194,40 +192,43 @@ async fn list_phones(
     State(proof): State<Proof>,
     query: Result<Query<PhonesQuery>, QueryRejection>,
 ) -> Result<Json<Phones>, AdminError> {
-    let Query(query) = query.map_err(|_| invalid("The query has a value that cannot be read."))?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
-    if limit == 0 || limit > MAX_PAGE {
-        return Err(invalid(format!("limit must be from 1 to {MAX_PAGE}.")));
-    }
+    let Query(query) = query.map_err(|_| paging::unreadable())?;
+    let limit = paging::limit(query.limit)?;
     let user = query.user.as_deref().map(|user| UserId::parse(user.trim()));
     let user = user
         .transpose()
         .map_err(|error| invalid(format!("user {error}.")))?;
-    let wrong = || invalid("after must be what next was.");
     let now = proof.store.clock().unix();
     if query.silent && user.is_none() {
         let after = query.after.as_deref().map(cursor);
         let after = after.map_or(Ok(SilentCursor::default()), |cursor| {
-            cursor.ok_or_else(wrong)
+            cursor.ok_or_else(paging::wrong_after)
         })?;
-        let (phones, next) = proof.store.silent_phones(after, limit).await?;
-        let next = next.filter(|_| phones.len() >= limit as usize);
+        let (mut phones, last) = proof.store.silent_phones(after, limit + 1).await?;
+        let next = cut(&mut phones, limit, |phone| {
+            let since = phone.waiting_since.map(|since| SilentCursor {
+                since,
+                phone: phone.id,
+            });
+            // A receipt came while we read, so this phone is not in the list any more.
+            since.or(last)
+        });
         return Ok(Json(Phones {
             phones: phones
                 .iter()
                 .map(|phone| PhoneRow::new(phone, now))
                 .collect(),
-            next: next.map(|cursor| format!("{}-{}", cursor.since, cursor.phone)),
+            next: next
+                .flatten()
+                .map(|cursor| format!("{}-{}", cursor.since, cursor.phone)),
         }));
     }
-    let after = query.after.as_deref().map(str::parse).transpose();
-    let after = after.map_err(|_| wrong())?.unwrap_or(0);
-    let phones = match &user {
-        Some(user) => proof.store.phones_of_user(user, after, limit).await?,
-        None => proof.store.list_phones(after, limit).await?,
+    let after = paging::after_id(query.after.as_deref())?;
+    let mut phones = match &user {
+        Some(user) => proof.store.phones_of_user(user, after, limit + 1).await?,
+        None => proof.store.list_phones(after, limit + 1).await?,
     };
-    let next = phones.last().filter(|_| phones.len() >= limit as usize);
-    let next = next.map(|phone| phone.id.to_string());
+    let next = cut(&mut phones, limit, |phone| phone.id.to_string());
     let phones = phones.iter().map(|phone| PhoneRow::new(phone, now));
     Ok(Json(Phones {
         phones: phones

@@ -29,11 +29,14 @@ use super::{
     Operator,
     input::FormBody,
     lasting::Changes,
+    paging::cut,
     push_test::{TestError, TestPush, Tester, To},
     replay::replay_all,
 };
 use crate::{
-    http::errors::method_not_allowed, notify::pnm::answers::Answers, reports::tokenless::Tokenless,
+    http::{bearer::bearer, errors::method_not_allowed},
+    notify::pnm::answers::Answers,
+    reports::tokenless::Tokenless,
 };
 
 /// The most dead letters on the page.
@@ -91,8 +94,7 @@ async fn require_login(
         let words = "This page is off: ADMIN_TOKEN is not set.";
         return refusal(StatusCode::FORBIDDEN, words);
     };
-    let value = request.headers().get(AUTHORIZATION);
-    let given = value.and_then(|value| given_token(value.to_str().ok()?));
+    let given = given_token(request.headers());
     if given.is_some_and(|given| token.matches(&given)) {
         return next.run(request).await;
     }
@@ -106,16 +108,17 @@ async fn require_login(
 }
 
 /// The password of HTTP Basic, or a bearer token.
-fn given_token(header: &str) -> Option<String> {
+fn given_token(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let password = || basic(headers.get(AUTHORIZATION)?.to_str().ok()?).map(Cow::Owned);
+    bearer(headers).map(Cow::Borrowed).or_else(password)
+}
+
+fn basic(header: &str) -> Option<String> {
     let (scheme, value) = header.split_once(' ')?;
-    let value = value.trim();
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return Some(value.to_owned());
-    }
     if !scheme.eq_ignore_ascii_case("basic") {
         return None;
     }
-    let pair = String::from_utf8(STANDARD.decode(value).ok()?).ok()?;
+    let pair = String::from_utf8(STANDARD.decode(value.trim()).ok()?).ok()?;
     let (_, password) = pair.split_once(':')?;
     Some(password.to_owned())
 }
@@ -156,9 +159,7 @@ impl Page {
 async fn facts(store: &Store, after: i64) -> Result<Facts, StoreError> {
     let (silent, _) = store.silent_phones(SilentCursor::default(), PHONES).await?;
     let mut phones = store.list_phones(after, PHONES + 1).await?;
-    let more = phones.len() > PHONES as usize;
-    phones.truncate(PHONES as usize);
-    let next = phones.last().filter(|_| more).map(|phone| phone.id);
+    let next = cut(&mut phones, PHONES, |phone| phone.id);
     Ok(Facts {
         workers: store.workers(WORKERS).await?,
         pushers: store.count_pushers().await?,
@@ -293,7 +294,8 @@ mod tests {
             ("Bearer", None),
         ];
         for (header, expected) in cases {
-            assert_eq!(given_token(header).as_deref(), expected, "{header}");
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, header.parse().unwrap())]);
+            assert_eq!(given_token(&headers).as_deref(), expected, "{header}");
         }
     }
 
