@@ -60,14 +60,6 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
         .map_err(Failure::other)
 }
 
-/// Opens a database that must exist and have this release's schema. The output for a new, empty database would mislead,
-/// and a command must not change the schema under running processes.
-pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
-    let database = Database::of(&cli.shared)?;
-    Store::look(&database).await?;
-    Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
-}
-
 /// Opens the database to import into, and creates it if needed. A dry run only looks.
 pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Failure> {
     let database = Database::of(&cli.shared)?;

@@ -318,15 +318,7 @@ impl ServeArgs {
             settings::number(name, text, least, 86_400)
                 .map(|seconds| Duration::from_secs(seconds.into()))
         };
-        let badge_updates = settings::parse(
-            "PUSH_BADGE_UPDATES",
-            &self.push_badge_updates,
-            |text| match text {
-                "on" => Ok(true),
-                "off" => Ok(false),
-                other => Err(format!("must be on or off, not {other:?}")),
-            },
-        )?;
+        let badge_updates = settings::boolean("PUSH_BADGE_UPDATES", &self.push_badge_updates)?;
         let by_extension =
             settings::parse("PUSH_IDENTITY", &self.push_identity, |text| match text {
                 "matrix" => Ok(false),

@@ -49,10 +49,9 @@ const FILES: u64 = 10_000;
 const FINISH: Duration = Duration::from_secs(11);
 /// How long the last commit may take after that. A PNM and a database that both hang must not use up the grace period.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
-/// How long it may take after that to put the database's file in order.
-const WRAP_UP: Duration = Duration::from_secs(1);
 const _: () = assert!(
-    FINISH.as_secs() + LAST_COMMIT.as_secs() + WRAP_UP.as_secs() < shutdown::GRACE.as_secs()
+    FINISH.as_secs() + LAST_COMMIT.as_secs() + shutdown::WRAP_UP.as_secs()
+        < shutdown::GRACE.as_secs()
 );
 
 pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
@@ -83,11 +82,9 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     store
         .vital()
         .spawn("upkeep", upkeep.clone().run(store.clone()));
-    if settings.by_extension {
-        store
-            .vital()
-            .spawn("extensions", auth.clone().refresh_extensions());
-    }
+    store
+        .vital()
+        .spawn("extensions", auth.clone().refresh_extensions());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen_addr = %listener.local_addr().map_err(Failure::other)?,
@@ -153,7 +150,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     admin_stop.cancel();
     finish_changes(admin_task, &changes, stopped + FINISH + LAST_COMMIT).await;
     // What stays in the log is not lost, if this takes longer.
-    let _ = timeout(WRAP_UP, store.wrap_up()).await;
+    let _ = timeout(shutdown::WRAP_UP, store.wrap_up()).await;
     if store.has_died() {
         return Err(Failure::other("a task ended by a panic"));
     }

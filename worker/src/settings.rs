@@ -6,13 +6,13 @@ use clap::Args;
 use matrix2acrobits_shared::{
     matrix::pushers::{NOTIFY_PATH, PushFormat, PusherSettings},
     process::{
-        net::Outgoing,
+        net::{self, Outgoing},
         settings::{self, SettingError, SharedArgs, path},
     },
     rules::retry::RetryPolicy,
     secret::Secret,
 };
-use url::{Host, Url};
+use url::Url;
 
 /// Settings that only `run` uses, as they come from flags and environment.
 #[derive(Debug, Clone, Args)]
@@ -241,13 +241,7 @@ fn notify_url(text: &str, insecure: bool) -> Result<Url, String> {
             "must not contain a path: Synapse posts to /_matrix/push/v1/notify alone".into(),
         );
     }
-    let loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    };
-    if url.scheme() != "https" && !loopback && !insecure {
+    if url.scheme() != "https" && !net::is_loopback(&url) && !insecure {
         return Err("must be https (or set ALLOW_INSECURE_PROXY_URL=true)".into());
     }
     url.set_path(NOTIFY_PATH);

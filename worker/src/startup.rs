@@ -1,6 +1,6 @@
 //! Starts `run`: settings, logs, database, admin listener, then the loop.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use matrix2acrobits_shared::{
     clock::Clock,
@@ -24,9 +24,6 @@ use crate::{
     metrics, run,
     settings::Settings,
 };
-
-/// How long it may take at the end to put the database's file in order.
-const WRAP_UP: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let settings = cli.run.parse(&cli.shared)?;
@@ -81,7 +78,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     stop.cancel();
     let _ = admin.await;
     // What stays in the log is not lost, if this takes longer.
-    let _ = tokio::time::timeout(WRAP_UP, store.wrap_up()).await;
+    let _ = tokio::time::timeout(shutdown::WRAP_UP, store.wrap_up()).await;
     ended?;
     if stopping.is_hurried() {
         return Err(Failure::other("ended by a second signal"));

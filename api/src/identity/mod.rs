@@ -116,9 +116,9 @@ impl Auth {
         self.extensions.clone()
     }
 
-    /// Keeps that list fresh. Runs forever if the login service has such a list.
+    /// Keeps that list fresh. Runs forever if there is one.
     pub(crate) async fn refresh_extensions(self) {
-        if let Some(gate) = &self.gate {
+        if let (Some(gate), Some(_)) = (&self.gate, &self.extensions) {
             gate.refresh_extensions().await;
         }
     }

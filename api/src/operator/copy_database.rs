@@ -4,6 +4,7 @@
 use matrix2acrobits_shared::{
     process::{
         output::print,
+        progress::bar,
         settings::{SettingError, secret},
     },
     secret::Secret,
@@ -13,7 +14,6 @@ use matrix2acrobits_store::{
     copy::{Copy, Rows, Table, dry_run, in_words},
 };
 
-use super::tally::bar;
 use crate::cli::{Cli, Failure};
 
 /// How often to print a line of progress without a terminal, in rows.

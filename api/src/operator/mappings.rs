@@ -14,14 +14,14 @@ use matrix2acrobits_shared::{
     },
     rules::import::IMPORT_CHUNK,
 };
-use matrix2acrobits_store::Import;
+use matrix2acrobits_store::{Import, Store};
 
 use super::{
     mapping_file::{self, Placed},
     servers::Servers,
     tally::Tally,
 };
-use crate::cli::{Cli, Failure, open_existing, open_import};
+use crate::cli::{Cli, Failure, open_import};
 
 const PAGE: u32 = 500;
 
@@ -135,7 +135,7 @@ pub(super) async fn take(import: &mut Import, rows: Vec<Placed>) -> Result<(), F
 }
 
 async fn export(cli: &Cli, format: Format) -> Result<(), Failure> {
-    let store = open_existing(cli).await?;
+    let store = Store::open_existing(&cli.shared).await?;
     let mut output = csv::Writer::from_writer(std::io::stdout().lock());
     let mut all = Vec::new();
     let mut after = String::new();

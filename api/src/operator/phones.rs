@@ -1,19 +1,21 @@
 //! What we know about each phone, for the endpoint and for the command `phones`, which works with or without a running
 //! api.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use matrix2acrobits_shared::{
     flow::{PhoneListing, SilentCursor},
     ids::{UserId, log_id},
-    process::{output::write, settings::SettingError, words::Counted},
+    process::{
+        output::write,
+        settings,
+        words::{self, Counted},
+    },
     rules::arrival::Standing,
 };
 use matrix2acrobits_store::{Store, StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::cli::{Cli, Failure, open_existing};
+use crate::cli::{Cli, Failure};
 
 const PAGE: u32 = 500;
 
@@ -105,11 +107,11 @@ impl Pages<'_> {
 }
 
 pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
-    let user = args.user.as_deref().map(str::trim).map(UserId::parse);
+    let user = args.user.as_deref();
     let user = user
-        .transpose()
-        .map_err(|error| SettingError::new("--user", error.to_string()))?;
-    let store = open_existing(cli).await?;
+        .map(|user| settings::user("--user", user))
+        .transpose()?;
+    let store = Store::open_existing(&cli.shared).await?;
     let now = store.clock().unix();
     if !args.json {
         write(row([
@@ -164,7 +166,5 @@ fn row([user, phone, app, report, pusher, push, receipt, verdict]: [&str; 8]) ->
 
 fn time(seconds: Option<i64>) -> String {
     let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    seconds.map_or("-".into(), |seconds| {
-        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
-    })
+    seconds.map_or("-".into(), words::time)
 }

@@ -1,9 +1,14 @@
 //! The output of an import: progress, a line for each row that was skipped, and totals at the end.
 
-use std::{collections::BTreeMap, fmt, io::IsTerminal};
+use std::{collections::BTreeMap, fmt};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use matrix2acrobits_shared::{process::output::print, rules::import::Imported};
+use matrix2acrobits_shared::{
+    process::{
+        output::print,
+        progress::{ProgressBar, bar},
+    },
+    rules::import::Imported,
+};
 
 /// How often to print a line of progress without a terminal, in rows.
 const SAY_EVERY: u64 = 10_000;
@@ -75,16 +80,4 @@ impl Tally {
             print(format_args!("  {count} skipped: {reason}"));
         }
     }
-}
-
-/// A bar on a terminal. Otherwise the bar is hidden, and lines show the progress.
-pub(super) fn bar(rows: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(rows);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -7,6 +7,7 @@ pub mod logs;
 pub mod metrics;
 pub mod net;
 pub mod output;
+pub mod progress;
 mod secrets;
 pub mod settings;
 pub mod shutdown;

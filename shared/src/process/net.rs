@@ -142,11 +142,15 @@ fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         .ok_or_else(|| "holds no certificate in PEM form".into())
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether the server at `url` is on this machine. Names below localhost are as well (RFC 6761, 6.3).
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(Host::Domain(name)) => {
+            let name = name.to_ascii_lowercase();
+            name == "localhost" || name.ends_with(".localhost")
+        }
         None => false,
     }
 }
@@ -187,6 +191,8 @@ mod tests {
             ("http://127.0.0.1:1/", true),
             ("http://[::1]/", true),
             ("http://LOCALHOST/", true),
+            ("http://pnm.localhost/", true),
+            ("http://notlocalhost/", false),
             ("https://pnm.cloudsoftphone.com/pnm2/send", false),
             ("http://10.0.0.1/", false),
         ];

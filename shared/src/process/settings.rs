@@ -318,6 +318,13 @@ pub fn boolean(name: &'static str, text: &str) -> Result<bool, SettingError> {
     })
 }
 
+/// Parses a user ID.
+pub fn user(name: &'static str, text: &str) -> Result<UserId, SettingError> {
+    parse(name, text.trim(), |text| {
+        UserId::parse(text).map_err(|error| error.to_string())
+    })
+}
+
 /// Parses an address to listen on.
 pub fn socket_addr(name: &'static str, text: &str) -> Result<SocketAddr, SettingError> {
     parse(name, text, |text| {

@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a process may take to finish what runs.
 pub const GRACE: Duration = Duration::from_secs(15);
+/// How long it may take at the end to put the database's file in order.
+pub const WRAP_UP: Duration = Duration::from_secs(1);
 /// When running work is abandoned, so that the rest of [`GRACE`] is enough to give it back.
 const FINISH: Duration = Duration::from_secs(13);
 /// How long a process may take to give back its work after a second signal.

@@ -1,6 +1,9 @@
 //! Texts for people.
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{Duration, UNIX_EPOCH},
+};
 
 /// A count and a noun, which gets an "s" in the plural.
 #[derive(Debug, Clone, Copy)]
@@ -11,6 +14,11 @@ impl<T: fmt::Display + PartialEq + From<u8>> fmt::Display for Counted<'_, T> {
         let plural = if self.0 == T::from(1) { "" } else { "s" };
         write!(f, "{} {}{plural}", self.0, self.1)
     }
+}
+
+/// A time in seconds since 1970, as RFC 3339 writes it.
+pub fn time(seconds: u64) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use matrix2acrobits_shared::{
     },
     ids::{Pushkey, Selector, UserId},
     matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
+    process::{failure::Failure, settings::SharedArgs},
     rules::{
         arrival::{Arrivals, Candidate},
         gate::SharedGate,
@@ -109,6 +110,14 @@ impl Store {
                 Ok(Self::Postgres(opened))
             }
         }
+    }
+
+    /// Opens a database that must exist and have this release's schema, for a command. The output for a new, empty database
+    /// would mislead, and a command must not change the schema under running processes.
+    pub async fn open_existing(settings: &SharedArgs) -> std::result::Result<Self, Failure> {
+        let database = Database::of(settings)?;
+        Self::look(&database).await?;
+        Ok(Self::open(&database, Role::Behind, Clock::system()).await?)
     }
 
     /// For the end of a process: moves into an SQLite file what is still beside it, so that nobody loses anything who

@@ -1,14 +1,16 @@
 //! `jobs`: lists jobs that wait, run or are dead letters.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use clap::ValueEnum;
 use matrix2acrobits_shared::{
     flow::JobListing,
-    process::{output::write, words::Counted},
+    process::{
+        output::write,
+        words::{Counted, time},
+    },
 };
+use matrix2acrobits_store::Store;
 
-use super::{Cli, Failure, open_existing};
+use super::{Cli, Failure};
 
 const PAGE: u32 = 500;
 
@@ -50,7 +52,7 @@ impl State {
 }
 
 pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
-    let store = open_existing(cli).await?;
+    let store = Store::open_existing(&cli.shared).await?;
     let mut jobs = Vec::new();
     if !args.json {
         write(row([
@@ -117,8 +119,4 @@ fn line(job: &JobListing) -> String {
 
 fn row([state, wanted, user, attempts, next, error]: [&str; 6]) -> String {
     format!("{state:<8} {wanted:<8} {user:<32} {attempts:>8} {next:<20} {error}")
-}
-
-fn time(seconds: u64) -> String {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }

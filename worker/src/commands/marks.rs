@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use matrix2acrobits_store::OLD_MARKS_COUNT;
+use matrix2acrobits_shared::process::{output::print, progress};
+use matrix2acrobits_store::{OLD_MARKS_COUNT, Store};
 
-use matrix2acrobits_shared::process::output::print;
-
-use super::{Cli, Failure, open_existing, replay::progress_bar};
+use super::{Cli, Failure};
 
 /// How often to count the pushers.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,7 +23,7 @@ pub(crate) enum Command {
 }
 
 pub(crate) async fn run(cli: &Cli, Command::Renew: &Command) -> Result<(), Failure> {
-    let store = open_existing(cli).await?;
+    let store = Store::open_existing(&cli.shared).await?;
     let key = store
         .renew_mark_key()
         .await
@@ -39,7 +38,7 @@ pub(crate) async fn run(cli: &Cli, Command::Renew: &Command) -> Result<(), Failu
         count.map(|count| u64::try_from(count).unwrap_or(0))
     };
     let total = count().await?;
-    let bar = progress_bar(total);
+    let bar = progress::bar(total);
     let (mut left, mut moved, mut said) = (total, Instant::now(), Instant::now());
     while left > 0 && moved.elapsed() < PATIENCE {
         tokio::time::sleep(LOOK).await;

@@ -5,11 +5,7 @@ pub(crate) mod marks;
 pub(crate) mod replay;
 
 use clap::{Parser, Subcommand};
-use matrix2acrobits_shared::{
-    clock::Clock,
-    process::{health, settings::SharedArgs},
-};
-use matrix2acrobits_store::{Database, Role, Store};
+use matrix2acrobits_shared::process::{health, settings::SharedArgs};
 
 pub(crate) use matrix2acrobits_shared::process::failure::Failure;
 
@@ -56,12 +52,4 @@ pub(crate) async fn healthcheck(cli: &Cli) -> Result<(), Failure> {
     health::check(cli.admin.addr()?)
         .await
         .map_err(Failure::other)
-}
-
-/// Opens a database that must exist and have this release's schema. A listing of a new, empty database would mislead,
-/// and a command must not change the schema under running processes.
-pub(crate) async fn open_existing(cli: &Cli) -> Result<Store, Failure> {
-    let database = Database::of(&cli.shared)?;
-    Store::look(&database).await?;
-    Ok(Store::open(&database, Role::Behind, Clock::system()).await?)
 }

@@ -1,13 +1,10 @@
 //! `replay`: makes the worker compare pushers with the homeserver's. It enqueues them in small transactions alongside a
 //! running worker, and repeating it is harmless.
 
-use std::io::IsTerminal;
-
-use indicatif::{ProgressBar, ProgressStyle};
 use matrix2acrobits_shared::{
-    ids::UserId,
     process::{
         output::print,
+        progress::{self, ProgressBar},
         settings::{self, SettingError},
         words::Counted,
     },
@@ -15,7 +12,7 @@ use matrix2acrobits_shared::{
 };
 use matrix2acrobits_store::Store;
 
-use super::{Cli, Failure, open_existing};
+use super::{Cli, Failure};
 
 /// Which pushers.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,9 +35,7 @@ pub(crate) struct Args {
 impl Args {
     fn selection(&self, now: i64) -> Result<Replay, SettingError> {
         if let Some(user) = &self.user {
-            let user = UserId::parse(user.trim())
-                .map_err(|e| SettingError::new("--user", e.to_string()))?;
-            return Ok(Replay::User(user));
+            return settings::user("--user", user).map(Replay::User);
         }
         if let Some(text) = &self.since {
             let since = settings::parse("--since", text, |text| settings::time_or_ago(text, now));
@@ -51,10 +46,10 @@ impl Args {
 }
 
 pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
-    let store = open_existing(cli).await?;
+    let store = Store::open_existing(&cli.shared).await?;
     let replay = args.selection(store.clock().unix())?;
     let total = store.count_replay(&replay).await.map_err(Failure::other)?;
-    let bar = progress_bar(u64::try_from(total).unwrap_or(0));
+    let bar = progress::bar(u64::try_from(total).unwrap_or(0));
     let result = enqueue(&store, replay, &bar).await;
     bar.finish_and_clear();
     let count = result?;
@@ -79,16 +74,4 @@ async fn enqueue(store: &Store, replay: Replay, bar: &ProgressBar) -> Result<u64
         }
     }
     Ok(count)
-}
-
-/// A bar on a terminal. Otherwise the bar is hidden, and `enqueue` prints lines.
-pub(super) fn progress_bar(total: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(total);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
-        bar.set_style(style);
-    }
-    bar
 }

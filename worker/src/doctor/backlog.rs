@@ -6,7 +6,7 @@ use matrix2acrobits_shared::{flow::QueueState, process::words::Counted, rules::g
 use matrix2acrobits_store::{Store, StoreError};
 
 use super::Report;
-use crate::commands::{Cli, Failure, open_existing};
+use crate::commands::{Cli, Failure};
 
 /// Nothing is the matter with a ready job that has waited up to this many seconds.
 const LATE: i64 = 60;
@@ -88,7 +88,7 @@ async fn is_worked_off(cli: &Cli, store: &Store) -> Result<bool, Failure> {
     let first = Look::at(store).await.map_err(Failure::other)?;
     for _ in 0..LOOKS {
         tokio::time::sleep(PAUSE).await;
-        let fresh = open_existing(cli).await?;
+        let fresh = Store::open_existing(&cli.shared).await?;
         let later = Look::at(&fresh).await.map_err(Failure::other)?;
         if first.has_moved(later) {
             return Ok(true);

@@ -13,14 +13,14 @@ mod software;
 use matrix2acrobits_shared::{
     ids::UserId,
     matrix::pushers::PusherSettings,
-    process::{health, output::print, settings::SettingError},
+    process::{health, output::print, settings as parse},
 };
 use matrix2acrobits_store::{Database, Store};
 
 use ask::Asker;
 
 use crate::{
-    commands::{Cli, Failure, open_existing},
+    commands::{Cli, Failure},
     settings::Settings,
 };
 
@@ -72,10 +72,8 @@ impl Report {
 }
 
 pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
-    let user = args.user.as_deref().map(str::trim).map(UserId::parse);
-    let user = user
-        .transpose()
-        .map_err(|e| SettingError::new("--user", e.to_string()))?;
+    let user = args.user.as_deref();
+    let user = user.map(|user| parse::user("--user", user)).transpose()?;
     let mut report = Report::default();
     let settings = settings(cli, &mut report);
     let store = database(cli, &mut report).await;
@@ -186,7 +184,7 @@ async fn database(cli: &Cli, report: &mut Report) -> Option<Store> {
             }
         }
     }
-    let store = match open_existing(cli).await {
+    let store = match Store::open_existing(&cli.shared).await {
         Ok(store) => store,
         Err(failure) => {
             let text = format!("{failure}; the api and the worker make and share it");
