@@ -49,20 +49,6 @@ const ARRIVAL_SECONDS: &[f64] = &[
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
-/// Counted in `reports`.
-const REPORT_RESULTS: [&str; 5] = ["changed", "unchanged", "removed", "refused", "unavailable"];
-/// Counted in `identity::gate`.
-const LOGIN_RESULTS: [&str; 8] = [
-    "good",
-    "refused",
-    "no_chat",
-    "no_credentials",
-    "limited",
-    "busy",
-    "down",
-    "unreadable",
-];
-
 /// Starts collecting, and creates every series.
 pub(crate) fn start() -> PrometheusHandle {
     let handle = process::metrics::init(&[(ARRIVAL, ARRIVAL_SECONDS)]);
@@ -85,8 +71,8 @@ pub(crate) fn start() -> PrometheusHandle {
         TOKEN_REPORTS,
         "Token and account removal reports, by result"
     );
-    for result in REPORT_RESULTS {
-        counter!(TOKEN_REPORTS, "result" => result).absolute(0);
+    for result in ReportResult::ALL {
+        counter!(TOKEN_REPORTS, "result" => result.as_str()).absolute(0);
     }
     describe_counter!(
         FORGOTTEN,
@@ -94,8 +80,8 @@ pub(crate) fn start() -> PrometheusHandle {
     );
     let _ = Forgotten::new();
     describe_counter!(LOGINS, "Logins of reports, by result");
-    for result in LOGIN_RESULTS {
-        counter!(LOGINS, "result" => result).absolute(0);
+    for result in LoginResult::ALL {
+        counter!(LOGINS, "result" => result.as_str()).absolute(0);
     }
     describe_counter!(
         DEVICES,
@@ -270,6 +256,85 @@ impl Canary {
         self.results.add(result, 1);
         self.failing.set(if result.is_well() { 0.0 } else { 1.0 });
     }
+}
+
+/// The result of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReportResult {
+    Changed,
+    Unchanged,
+    Removed,
+    Refused,
+    Unavailable,
+}
+
+impl ReportResult {
+    const ALL: [Self; 5] = [
+        Self::Changed,
+        Self::Unchanged,
+        Self::Removed,
+        Self::Refused,
+        Self::Unavailable,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+            Self::Removed => "removed",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Counts a report.
+pub(crate) fn report(result: ReportResult) {
+    counter!(TOKEN_REPORTS, "result" => result.as_str()).increment(1);
+}
+
+/// The result of a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoginResult {
+    Good,
+    Refused,
+    NoChat,
+    NoCredentials,
+    Limited,
+    Busy,
+    Down,
+    Unreadable,
+}
+
+impl LoginResult {
+    const ALL: [Self; 8] = [
+        Self::Good,
+        Self::Refused,
+        Self::NoChat,
+        Self::NoCredentials,
+        Self::Limited,
+        Self::Busy,
+        Self::Down,
+        Self::Unreadable,
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Refused => "refused",
+            Self::NoChat => "no_chat",
+            Self::NoCredentials => "no_credentials",
+            Self::Limited => "limited",
+            Self::Busy => "busy",
+            Self::Down => "down",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
+/// Counts a login.
+pub(crate) fn login(result: LoginResult) {
+    counter!(LOGINS, "result" => result.as_str()).increment(1);
 }
 
 /// The result of a receipt.
@@ -522,7 +587,7 @@ impl Connections {
 }
 
 /// The routes that requests are counted by.
-const ROUTES: [&str; 9] = [
+const ROUTES: [&str; 10] = [
     "notify",
     "report",
     "receipt",
@@ -531,6 +596,7 @@ const ROUTES: [&str; 9] = [
     "health",
     "metrics",
     "admin",
+    "status_page",
     "other",
 ];
 /// The statuses of our responses. We send no others, which would count as `other`.
@@ -549,6 +615,7 @@ fn route(path: &str) -> usize {
         "/api/client/account_removal_report" => "removal",
         "/health" | "/health/live" | "/health/ready" => "health",
         "/metrics" => "metrics",
+        "/" | "/replay" | "/push-test" => "status_page",
         _ if path.starts_with("/_matrix/app/") => "appservice",
         _ if path.starts_with("/api/internal/") => "admin",
         _ => "other",
@@ -631,6 +698,7 @@ mod tests {
     fn routes_are_few_whatever_is_asked_for() {
         assert_eq!(ROUTES[route("/_matrix/push/v1/notify")], "notify");
         assert_eq!(ROUTES[route("/api/internal/mappings/secret")], "admin");
+        assert_eq!(ROUTES[route("/push-test")], "status_page");
         assert_eq!(ROUTES[route("/wp-login.php")], "other");
     }
 

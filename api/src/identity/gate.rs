@@ -25,7 +25,10 @@ use super::{
     matrix::Matrix,
     nethcti::{self, NethCti},
 };
-use crate::settings::{ReportAuth, Settings};
+use crate::{
+    metrics::{self, LoginResult},
+    settings::{ReportAuth, Settings},
+};
 
 /// The most logins that we send to a service at the same time, because each may cost it a slow password hash.
 const MAX_AT_ONCE: usize = 64;
@@ -127,7 +130,7 @@ impl Gate {
             }
             _ => Err(AuthError::NoCredentials),
         };
-        count(&verdict);
+        metrics::login(result(&verdict));
         verdict
     }
 
@@ -191,7 +194,7 @@ impl Gate {
                 deadline,
             } = login;
             let verdict = service.login(&name, &password, deadline).await;
-            let result = word(&verdict);
+            let result = result(&verdict).as_str();
             tracing::debug!(user = %log_id(&name), result, "asked the login service");
             match &verdict {
                 Ok(_) => attempt.succeeded(),
@@ -220,19 +223,15 @@ struct Login {
     deadline: Instant,
 }
 
-fn count(verdict: &Result<UserId, AuthError>) {
-    metrics::counter!("matrix2acrobits_logins_total", "result" => word(verdict)).increment(1);
-}
-
-fn word(verdict: &Result<UserId, AuthError>) -> &'static str {
+fn result(verdict: &Result<UserId, AuthError>) -> LoginResult {
     match verdict {
-        Ok(_) => "good",
-        Err(AuthError::NoCredentials) => "no_credentials",
-        Err(AuthError::Refused) => "refused",
-        Err(AuthError::NoChat { .. }) => "no_chat",
-        Err(AuthError::Limited { .. }) => "limited",
-        Err(AuthError::Busy { .. }) => "busy",
-        Err(AuthError::Down) => "down",
-        Err(AuthError::Unreadable | AuthError::NoPasswordLogin) => "unreadable",
+        Ok(_) => LoginResult::Good,
+        Err(AuthError::NoCredentials) => LoginResult::NoCredentials,
+        Err(AuthError::Refused) => LoginResult::Refused,
+        Err(AuthError::NoChat { .. }) => LoginResult::NoChat,
+        Err(AuthError::Limited { .. }) => LoginResult::Limited,
+        Err(AuthError::Busy { .. }) => LoginResult::Busy,
+        Err(AuthError::Down) => LoginResult::Down,
+        Err(AuthError::Unreadable | AuthError::NoPasswordLogin) => LoginResult::Unreadable,
     }
 }

@@ -38,6 +38,7 @@ use crate::{
         errors::{self, Matter, Problem, method_not_allowed},
     },
     identity::{Auth, AuthError, Caller},
+    metrics::{self, ReportResult},
 };
 
 /// Largest body of a report or removal, in bytes.
@@ -262,10 +263,10 @@ async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Report
             }
             let user = user.as_ref().map_or("nobody yet", |user| user.as_str());
             if changed {
-                count("changed");
+                metrics::report(ReportResult::Changed);
                 tracing::info!(%selector, user, "report saved");
             } else {
-                count("unchanged");
+                metrics::report(ReportResult::Unchanged);
                 tracing::debug!(%selector, user, "report as before");
             }
             Ok(Json(Empty {}))
@@ -290,7 +291,7 @@ async fn removal(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Repor
         Saved::NotYours => return Err(ReportError::NotYours),
         Saved::Done { .. } | Saved::NeedsAppId | Saved::Strange => {}
     }
-    count("removed");
+    metrics::report(ReportResult::Removed);
     tracing::info!(
         selector = %log_id(fields.selector.as_str()),
         pushkey = pushkey.map(|pushkey| tracing::field::display(pushkey.log_id())),
@@ -335,10 +336,6 @@ async fn forget(app: &Reports, selector: &Selector, users: &[UserId]) -> Result<
     Ok(())
 }
 
-fn count(result: &'static str) {
-    metrics::counter!("matrix2acrobits_token_reports_total", "result" => result).increment(1);
-}
-
 impl From<&ReportError> for Problem {
     fn from(error: &ReportError) -> Self {
         match error {
@@ -372,10 +369,10 @@ impl IntoResponse for ReportError {
             tracing::warn!(error = %Chain(error), "a report could not be saved");
         }
         if status.is_server_error() {
-            count("unavailable");
+            metrics::report(ReportResult::Unavailable);
             tracing::debug!(?self, "a report could not be taken");
         } else {
-            count("refused");
+            metrics::report(ReportResult::Refused);
             tracing::info!(%status, errcode, reason = %problem.words, "a report was refused");
         }
         problem.into_response()
