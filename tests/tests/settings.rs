@@ -142,6 +142,36 @@ async fn help_lists_every_setting_with_its_default() {
     }
 }
 
+/// docker-compose.yml sets these.
+const BY_COMPOSE: [&str; 3] = ["DATABASE_URL", "LISTEN_ADDR", "ADMIN_LISTEN_ADDR"];
+
+#[tokio::test]
+async fn the_example_names_every_setting() {
+    let example = include_str!("../../.env.example");
+    for program in [Program::Api, Program::Worker] {
+        let output = program.run(&["--help"], &Env::new()).await;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names = text.split("[env: ").skip(1);
+        let names: Vec<_> = names
+            .map(|it| it.split(['=', ']']).next().unwrap())
+            .collect();
+        assert!(names.len() > 15, "{names:?}");
+        for name in names {
+            let listed = example.lines().any(|line| {
+                line.trim_start_matches('#')
+                    .starts_with(&format!("{name}="))
+            });
+            let left_out = BY_COMPOSE.contains(&name) || is_file_of_a_secret(name);
+            assert!(listed != left_out, "{name} in .env.example");
+        }
+    }
+}
+
+/// The example's first lines explain these.
+fn is_file_of_a_secret(name: &str) -> bool {
+    name.ends_with("_FILE") && !["EXTRA_CA_FILE", "PUSH_TEXTS_FILE"].contains(&name)
+}
+
 #[tokio::test]
 async fn help_shows_no_secret_of_the_environment() {
     for program in [Program::Api, Program::Worker] {
