@@ -4,6 +4,8 @@ mod app;
 mod appservice;
 mod arrivals;
 mod cli;
+#[cfg(test)]
+mod hostile_input_tests;
 mod http;
 mod identity;
 mod keyed_hash;
@@ -12,8 +14,6 @@ mod metrics;
 mod notify;
 mod openapi;
 mod operator;
-#[cfg(test)]
-mod parsers;
 mod reports;
 mod settings;
 mod startup;

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::http::Reply;
+
 /// The phones' user, registered at the stand-in.
 pub const BOB: &str = "@bob:example.org";
 /// Another user, registered too.
@@ -87,6 +89,26 @@ impl Phone {
             "data": {"format": "event_id_only", "selector": self.selector},
         })
     }
+}
+
+/// Bob's phones of this name, which is followed by a number.
+pub fn phones(name: &str, count: usize) -> Vec<Phone> {
+    let phone = |number| Phone::new(&format!("{name}-{number}"));
+    (0..count).map(phone).collect()
+}
+
+/// A phone's report with a login: Acrobits' template, filled in.
+pub fn by(phone: &Phone, username: &str, password: &str) -> Value {
+    let mut report = phone.report();
+    report["username"] = json!(username);
+    report["password"] = json!(password);
+    report
+}
+
+/// Expects that the login was refused.
+#[track_caller]
+pub fn refused(reply: Reply) {
+    assert_eq!(reply.expect_error(401).errcode(), "M_FORBIDDEN");
 }
 
 /// A full notification of an event, to these devices.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
-use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message, phones};
 use matrix2acrobits_tests::http::{Reply, send, try_send};
 use matrix2acrobits_tests::nethcti::NethCti;
 use matrix2acrobits_tests::pnm::Answer;
@@ -20,12 +20,6 @@ const REPORT: &str = "/api/client/push_token_report";
 const REMOVAL: &str = "/api/client/account_removal_report";
 const NOTIFY: &str = "/_matrix/push/v1/notify";
 const STRANGER: &str = "127.0.0.66";
-
-fn phones(name: &str, count: usize) -> Vec<Phone> {
-    (0..count)
-        .map(|n| Phone::new(&format!("{name}-{n}")))
-        .collect()
-}
 
 async fn post(app: &App, from: &reqwest::Client, path: &str, body: &Value) -> Reply {
     let url = format!("{}{path}", app.api().public_url());

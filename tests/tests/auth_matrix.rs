@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use matrix2acrobits_tests::app::{App, Builder};
-use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone};
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, by, refused};
 use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::http::{Reply, send};
 use matrix2acrobits_tests::server::{self, Server};
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 const RIGHT: &str = "right-password-that-must-not-be-logged";
 const WRONG: &str = "wrong-password-that-must-not-be-logged";
@@ -37,20 +37,8 @@ async fn alone() -> App {
     start(App::builder().without_worker()).await
 }
 
-fn by(phone: &Phone, username: &str, password: &str) -> Value {
-    let mut report = phone.report();
-    report["username"] = json!(username);
-    report["password"] = json!(password);
-    report
-}
-
 async fn log_in(app: &App, username: &str, password: &str) -> Reply {
     app.report(&by(&Phone::seed(), username, password)).await
-}
-
-#[track_caller]
-fn refused(reply: Reply) {
-    assert_eq!(reply.expect_error(401).errcode(), "M_FORBIDDEN");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use matrix2acrobits_tests::app::{App, Builder};
-use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, folder};
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, by, folder, refused};
 use matrix2acrobits_tests::http::{Reply, send};
 use matrix2acrobits_tests::nethcti::{Fault, NethCti, SIGNATURE, Step};
 use matrix2acrobits_tests::process::{Env, Program};
@@ -36,13 +36,6 @@ async fn start(nethcti: &NethCti) -> App {
     builder(nethcti).without_worker().start().await
 }
 
-fn by(phone: &Phone, username: &str, password: &str) -> Value {
-    let mut report = phone.report();
-    report["username"] = json!(username);
-    report["password"] = json!(password);
-    report
-}
-
 async fn log_in(app: &App, username: &str, password: &str) -> Reply {
     app.report(&by(&Phone::new(username), username, password))
         .await
@@ -53,11 +46,6 @@ async fn log_in_from(app: &App, address: &str, username: &str, password: &str) -
     let body = by(&Phone::new(username), username, password);
     let request = app.public(Method::POST, REPORT).json(&body);
     send(request.header("x-forwarded-for", address)).await
-}
-
-#[track_caller]
-fn refused(reply: Reply) {
-    assert_eq!(reply.expect_error(401).errcode(), "M_FORBIDDEN");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use matrix2acrobits_tests::app::{App, Builder};
-use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message, phones};
 use matrix2acrobits_tests::http::{Reply, send};
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::process::Program;
@@ -11,12 +11,6 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 const MAPPINGS: &str = "/api/internal/mappings";
-
-fn phones(name: &str, count: usize) -> Vec<Phone> {
-    (0..count)
-        .map(|n| Phone::new(&format!("{name}-{n}")))
-        .collect()
-}
 
 /// The api alone, with these phones of Bob.
 async fn with(builder: Builder, phones: &[Phone]) -> App {

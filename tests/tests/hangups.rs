@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use matrix2acrobits_tests::app::{ADMIN_TOKEN, App};
-use matrix2acrobits_tests::fixtures::{BOB, Phone, message};
+use matrix2acrobits_tests::fixtures::{BOB, Phone, message, phones};
 use matrix2acrobits_tests::http::{Reply, encoded, segment, send};
 use matrix2acrobits_tests::raw::Raw;
 use matrix2acrobits_tests::{SOON, eventually};
@@ -22,11 +22,6 @@ const COUNT: usize = 24;
 /// for the lock. Every moment has to be right, so that none has to be met.
 fn patience(number: usize) -> Duration {
     Duration::from_millis([0, 0, 1, 3, 10, 30, 100, 300][number % 8])
-}
-
-fn phones(name: &str) -> Vec<Phone> {
-    let phone = |number| Phone::new(&format!("{name}-{number}"));
-    (0..COUNT).map(phone).collect()
 }
 
 fn removal(phone: &Phone) -> String {
@@ -118,7 +113,7 @@ fn ring_alone(app: &App, phones: &[Phone], stored: &[bool], before: usize, reply
 
 /// Phones whose tokens the api has in memory, beside as many that stay: the api rejects nobody when most are unknown.
 async fn known(app: &App) -> Vec<Phone> {
-    let (phones, others) = (phones("leaves"), phones("stays"));
+    let (phones, others) = (phones("leaves", COUNT), phones("stays", COUNT));
     let all: Vec<_> = phones.iter().chain(&others).collect();
     app.enroll(&all).await;
     let devices: Vec<_> = all.iter().map(|phone| phone.device()).collect();

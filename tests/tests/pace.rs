@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use matrix2acrobits_tests::app::App;
-use matrix2acrobits_tests::fixtures::{BOB, Phone};
+use matrix2acrobits_tests::fixtures::{BOB, Phone, phones};
 use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::{SOON, eventually, http};
 use reqwest::Method;
@@ -13,11 +13,6 @@ use reqwest::Method;
 const SET: &str = "/_matrix/client/v3/pushers/set";
 /// How many requests of an outage are watched.
 const WATCHED: u64 = 8;
-
-fn phones(count: usize) -> Vec<Phone> {
-    let phone = |number| Phone::new(&format!("phone-{number}"));
-    (0..count).map(phone).collect()
-}
 
 /// How many requests the worker has sent, also those that nobody took.
 async fn requests(app: &App) -> u64 {
@@ -47,7 +42,7 @@ async fn is_left_in_peace(fault: Fault, path: Option<&str>) {
         Some(path) => app.homeserver.break_path(path, fault),
         None => app.homeserver.break_with(fault).await,
     }
-    let mut all = phones(100);
+    let mut all = phones("phone", 100);
     app.enroll(&all.iter().collect::<Vec<_>>()).await;
     let began = Instant::now();
     eventually(Duration::from_secs(30), "some requests", async || {
@@ -144,7 +139,7 @@ async fn two_thousand_are_set_within_30_seconds_of_the_return() {
         .await;
     app.homeserver.break_with(Fault::Status(503)).await;
     // Each phone is a user's own, as in life: the homeserver is asked for short lists.
-    let all: Vec<_> = phones(2000)
+    let all: Vec<_> = phones("phone", 2000)
         .into_iter()
         .zip(0..)
         .map(|(phone, number)| phone.of(&format!("@user{number}:example.org")))
@@ -180,7 +175,7 @@ async fn two_thousand_are_set_within_30_seconds_of_the_return() {
 async fn half_of_the_answers_fail_and_none_of_100_is_lost() {
     let app = App::start().await;
     app.homeserver.break_with(Fault::FlakyPercent(50)).await;
-    let all = phones(100);
+    let all = phones("phone", 100);
     let began = Instant::now();
     app.enroll(&all.iter().collect::<Vec<_>>()).await;
     // After an error the worker looks first, so that two answers in a row must be good: some four requests for each, at not

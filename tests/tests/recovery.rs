@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use matrix2acrobits_tests::app::App;
-use matrix2acrobits_tests::fixtures::{BOB, Phone, message};
+use matrix2acrobits_tests::fixtures::{BOB, Phone, message, phones};
 use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::hook::Moment;
 use matrix2acrobits_tests::http::{self, Reply};
@@ -15,11 +15,6 @@ use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Client;
 use serde_json::{Value, json};
 use sqlx::{Connection, SqliteConnection};
-
-fn phones(name: &str, count: usize) -> Vec<Phone> {
-    let phone = |number| Phone::new(&format!("{name}-{number}"));
-    (0..count).map(phone).collect()
-}
 
 #[tokio::test]
 async fn a_job_that_kills_its_worker_ends_as_a_dead_letter_and_the_others_go_on() {

@@ -1,8 +1,7 @@
 //! REPORT_AUTH=matrix with a real Synapse: what a password login there proves, leaves behind, and costs.
 
 use matrix2acrobits_tests::app::App;
-use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone};
-use matrix2acrobits_tests::http::Reply;
+use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, by, refused};
 use matrix2acrobits_tests::synapse::{self, PASSWORD, Synapse};
 use matrix2acrobits_tests::{SOON, eventually};
 use serde_json::{Value, json};
@@ -15,18 +14,6 @@ async fn start(settings: &Value) -> (Synapse, App) {
         .api("MATRIX_HOMESERVER_URL", &synapse.url());
     let app = builder.start().await;
     (synapse, app)
-}
-
-/// The report of Acrobits' template, filled in.
-fn by(phone: &Phone, username: &str, password: &str) -> Value {
-    let mut report = phone.report();
-    report["username"] = json!(username);
-    report["password"] = json!(password);
-    report
-}
-
-fn refused(reply: Reply) {
-    assert_eq!(reply.expect_error(401).errcode(), "M_FORBIDDEN");
 }
 
 #[tokio::test]

@@ -137,7 +137,9 @@ async fn concurrent_repeats_share_one_push() {
         })
         .collect();
     it.pnm.until_pushed("slow-1").await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    while it.deliverer.shared.tracker.len() < repeats.len() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     it.pnm.gate.notify_one();
     for repeat in repeats {
         assert_eq!(repeat.await.unwrap(), Ok(vec![]));
