@@ -10,7 +10,10 @@ use axum::{
 use matrix2acrobits_shared::{
     flow::QueueState,
     process,
-    rules::{outcome::Reply, pushers::Outcome},
+    rules::{
+        outcome::Reply,
+        pushers::{self, Outcome},
+    },
 };
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -53,7 +56,6 @@ const STATUSES: [&str; 14] = [
     "200", "400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504", "none",
     "other",
 ];
-const PUSHER_STATES: [&str; 4] = ["pending", "registered", "failed", "removed"];
 
 /// Starts collecting, and creates every series.
 pub(crate) fn start() -> PrometheusHandle {
@@ -158,7 +160,7 @@ fn publish_queue(state: QueueState) {
 }
 
 fn publish_pushers(counts: &[(String, i64)]) {
-    for state in PUSHER_STATES {
+    for state in pushers::State::ALL.map(pushers::State::as_str) {
         let found = counts.iter().find(|(name, _)| name == state);
         gauge!(PUSHERS, "state" => state).set(to_f64(found.map_or(0, |(_, count)| *count)));
     }

@@ -9,6 +9,7 @@ use axum::{
 };
 use matrix2acrobits_shared::{
     ids::{Selector, UserId, log_id},
+    rules::pushers,
     secret::Secret,
 };
 use matrix2acrobits_store::Store;
@@ -24,8 +25,7 @@ use super::{
     replay,
     servers::Servers,
     views::{
-        Mapping, MappingSet, Mappings, NewMapping, Pusher, PusherState, Pushers, Removed, TokenRow,
-        Tokens,
+        Mapping, MappingSet, Mappings, NewMapping, Pusher, Pushers, Removed, TokenRow, Tokens,
     },
 };
 use crate::http::errors::{Matter, method_not_allowed};
@@ -115,10 +115,10 @@ impl Page {
     }
 
     /// The state to list. None for every state.
-    fn state(&self) -> Result<Option<PusherState>, AdminError> {
+    fn state(&self) -> Result<Option<pushers::State>, AdminError> {
         match self.state.as_deref() {
             None | Some("" | "all") => Ok(None),
-            Some(text) => PusherState::parse(text).map(Some).ok_or_else(|| {
+            Some(text) => pushers::State::parse(text).map(Some).ok_or_else(|| {
                 invalid("state must be pending, registered, failed, removed or all.")
             }),
         }
@@ -359,7 +359,7 @@ async fn list_pushers(
 ) -> Result<Json<Pushers>, AdminError> {
     let page = page(query)?;
     let limit = page.limit()?;
-    let state = page.state()?.map(PusherState::as_str);
+    let state = page.state()?.map(pushers::State::as_str);
     let mut rows = admin
         .store
         .list_pushers(state, page.after_id()?, limit + 1)

@@ -108,30 +108,14 @@ pub(super) struct NewMapping {
     pub(super) user_id: String,
 }
 
+// The schema of rules::pushers::State.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum PusherState {
+enum PusherState {
     Pending,
     Registered,
     Failed,
     Removed,
-}
-
-impl PusherState {
-    const ALL: [Self; 4] = [Self::Pending, Self::Registered, Self::Failed, Self::Removed];
-
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text)
-    }
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Registered => "registered",
-            Self::Failed => "failed",
-            Self::Removed => "removed",
-        }
-    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]

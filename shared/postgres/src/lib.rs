@@ -39,7 +39,7 @@ use matrix2acrobits_shared::{
         arrival::{Candidate, SILENT_AFTER},
         import::Mapping,
         jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
-        pushers::{Asked, Loaded, Replay},
+        pushers::{Asked, Loaded, Replay, TaskOf},
     },
 };
 use sqlx::{PgConnection, postgres::PgConnectOptions};
@@ -91,13 +91,6 @@ pub struct Postgres {
     spare: bool,
     options: Arc<PgConnectOptions>,
     sent_key: Option<[u8; 16]>,
-}
-
-/// A job's question about its pusher, and whether users may share a pushkey.
-#[derive(Debug, Clone)]
-struct TaskOf {
-    asked: Asked,
-    append: bool,
 }
 
 impl Postgres {

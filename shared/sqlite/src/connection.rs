@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
-        Heartbeat, Pair, PairFacts, Phones, QueuedJob, Result, StoreError, Transaction,
+        Heartbeat, OwnedPair, Pair, PairFacts, Phones, QueuedJob, Result, StoreError, Transaction,
         feed::{Changed, Feed},
         writer::Connection,
     },
@@ -269,7 +269,7 @@ impl Transaction for WriteTransaction<'_> {
     async fn pairs(&mut self, pairs: &[Pair<'_>]) -> Result<Vec<PairFacts>> {
         pushers::pairs(&mut *self.connection, pairs).await
     }
-    async fn pairs_of(&mut self, ids: &[i64]) -> Result<Vec<(String, String)>> {
+    async fn pairs_of(&mut self, ids: &[i64]) -> Result<Vec<OwnedPair>> {
         let pairs = pushers::pairs_of(&mut *self.connection, ids).await?;
         Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
     }

@@ -37,7 +37,7 @@ use matrix2acrobits_shared::{
         arrival::{Candidate, SILENT_AFTER},
         import::Mapping,
         jobs::{DEAD_AFTER, LONGEST_ASKED, SOON},
-        pushers::{Asked, Loaded, Replay},
+        pushers::{Asked, Loaded, Replay, TaskOf},
     },
 };
 use sqlx::{
@@ -86,13 +86,6 @@ pub struct Sqlite {
     follows: Arc<AtomicBool>,
     options: Arc<SqliteConnectOptions>,
     file: Arc<SameFile>,
-}
-
-/// A job's question about its pusher, and whether users may share a pushkey.
-#[derive(Debug, Clone)]
-struct TaskOf {
-    asked: Asked,
-    append: bool,
 }
 
 impl Sqlite {

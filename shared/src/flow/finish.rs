@@ -32,17 +32,12 @@ impl Bulk for Finished {
     async fn write_all(tx: &mut dyn Transaction, finished: &[&Self]) -> Result<Vec<bool>> {
         let now = tx.now();
         let newest = tx.newest_settings(now - DEAD_AFTER).await?;
-        let pair = |job: &Self| -> (String, String) {
-            let task = &job.task;
-            (
-                task.app_id.as_str().to_owned(),
-                task.pushkey.as_str().to_owned(),
-            )
-        };
-        let keys: Vec<_> = finished.iter().map(|job| pair(job)).collect();
-        let keys: Vec<_> = keys
+        let keys: Vec<_> = finished
             .iter()
-            .map(|(a, p)| Pair::from((a.as_str(), p.as_str())))
+            .map(|job| Pair {
+                app_id: job.task.app_id.as_str(),
+                pushkey: job.task.pushkey.as_str(),
+            })
             .collect();
         let mut pairs = Pairs::load(tx, &keys).await?;
         let mut ours = Vec::with_capacity(finished.len());

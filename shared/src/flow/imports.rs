@@ -1,7 +1,7 @@
 //! Imports many mappings or tokens, from a file or another program's database. A chunk is one transaction, and does
 //! what mappings and reports do, including jobs.
 
-use super::{Phones, Result, Transaction, mappings, reports::save};
+use super::{Phones, Result, Transaction, mappings, reports::save, sorted};
 use crate::rules::{
     import::{Imported, MappingRow, TokenRow, judge_mapping, judge_tokens},
     report::{Origin, Saved},
@@ -13,7 +13,8 @@ pub async fn import_mappings(
     rows: &[MappingRow],
 ) -> Result<Vec<Imported>> {
     let selectors: Vec<_> = rows.iter().map(|row| row.selector.as_str()).collect();
-    tx.lock_selectors(&sorted(&selectors)).await?;
+    tx.lock_selectors(&sorted(selectors.iter().copied()))
+        .await?;
     let stored = tx.mappings(&selectors).await?;
     let judged = rows.iter().zip(&stored);
     let judged: Vec<_> = judged
@@ -32,11 +33,8 @@ pub async fn import_mappings(
 
 /// Imports a chunk of tokens. Returns one result for each, in order.
 pub async fn import_tokens(tx: &mut dyn Transaction, rows: &[TokenRow]) -> Result<Vec<Imported>> {
-    let selectors: Vec<_> = rows
-        .iter()
-        .map(|row| row.report.from.selector.as_str())
-        .collect();
-    let selectors = sorted(&selectors);
+    let selectors = rows.iter().map(|row| row.report.from.selector.as_str());
+    let selectors = sorted(selectors);
     tx.lock_selectors(&selectors).await?;
     let stored = tx.phones(Phones::Selectors(&selectors)).await?;
     let mut judged = judge_tokens(rows, &stored);
@@ -64,11 +62,4 @@ pub async fn import_tokens(tx: &mut dyn Transaction, rows: &[TokenRow]) -> Resul
         }
     }
     Ok(judged)
-}
-
-fn sorted<'a>(selectors: &[&'a str]) -> Vec<&'a str> {
-    let mut selectors = selectors.to_vec();
-    selectors.sort_unstable();
-    selectors.dedup();
-    selectors
 }

@@ -102,10 +102,21 @@ pub struct Pair<'a> {
     pub pushkey: &'a str,
 }
 
+/// The same, owned.
+pub type OwnedPair = (String, String);
+
 impl<'a> From<(&'a str, &'a str)> for Pair<'a> {
     fn from((app_id, pushkey): (&'a str, &'a str)) -> Self {
         Self { app_id, pushkey }
     }
+}
+
+/// These selectors in the order in which transactions lock them, each once.
+fn sorted<'a>(selectors: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut selectors: Vec<_> = selectors.collect();
+    selectors.sort_unstable();
+    selectors.dedup();
+    selectors
 }
 
 /// What the database knows about a pair.
@@ -169,7 +180,7 @@ pub trait Transaction: Send {
     /// Holders and pushers of these pairs.
     async fn pairs(&mut self, pairs: &[Pair<'_>]) -> Result<Vec<PairFacts>>;
     /// App id and pushkey of those of these pushers that exist.
-    async fn pairs_of(&mut self, pushers: &[i64]) -> Result<Vec<(String, String)>>;
+    async fn pairs_of(&mut self, pushers: &[i64]) -> Result<Vec<OwnedPair>>;
 
     /// Creates these rows and returns their ids.
     async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>>;

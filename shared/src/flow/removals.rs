@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::{
     Pair, Phones, Result, Transaction,
     settle::{Pairs, Touched, settle},
+    sorted,
 };
 use crate::{
     ids::{Pushkey, Selector, UserId},
@@ -92,9 +93,7 @@ pub async fn remove_tokens(
 pub async fn forget_strangers(tx: &mut dyn Transaction, before: i64, limit: i64) -> Result<usize> {
     let which = Phones::OfNobody { before, limit };
     let found = tx.phones(which).await?;
-    let mut selectors: Vec<_> = found.iter().map(|phone| phone.selector.as_str()).collect();
-    selectors.sort_unstable();
-    selectors.dedup();
+    let selectors = sorted(found.iter().map(|phone| phone.selector.as_str()));
     tx.lock_selectors(&selectors).await?;
     // A phone may have reported, or got a mapping, before its selector was locked.
     let mut phones = tx.phones(which).await?;

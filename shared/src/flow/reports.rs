@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
 use super::{
-    Pair, Transaction,
+    OwnedPair, Pair, Transaction,
     settle::{Touched, settle},
+    sorted,
     writer::Bulk,
 };
 use crate::ids::UserId;
@@ -25,12 +26,10 @@ pub(super) async fn save(
     reports: &[(&Report, Origin)],
 ) -> super::Result<Vec<Saved>> {
     let now = tx.now();
-    let mut selectors: Vec<_> = reports
+    let selectors = reports
         .iter()
-        .map(|(report, _)| report.from.selector.as_str())
-        .collect();
-    selectors.sort_unstable();
-    selectors.dedup();
+        .map(|(report, _)| report.from.selector.as_str());
+    let selectors = sorted(selectors);
     tx.lock_selectors(&selectors).await?;
     let asked: Vec<_> = reports
         .iter()
@@ -83,8 +82,6 @@ pub(super) async fn save(
     Ok(saved)
 }
 
-/// An app id and a pushkey.
-type OwnedPair = (String, String);
 /// The row that holds the pair, the user whose phone reports, and who brings the report.
 type By = (i64, Option<UserId>, Origin);
 

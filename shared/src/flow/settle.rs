@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Pair, PairFacts, Result, Transaction};
+use super::{OwnedPair, Pair, PairFacts, Result, Transaction};
 use crate::rules::{
     jobs::Job,
     pushers::{self, Change, Holder, Planned, Pusher},
@@ -13,7 +13,7 @@ use crate::rules::{
 #[derive(Debug)]
 pub(super) struct Pairs {
     /// Sorted.
-    keys: Vec<(String, String)>,
+    keys: Vec<OwnedPair>,
     /// In the same order as `keys`.
     all: Vec<PairState>,
 }
@@ -69,7 +69,7 @@ impl Pairs {
 
     /// The state of a pair that was loaded.
     pub(super) fn get(&mut self, pair: Pair<'_>) -> Option<&mut PairState> {
-        let by_pair = |(app_id, pushkey): &(String, String)| Pair { app_id, pushkey }.cmp(&pair);
+        let by_pair = |(app_id, pushkey): &OwnedPair| Pair { app_id, pushkey }.cmp(&pair);
         let place = self.keys.binary_search_by(by_pair).ok()?;
         self.all.get_mut(place)
     }

@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use crate::{
     ids::{AppId, Pushkey, Selector, UserId},
-    rules::{gate::SharedGate, jobs::DEAD_AFTER},
+    rules::{
+        gate::SharedGate,
+        jobs::{DEAD_AFTER, Status},
+    },
 };
 
 /// What a walk over a table finds in a piece of it.
@@ -148,15 +151,17 @@ pub struct QueueState {
 impl QueueState {
     /// From counts by status, and the time when the next job is due.
     pub fn new(counts: &[(String, i64)], next_due: Option<i64>, now: i64) -> Self {
-        let count = |wanted: &str| {
-            let counts = counts.iter().filter(|(status, _)| status == wanted);
+        let count = |wanted: Status| {
+            let counts = counts
+                .iter()
+                .filter(|(status, _)| status == wanted.as_str());
             counts.map(|(_, count)| count).sum()
         };
         Self {
-            pending: count("Pending"),
-            queued: count("Queued"),
-            failed: count("Failed"),
-            killed: count("Killed"),
+            pending: count(Status::Pending),
+            queued: count(Status::Queued),
+            failed: count(Status::Failed),
+            killed: count(Status::Killed),
             oldest_ready: next_due.map_or(0, |due| (now - due).max(0)),
         }
     }

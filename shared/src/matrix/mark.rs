@@ -65,6 +65,22 @@ impl MarkKey {
 }
 
 impl MarkKeys {
+    /// From the values that the database keeps, each under its name. None if the key is missing or not readable.
+    pub fn read<'a>(value: impl Fn(&str) -> Option<&'a [u8]>) -> Option<Self> {
+        let key = |name| {
+            let bytes: [u8; KEY_BYTES] = value(name)?.try_into().ok()?;
+            Some(MarkKey::new(&bytes))
+        };
+        let until = || {
+            let bytes = value("mark_key_until")?.try_into().ok()?;
+            Some(i64::from_be_bytes(bytes))
+        };
+        Some(Self {
+            current: key("mark_key")?,
+            previous: key("mark_key_before").zip(until()),
+        })
+    }
+
     /// Whether `given` is the mark of a pushkey, made with a key that counts at `now`, in seconds since 1970.
     pub fn accept(&self, pushkey: &str, given: &str, now: impl FnOnce() -> i64) -> bool {
         self.current.is_mark(pushkey, given)

@@ -1,6 +1,8 @@
 //! What we know about the pushes to a phone: events since the last write to the database, which phones a receipt is
 //! about, and where a phone stands.
 
+use super::pushers::State;
+
 /// A phone is silent when a push has waited this long for its receipt, in seconds.
 pub const SILENT_AFTER: i64 = 86_400;
 /// A stored time that is further ahead than this was written by a wrong clock, in seconds. It counts as none.
@@ -163,11 +165,11 @@ impl Standing {
         if !facts.user {
             return Self::Nobodys;
         }
-        match facts.pusher {
-            None | Some("removed") => return Self::NoPusher,
-            Some("failed") => return Self::PusherFailed,
-            Some("pending") => return Self::PusherPending,
-            Some(_) => {}
+        match facts.pusher.and_then(State::parse) {
+            None | Some(State::Removed) => return Self::NoPusher,
+            Some(State::Failed) => return Self::PusherFailed,
+            Some(State::Pending) => return Self::PusherPending,
+            Some(State::Registered) => {}
         }
         match (facts.pushed, facts.received, facts.waiting) {
             (_, Some(_), None) => Self::Confirms,

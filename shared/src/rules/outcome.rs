@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use super::jobs;
+
 /// The longest that a job waits at the homeserver's request.
-pub const LONGEST_ASKED: Duration = Duration::from_hours(1);
+const LONGEST_ASKED: Duration = Duration::from_secs(jobs::LONGEST_ASKED.unsigned_abs());
 
 const TOKEN: &str = "MATRIX_AS_TOKEN is not accepted";
 const URL: &str = "MATRIX_HOMESERVER_URL does not lead to the client-server API";

@@ -41,6 +41,11 @@ impl State {
     /// All states.
     pub const ALL: [Self; 4] = [Self::Pending, Self::Registered, Self::Failed, Self::Removed];
 
+    /// From the word in the database.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+
     /// The word in the database.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -508,6 +513,15 @@ pub struct Asked {
     pub job_attempts: i64,
     /// The worker that holds the job.
     pub worker: Arc<str>,
+}
+
+/// The same, and whether users may share a pushkey.
+#[derive(Debug, Clone)]
+pub struct TaskOf {
+    /// The question.
+    pub asked: Asked,
+    /// Whether users may share a pushkey.
+    pub append: bool,
 }
 
 /// What a job finds when it reads its pusher.

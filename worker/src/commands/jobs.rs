@@ -7,6 +7,7 @@ use matrix2acrobits_shared::{
         output::write,
         words::{Counted, time},
     },
+    rules::jobs::Status,
 };
 use matrix2acrobits_store::Store;
 
@@ -40,13 +41,13 @@ enum State {
 
 impl State {
     /// The states that rows have.
-    fn names(self) -> &'static [&'static str] {
+    fn names(self) -> &'static [Status] {
         match self {
-            Self::Pending => &["Pending"],
+            Self::Pending => &[Status::Pending],
             // In this order, no job that begins meanwhile is left out.
-            Self::Queued => &["Queued", "Running"],
-            Self::Failed => &["Failed"],
-            Self::Killed => &["Killed"],
+            Self::Queued => &[Status::Queued, Status::Running],
+            Self::Failed => &[Status::Failed],
+            Self::Killed => &[Status::Killed],
         }
     }
 }
@@ -66,7 +67,7 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     }
     let states = args.state.map_or_else(
         || vec![None],
-        |state| state.names().iter().copied().map(Some).collect(),
+        |state| state.names().iter().map(|of| Some(of.as_str())).collect(),
     );
     let mut count = 0;
     for state in states {

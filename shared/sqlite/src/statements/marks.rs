@@ -1,9 +1,6 @@
 //! The key of the marks that pushers carry, in `meta`. It is made once, and changes when the operator asks for it.
 
-use matrix2acrobits_shared::{
-    flow::Result,
-    matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
-};
+use matrix2acrobits_shared::{flow::Result, matrix::mark::MarkKeys};
 use sqlx::{SqliteConnection, SqliteExecutor};
 
 use crate::errors::from_sqlx;
@@ -22,22 +19,9 @@ pub(crate) async fn keys(executor: impl SqliteExecutor<'_>) -> Result<MarkKeys> 
         let row = rows.iter().find(|row| row.name == name)?;
         Some(row.value.as_slice())
     };
-    let key = |name: &str| {
-        let bytes: Option<[u8; KEY_BYTES]> = value(name)?.try_into().ok();
-        bytes.map(|bytes| MarkKey::new(&bytes))
-    };
-    let until = || {
-        Some(i64::from_be_bytes(
-            value("mark_key_until")?.try_into().ok()?,
-        ))
-    };
-    let unreadable = || {
+    MarkKeys::read(value).ok_or_else(|| {
         let problem = "the key of the marks is not there or not readable";
         from_sqlx(sqlx::Error::Decode(problem.into()))
-    };
-    Ok(MarkKeys {
-        current: key("mark_key").ok_or_else(unreadable)?,
-        previous: key("mark_key_before").zip(until()),
     })
 }
 

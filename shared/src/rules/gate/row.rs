@@ -1,5 +1,7 @@
 //! The outage gate's row, which all workers share, and what changes it. Pure.
 
+use crate::rules::jobs::LONGEST_ASKED;
+
 /// Slots that may be taken at once.
 const BURST: i64 = 5;
 /// Time until one more slot is there.
@@ -11,7 +13,7 @@ pub(super) const TRY_MS: i64 = 1000;
 /// How long one worker has the turn unless it renews the lease. Longer than a probe takes.
 pub(super) const LEASE_MS: i64 = 8000;
 /// Nobody waits longer than a homeserver may ask for. A time further ahead comes from a clock that was wrong.
-pub(super) const LONGEST_MS: i64 = 3_600_000;
+pub(super) const LONGEST_MS: i64 = LONGEST_ASKED * 1000;
 
 /// Whether jobs pass, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
