@@ -94,6 +94,16 @@ async fn a_429_is_waited_for() {
     let waited = sets[1].at - sets[0].at;
     assert!(waited >= Duration::from_millis(3500), "{waited:?}");
     assert_eq!(sets.len(), 2);
+    let said = app.worker().log_lines("asks everybody to wait");
+    assert_eq!(said.len(), 1, "{said:#?}");
+    assert!(
+        said[0].contains("WARN") && said[0].contains("retry_in="),
+        "{said:#?}"
+    );
+    eventually(SOON, "the line at its end", async || {
+        app.worker().log_lines("the homeserver works again").len() == 1
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -324,14 +324,22 @@ impl Gate {
                 retry_in = %wait,
                 "the homeserver refuses us: jobs wait until the configuration is right"
             ),
+            News::Limited(asked) if ours => tracing::warn!(
+                retry_in = %in_seconds(*asked),
+                "HTTP 429: the homeserver asks everybody to wait, so all jobs wait"
+            ),
             News::Down(reason) | News::Misconfigured(reason) => {
                 tracing::info!(
                     reason,
-                    "another worker found the homeserver in trouble: jobs wait"
+                    "a worker found the homeserver in trouble: jobs wait"
                 );
             }
+            News::Limited(asked) => tracing::info!(
+                retry_in = %in_seconds(*asked),
+                "the homeserver asked a worker to wait: jobs wait"
+            ),
             News::Up(down) => tracing::info!(
-                after = %humantime::format_duration(Duration::from_secs(down.as_secs())),
+                after = %in_seconds(*down),
                 "the homeserver works again: taking up the waiting jobs"
             ),
         }
@@ -353,6 +361,10 @@ impl Gate {
 
 /// How long a job waits before it asks the row for a slot again.
 const SLOT_PAUSE: Duration = Duration::from_millis(100);
+
+fn in_seconds(time: Duration) -> impl std::fmt::Display {
+    humantime::format_duration(Duration::from_secs_f64(time.as_secs_f64().round()))
+}
 
 fn span(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))

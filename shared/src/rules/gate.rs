@@ -65,6 +65,8 @@ pub enum News {
     Down(String),
     /// Our configuration is wrong.
     Misconfigured(String),
+    /// The homeserver asks everybody to wait for this long.
+    Limited(Duration),
     /// The homeserver works again, after this long.
     Up(Duration),
 }
@@ -204,11 +206,8 @@ impl Gate {
             (old, new) if old == new => None,
             (_, Condition::Down) => Some(News::Down(reason())),
             (_, Condition::Misconfigured) => Some(News::Misconfigured(reason())),
-            (Condition::Down | Condition::Misconfigured, Condition::Open) => {
-                let ms = u64::try_from(now - self.row.since_ms).unwrap_or(0);
-                Some(News::Up(Duration::from_millis(ms)))
-            }
-            _ => None,
+            (_, Condition::Limited) => Some(News::Limited(between(now, self.row.next_try_ms))),
+            (_, Condition::Open) => Some(News::Up(between(self.row.since_ms, now))),
         }
     }
 
@@ -234,11 +233,7 @@ impl Gate {
 
     /// Why jobs do not pass, for people. None while they pass.
     pub fn reason(&self) -> Option<&str> {
-        match self.row.condition {
-            Condition::Open => None,
-            Condition::Limited => Some("HTTP 429: the homeserver asks everybody to wait"),
-            Condition::Down | Condition::Misconfigured => self.row.reason.as_deref(),
-        }
+        self.row.reason()
     }
 
     /// Asks to let one more job in.
@@ -476,6 +471,10 @@ impl Gate {
     pub fn me(&self) -> &str {
         &self.me
     }
+}
+
+fn between(from_ms: i64, to_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(to_ms - from_ms).unwrap_or(0))
 }
 
 fn millis(time: Duration) -> i64 {

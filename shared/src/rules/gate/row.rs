@@ -114,6 +114,15 @@ impl SharedGate {
         }
     }
 
+    /// Why jobs do not pass, for people. None while they pass.
+    pub fn reason(&self) -> Option<&str> {
+        match self.condition {
+            Condition::Open => None,
+            Condition::Limited => Some("HTTP 429: the homeserver asks everybody to wait"),
+            Condition::Down | Condition::Misconfigured => self.reason.as_deref(),
+        }
+    }
+
     /// The row after an event. None if the event changes nothing.
     pub fn after(&self, event: &Event, now: i64) -> Option<Self> {
         self.clone().plausible(now).then(event, now)

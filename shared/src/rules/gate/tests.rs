@@ -226,8 +226,23 @@ fn a_limit_holds_whatever_older_answers_say() {
     alone.end(limited_more, &Sign::Limited(Duration::from_secs(8)));
     assert_eq!(alone.row.next_try_ms, alone.now + 8000);
     alone.turn();
-    assert_eq!(alone.job(&Sign::Well), None, "a limit is no outage");
+    assert!(alone.job(&Sign::Well).is_some());
     assert!(alone.gate.is_open());
+}
+
+#[test]
+fn a_limit_is_told_when_it_begins_and_when_it_ends() {
+    let mut alone = Alone::new();
+    let start = alone.now;
+    let asked = Duration::from_mins(10);
+    let limited = Sign::Limited(asked);
+    assert_eq!(alone.job(&limited), Some(News::Limited(asked)));
+    alone.now += millis(asked);
+    alone.turn();
+    assert_eq!(alone.job(&limited), None, "nothing new");
+    alone.now = start + 2 * millis(asked);
+    alone.turn();
+    assert_eq!(alone.job(&Sign::Well), Some(News::Up(2 * asked)));
 }
 
 #[test]
