@@ -416,7 +416,37 @@ async fn a_backlog_that_shrinks_is_told_from_one_that_stands() {
         .meddle("UPDATE outage_gate SET state = 'down'")
         .await;
     let finding = while_jobs_go().await;
-    finding.wrong("jobs", "waits for the homeserver");
+    finding.wrong("jobs", "no worker runs to try again");
+}
+
+#[tokio::test]
+async fn a_gate_that_is_shut_is_wrong_although_the_homeserver_answers_again() {
+    for (fault, word) in [
+        (Fault::WrongToken, "restart the worker"),
+        (
+            Fault::RateLimited {
+                retry_after_ms: 600_000,
+            },
+            "HTTP 429",
+        ),
+    ] {
+        let app = App::builder()
+            .worker("RETRY_INITIAL_INTERVAL", "5m")
+            .worker("RETRY_MAX_INTERVAL", "10m")
+            .start()
+            .await;
+        app.homeserver.break_with(fault).await;
+        app.enroll(&[&Phone::seed()]).await;
+        eventually(SOON, "the gate shuts", async || {
+            !app.worker().log_lines("jobs wait").is_empty()
+        })
+        .await;
+        app.homeserver.repair().await;
+        let finding = doctor(&app, &[], &[]).await;
+        finding.says("ok", "homeserver", "answers");
+        finding.wrong("jobs", word);
+        finding.wrong("jobs", "the next try is at");
+    }
 }
 
 #[tokio::test]
