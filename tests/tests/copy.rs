@@ -248,6 +248,65 @@ async fn nothing_is_copied_into_a_full_database_or_beside_running_processes() {
     assert!(said.contains("--from: there is no file"), "{said}");
 }
 
+/// A database with the tables and nothing in them.
+async fn with_tables(url: &str) {
+    let folder = folder();
+    let mappings = folder.path().join("none.csv");
+    std::fs::write(&mappings, "selector,user_id\n").unwrap();
+    let env = Env::from([("DATABASE_URL".to_owned(), url.to_owned())]);
+    let import = ["mappings", "import", mappings.to_str().unwrap()];
+    assert!(Program::Api.run(&import, &env).await.status.success());
+}
+
+#[tokio::test]
+async fn a_database_is_not_copied_into_itself() {
+    let folder = folder();
+    let file = folder.path().join("one.db");
+    with_tables(&url(&file)).await;
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let mut pairs = vec![
+        (url(&file), url(&file)),
+        (
+            url(&file),
+            format!("sqlite://{}/./one.db", folder.path().display()),
+        ),
+        (url(&file), url(&link)),
+    ];
+    let database = new_database();
+    if let Some(database) = &database {
+        let server = database.url();
+        with_tables(&server).await;
+        let other_name = server.replacen("127.0.0.1", "localhost", 1);
+        pairs.extend([(server.clone(), server.clone()), (server, other_name)]);
+    }
+    for (from, to) in &pairs {
+        for more in [&[][..], &["--dry-run"]] {
+            let (code, said) = copy(from, to, more).await;
+            assert_eq!(code, Some(2), "{said}");
+            let words = "--from and --to are the same database";
+            assert!(said.contains(words), "{from} {to}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_somebody_holds_ends_the_copy_soon() {
+    let (Some(source), Some(target)) = (new_database(), new_database()) else {
+        return;
+    };
+    with_tables(&source.url()).await;
+    with_tables(&target.url()).await;
+    let mut somebody = PgConnection::connect(&target.url()).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE meta IN SHARE ROW EXCLUSIVE MODE")
+        .execute(&mut somebody)
+        .await
+        .unwrap();
+    let (code, said) = copy(&source.url(), &target.url(), &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("cannot be used now"), "{said}");
+}
+
 #[tokio::test]
 async fn an_interrupted_copy_leaves_nothing_and_is_repeated() {
     let Some(database) = new_database() else {
@@ -255,11 +314,7 @@ async fn an_interrupted_copy_leaves_nothing_and_is_repeated() {
     };
     let folder = folder();
     let file = folder.path().join("large.db");
-    let mappings = folder.path().join("none.csv");
-    std::fs::write(&mappings, "selector,user_id\n").unwrap();
-    let env = Env::from([("DATABASE_URL".to_owned(), url(&file))]);
-    let import = ["mappings", "import", mappings.to_str().unwrap()];
-    assert!(Program::Api.run(&import, &env).await.status.success());
+    with_tables(&url(&file)).await;
     in_file(&file, &[MANY]).await;
 
     let args = [

@@ -47,7 +47,7 @@ use sqlx::{PgConnection, postgres::PgConnectOptions};
 pub use copy::Copying;
 pub use examine::examine;
 pub use feed::Watcher;
-pub use look::{Existing, look};
+pub use look::{Existing, is_same, look};
 pub use open::{OpenError, prepare};
 pub use url::DatabaseUrl;
 

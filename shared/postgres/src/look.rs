@@ -11,7 +11,7 @@ use crate::{
     access::Access,
     errors::from_sqlx,
     open::{is_empty, known_versions, versions},
-    statements::{accounts, mappings},
+    statements::{accounts, mappings, session},
 };
 
 /// Checks that a database exists and has the schema that this program knows. Neither creates nor changes it.
@@ -20,6 +20,30 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     Ok(())
+}
+
+/// Whether two URLs lead to the same database: a lock that is taken through one is held for the other. The names of
+/// hosts do not tell, and not every user may read the server's identifier.
+pub async fn is_same(one: &DatabaseUrl, other: &DatabaseUrl) -> Result<bool, LookError> {
+    let connect = async |database| {
+        let access = Access::new(database, "5s").on_standby();
+        let connected = access.connect_first(&database.to_string()).await;
+        connected.map_err(|error| closed(&error))
+    };
+    let (mut holder, mut asker) = (connect(one).await?, connect(other).await?);
+    let number = rand::random();
+    let failed = |database: &DatabaseUrl, error| {
+        LookError::Unreadable(database.to_string(), from_sqlx(error))
+    };
+    let held = session::try_lock(&mut holder, number).await;
+    let held = held.map_err(|error| failed(one, error))?;
+    let free = session::try_lock(&mut asker, number).await;
+    let free = free.map_err(|error| failed(other, error))?;
+    for connection in [holder, asker] {
+        // Nothing was written, so closing them cannot lose anything.
+        let _ = connection.close().await;
+    }
+    Ok(held && !free)
 }
 
 async fn open(database: &DatabaseUrl) -> Result<PgConnection, LookError> {

@@ -24,6 +24,8 @@ use crate::{
 const OLDEST: i32 = 140_000;
 /// The time limit for the schema's changes, including the wait for another process'.
 const MIGRATE: &str = "10min";
+/// How long a command waits for another process' lock while it prepares the database.
+const PREPARING: &str = "5s";
 
 /// Why the database could not be opened at start. Each error says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,9 @@ pub enum OpenError {
     /// The server responds, but accepts no connections or no work at this moment.
     #[error("the database {0} cannot be used now: {reason}", reason = reason(.1))]
     NotNow(String, sqlx::Error),
+    /// Somebody holds a lock for longer than we wait.
+    #[error("the database {0} cannot be used now: {1}")]
+    Locked(String, StoreError),
     /// The server takes no writes.
     #[error(
         "the database {0} takes no writes now: it is a standby, or was switched to read-only (a full disk can be why); \
@@ -101,7 +106,7 @@ impl OpenError {
     pub(crate) fn may_pass(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable(..) | Self::NotNow(..) | Self::ReadOnly(..)
+            Self::Unreachable(..) | Self::NotNow(..) | Self::Locked(..) | Self::ReadOnly(..)
         )
     }
 }
@@ -114,6 +119,7 @@ pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
         Some("3D000") => OpenError::Missing(name, error),
         Some("42501" | "3F000") => OpenError::Rights(name, error),
         Some("25006") => OpenError::ReadOnly(name, error),
+        Some("55P03") => OpenError::Locked(name, from_sqlx(error)),
         // Too many connections, starting up or shutting down, no room.
         Some(code) if ["53", "57", "58", "25"].contains(&&code[..2]) => {
             OpenError::NotNow(name, error)
@@ -158,16 +164,18 @@ pub(crate) struct Prepared {
     pub(crate) sent_key: Option<[u8; 16]>,
 }
 
-/// Checks the server, brings the schema up to date and creates missing keys. Returns the server's time in milliseconds
-/// since 1970.
-pub async fn prepare(database: &DatabaseUrl) -> Result<i64, OpenError> {
-    Ok(make_ready(database).await?.now)
+/// Checks the server, brings the schema up to date and creates missing keys, for a command: somebody waits for it.
+pub async fn prepare(database: &DatabaseUrl) -> Result<(), OpenError> {
+    let access = Access::new(database, MIGRATE).with([("lock_timeout", PREPARING)]);
+    set_up(access, database.to_string()).await.map(drop)
 }
 
-/// The same, but returns all facts.
+/// The same for a process that starts, perhaps while another one brings the schema up to date.
 pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenError> {
-    let name = database.to_string();
-    let access = Access::new(database, MIGRATE);
+    set_up(Access::new(database, MIGRATE), database.to_string()).await
+}
+
+async fn set_up(access: Access, name: String) -> Result<Prepared, OpenError> {
     if !has_sessions(&access, &name).await? {
         return Err(OpenError::Pooled(name));
     }
@@ -188,7 +196,10 @@ pub(crate) async fn make_ready(database: &DatabaseUrl) -> Result<Prepared, OpenE
         }
         Err(other) => return Err(failed(sqlx::Error::Migrate(Box::new(other)))),
     }
-    let unreadable = |error| OpenError::Unreachable(name.clone(), error);
+    let unreadable = |error| match error {
+        StoreError::Locked(_) => OpenError::Locked(name.clone(), error),
+        error => OpenError::Unreachable(name.clone(), error),
+    };
     let sent_key = load_keys(&mut connection).await.map_err(unreadable)?;
     let now = meta::now_ms(&mut connection).await.map_err(unreadable)?;
     // Everything is committed.

@@ -48,7 +48,7 @@ use sqlx::{
 pub use connection::Sharing;
 pub use copy::Copying;
 pub use feed::Watcher;
-pub use look::{Existing, look};
+pub use look::{Existing, is_same, look};
 pub use open::{OpenError, prepare};
 pub use url::DatabaseUrl;
 

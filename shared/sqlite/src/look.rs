@@ -14,6 +14,7 @@ use sqlx::{Connection, SqliteConnection};
 use crate::{
     DatabaseUrl,
     errors::from_sqlx,
+    same_file,
     schema::{is_empty, known_versions, versions},
     statements::{accounts, mappings},
 };
@@ -39,6 +40,15 @@ pub async fn look(database: &DatabaseUrl) -> Result<(), LookError> {
     // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     judge(&name, &applied.unwrap_or_default(), &known_versions())
+}
+
+/// Whether two URLs lead to the same file.
+pub fn is_same(one: &DatabaseUrl, other: &DatabaseUrl) -> bool {
+    let identity = |database: &DatabaseUrl| {
+        let file = std::fs::metadata(database.path()).ok()?;
+        Some(same_file::identity(&file))
+    };
+    identity(one).is_some_and(|file| identity(other) == Some(file))
 }
 
 /// A database that is only read, with the statements of the current schema.

@@ -62,6 +62,7 @@ impl SameFile {
     }
 }
 
-fn identity(file: &std::fs::Metadata) -> (u64, u64) {
+/// The same for all paths that lead to one file.
+pub(crate) fn identity(file: &std::fs::Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }

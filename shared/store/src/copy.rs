@@ -16,6 +16,9 @@ pub enum Problem {
     /// The source cannot be used.
     #[error("--from: {0}")]
     From(#[source] LookError),
+    /// The source would be copied into itself.
+    #[error("--from and --to are the same database")]
+    Same,
     /// The target cannot be opened.
     #[error(transparent)]
     Open(OpenError),
@@ -64,6 +67,7 @@ impl Copy {
     /// Opens both databases, creates the target if it does not exist, and keeps everybody else out.
     pub async fn open(from: &Database, to: &Database) -> Result<Self, Problem> {
         Store::look(from).await.map_err(Problem::From)?;
+        must_differ(from, to).await?;
         let mut source = alone(from).await.map_err(Problem::From)?;
         let rows = rows(from, source.as_mut()).await?;
         match Store::look(to).await {
@@ -94,6 +98,7 @@ impl Copy {
 /// Only says how many rows there are to copy, and whether a copy is possible. Processes may keep running.
 pub async fn dry_run(from: &Database, to: &Database) -> Result<Rows, Problem> {
     Store::look(from).await.map_err(Problem::From)?;
+    must_differ(from, to).await?;
     let mut source = beside_others(from).await.map_err(Problem::From)?;
     let rows = rows(from, source.as_mut()).await?;
     match Store::look(to).await {
@@ -103,6 +108,24 @@ pub async fn dry_run(from: &Database, to: &Database) -> Result<Rows, Problem> {
     let mut target = beside_others(to).await.map_err(Problem::To)?;
     must_be_empty(to, target.as_mut()).await?;
     Ok(rows)
+}
+
+/// Refuses to copy a database into itself. Our own lock on the source would keep us out of the target.
+async fn must_differ(from: &Database, to: &Database) -> Result<(), Problem> {
+    let same = match (&from.url, &to.url) {
+        (DatabaseUrl::Sqlite(from), DatabaseUrl::Sqlite(to)) => {
+            matrix2acrobits_sqlite::is_same(from, to)
+        }
+        #[cfg(feature = "postgres")]
+        (DatabaseUrl::Postgres(from), DatabaseUrl::Postgres(to)) => {
+            // Where it cannot be told, the rest says what is wrong with which side.
+            let same = matrix2acrobits_postgres::is_same(from, to).await;
+            same.unwrap_or(false)
+        }
+        #[cfg(feature = "postgres")]
+        _ => false,
+    };
+    if same { Err(Problem::Same) } else { Ok(()) }
 }
 
 async fn must_be_empty(database: &Database, side: &mut dyn Side) -> Result<(), Problem> {
@@ -137,7 +160,7 @@ async fn prepare(database: &Database) -> Result<(), OpenError> {
     match &database.url {
         DatabaseUrl::Sqlite(file) => matrix2acrobits_sqlite::prepare(file).await?,
         #[cfg(feature = "postgres")]
-        DatabaseUrl::Postgres(url) => drop(matrix2acrobits_postgres::prepare(url).await?),
+        DatabaseUrl::Postgres(url) => matrix2acrobits_postgres::prepare(url).await?,
     }
     Ok(())
 }

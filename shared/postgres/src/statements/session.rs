@@ -42,3 +42,15 @@ pub(crate) async fn version(connection: &mut PgConnection) -> Result<(i32, Strin
     let row = sqlx::raw_sql(sql).fetch_one(connection).await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
 }
+
+/// Tries to begin a transaction that holds a lock of this number, which the whole database has but once.
+pub(crate) async fn try_lock(
+    connection: &mut PgConnection,
+    number: i64,
+) -> Result<bool, sqlx::Error> {
+    let sql = format!("BEGIN; SELECT pg_try_advisory_xact_lock({number})");
+    let row = sqlx::raw_sql(AssertSqlSafe(sql))
+        .fetch_one(connection)
+        .await?;
+    row.try_get(0)
+}
