@@ -54,13 +54,25 @@ struct Entry {
 #[serde(untagged)]
 enum File {
     Array(Vec<serde_json::Value>),
-    Listing { mappings: Vec<serde_json::Value> },
+    Listing {
+        mappings: Vec<serde_json::Value>,
+        /// Where the next page begins. Null on the last page.
+        next: Option<serde_json::Value>,
+    },
 }
 
 fn json(text: &str) -> Result<Vec<Placed>, String> {
     let form = "is neither a JSON array of mappings nor what the admin endpoint lists";
     let file: File = serde_json::from_str(text).map_err(|_| form.to_owned())?;
-    let (File::Array(entries) | File::Listing { mappings: entries }) = file;
+    let entries = match file {
+        File::Listing { next: Some(_), .. } => {
+            return Err("is only the first page of a listing: use `mappings export`".to_owned());
+        }
+        File::Array(entries)
+        | File::Listing {
+            mappings: entries, ..
+        } => entries,
+    };
     let numbered = entries.into_iter().zip(1..);
     let rows = numbered.map(|(entry, number)| {
         let row = serde_json::from_value(entry)
@@ -99,7 +111,23 @@ impl Columns {
     };
 }
 
+/// What separates the columns of the first line, if commas do not. A spreadsheet may write either.
+fn wrong_separator(text: &str) -> Option<&'static str> {
+    let first = text.lines().find(|line| !line.trim().is_empty())?;
+    match first {
+        _ if first.contains(',') => None,
+        _ if first.contains(';') => Some("semicolons"),
+        _ if first.contains('\t') => Some("tabs"),
+        _ => None,
+    }
+}
+
 fn csv_rows(text: &str) -> Result<Vec<Placed>, String> {
+    if let Some(found) = wrong_separator(text) {
+        return Err(format!(
+            "columns must be separated by commas, not by {found}"
+        ));
+    }
     // The reader would count the line feed of a CR LF as part of the next line.
     let text = text.replace("\r\n", "\n");
     let mut reader = ReaderBuilder::new()
@@ -200,6 +228,26 @@ mod tests {
         let listed = format!(r#"{{"mappings":{array},"next":null}}"#);
         assert_eq!(shown(&listed), expected);
         assert!(parse("{}").is_err() && parse("[1").is_err());
+    }
+
+    #[test]
+    fn a_page_that_is_not_the_last_is_not_taken_for_all() {
+        let page = r#"{"mappings":[{"selector":"a","user_id":"@b:x"}],"next":"a"}"#;
+        let problem = parse(page).map(|rows| rows.len()).unwrap_err();
+        assert!(problem.starts_with("is only the first page"), "{problem}");
+    }
+
+    #[test]
+    fn other_separators_than_commas_are_named() {
+        for (text, found) in [
+            ("selector;user_id\na;@b:x\n", "semicolons"),
+            ("\na\t@b:x\n", "tabs"),
+        ] {
+            let problem = parse(text).map(|rows| rows.len()).unwrap_err();
+            let words = format!("columns must be separated by commas, not by {found}");
+            assert_eq!(problem, words);
+        }
+        assert_eq!(shown("a;1,@b:x"), ["line 1: a;1 @b:x None"]);
     }
 
     #[test]
