@@ -468,6 +468,34 @@ async fn nothing_changes_a_file_of_another_program() {
     env.extend(app.api_env.clone());
     env.insert("DATABASE_URL".into(), url);
     for (program, args) in [
+#[tokio::test]
+async fn a_worker_that_is_not_ready_is_wrong_and_another_program_is_suspected() {
+    let app = App::start().await;
+    let problem = json!({"status": "unavailable", "problem": "the database does not answer"});
+    for (status, body) in [(503, Some(problem)), (200, None)] {
+        let ours = body.is_some();
+        let server = Server::start(move |_| {
+            let answer = match &body {
+                Some(body) => server::json(status, body),
+                None => server::html(status),
+            };
+            Box::pin(async { Some(answer) })
+        })
+        .await;
+        let addr = server.url().replace("http://", "");
+        let env = Env::from([("ADMIN_LISTEN_ADDR".to_owned(), addr.clone())]);
+        let output = Program::Worker.run(&["healthcheck"], &env).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let finding = doctor(&app, &[("ADMIN_LISTEN_ADDR", &addr)], &[]).await;
+        if ours {
+            finding.wrong("worker", "is not ready");
+            finding.wrong("worker", "the database does not answer: see its log");
+        } else {
+            finding.says("suspect", "worker", "another program answers");
+        }
+    }
+}
+
         (Program::Worker, &["doctor"][..]),
         (Program::Worker, &["jobs"]),
         (Program::Worker, &["replay", "--dead"]),

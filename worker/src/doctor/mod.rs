@@ -228,7 +228,11 @@ async fn worker(cli: &Cli, report: &mut Report) {
     };
     match health::check(addr).await {
         Ok(()) => report.ok("worker", &format!("runs and is ready ({addr})")),
-        Err(problem) => {
+        Err(health::Problem::NotReady(problem)) => {
+            let text = format!("runs and is not ready ({addr}): {problem}: see its log");
+            report.wrong("worker", &text);
+        }
+        Err(problem @ health::Problem::Absent(_)) => {
             let text = format!("{problem}: unless it listens elsewhere, start it");
             report.suspect("worker", &text);
         }
