@@ -11,7 +11,7 @@ use matrix2acrobits_shared::{
     process::{
         go_proxy,
         logs::{self, Chain},
-        settings::{Exposed, SettingError},
+        settings::Exposed,
         shutdown,
     },
 };
@@ -284,8 +284,7 @@ fn raise_file_limit() {
     }
 }
 
-async fn bind(name: &'static str, addr: SocketAddr) -> Result<TcpListener, SettingError> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|error| SettingError::new(name, format!("cannot listen on {addr}: {error}")))
+async fn bind(name: &'static str, addr: SocketAddr) -> Result<TcpListener, Failure> {
+    let listener = TcpListener::bind(addr).await;
+    listener.map_err(|error| Failure::cannot_listen(name, addr, &error))
 }

@@ -534,3 +534,29 @@ async fn secrets_on_the_command_line_are_warned_of() {
         assert!(lines.is_empty(), "{lines:?}");
     }
 }
+
+#[tokio::test]
+async fn a_busy_port_or_a_missing_address_is_worth_another_start() {
+    let folder = &folder();
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").map(|it| (it.local_addr(), it));
+    let Ok((Ok(addr), _held)) = busy else {
+        panic!("no port")
+    };
+    let busy = addr.to_string();
+    // TEST-NET-1, which no machine has.
+    for (addr, words) in [(busy.as_str(), "in use"), ("192.0.2.1:8080", "assign")] {
+        for (program, setting) in [
+            (Program::Api, "LISTEN_ADDR"),
+            (Program::Api, "ADMIN_LISTEN_ADDR"),
+            (Program::Worker, "ADMIN_LISTEN_ADDR"),
+        ] {
+            let output = program
+                .run(&[], &env(program, folder, &[(setting, Some(addr))]))
+                .await;
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{error}");
+            let said = error.contains(&format!("{setting}: cannot listen on {addr}"));
+            assert!(said && error.contains(words), "{error}");
+        }
+    }
+}

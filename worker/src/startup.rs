@@ -8,7 +8,7 @@ use matrix2acrobits_shared::{
     matrix::{client::Homeserver, pushers::PusherSettings},
     process::{
         go_proxy, logs,
-        settings::{Exposed, SettingError},
+        settings::Exposed,
         shutdown::{self, Stopping},
     },
 };
@@ -35,12 +35,9 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     go_proxy::log_notes(&cli.shared, false);
     let metrics = metrics::start();
 
-    let listener = TcpListener::bind(admin_addr).await.map_err(|e| {
-        SettingError::new(
-            "ADMIN_LISTEN_ADDR",
-            format!("cannot listen on {admin_addr}: {e}"),
-        )
-    })?;
+    let listener = TcpListener::bind(admin_addr)
+        .await
+        .map_err(|error| Failure::cannot_listen("ADMIN_LISTEN_ADDR", admin_addr, &error))?;
     let store = Store::open(&database, Role::Behind, Clock::system()).await?;
     let stopping = shutdown::on_signals_with_work().map_err(Failure::other)?;
     let stop = stopping.stop.clone();

@@ -1,6 +1,11 @@
 //! Why a command ends without success: a line for standard error and an exit code.
 
-use std::{error::Error, fmt};
+use std::{
+    error::Error,
+    fmt,
+    io::{self, ErrorKind},
+    net::SocketAddr,
+};
 
 use super::{
     logs::Chain,
@@ -34,6 +39,17 @@ impl Failure {
     /// Exit code 1, with an error and what caused it.
     pub fn of(error: impl Error) -> Self {
         Self::other(Chain(&error))
+    }
+
+    /// The listener of this setting cannot be had. Another process may leave the port, and an address may come with its
+    /// network, so a supervisor should try again.
+    pub fn cannot_listen(setting: &'static str, addr: SocketAddr, error: &io::Error) -> Self {
+        let error_kind = error.kind();
+        let error = SettingError::new(setting, format!("cannot listen on {addr}: {error}"));
+        match error_kind {
+            ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable => Self::other(error),
+            _ => error.into(),
+        }
     }
 
     /// Ends the process.
