@@ -6,6 +6,7 @@ use matrix2acrobits_tests::http::send;
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::{SOON, eventually};
 
+use serde_json::json;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 #[tokio::test]
@@ -73,6 +74,38 @@ async fn a_request_without_an_id_gets_one_and_a_strange_one_is_not_taken_over() 
 }
 
 #[tokio::test]
+/// Anybody who reaches the public listener can send these.
+#[tokio::test]
+async fn what_strangers_can_repeat_is_logged_once_a_minute() {
+    let app = App::builder()
+        .without_worker()
+        .api("LOGLEVEL", "INFO")
+        .start()
+        .await;
+    app.enroll(&[&Phone::seed()]).await;
+    for n in 0..12 {
+        app.notify(&json!({})).await.expect_error(400);
+        app.report(&json!({})).await.expect_error(400);
+        let tokenless = json!({"selector": format!("s{n}")});
+        app.report(&tokenless).await.expect_status(200);
+        let unknown = Phone::new(&format!("unknown-{n}"));
+        let reply = app
+            .notify(&message(&format!("${n}"), &[unknown.device()]))
+            .await;
+        assert_eq!(reply.json()["rejected"], json!([unknown.token]));
+    }
+    for words in [
+        "a notification was refused",
+        "a report was refused",
+        "a report holds no token",
+        "rejected",
+    ] {
+        let lines = app.api().log_lines(words);
+        assert_eq!(lines.len(), 1, "{words}: {lines:#?}");
+        assert!(lines[0].contains("times=1"), "{lines:#?}");
+    }
+}
+
 async fn a_dead_letter_is_one_line_with_a_reason() {
     let app = App::builder().both("LOGLEVEL", "INFO").start().await;
     let phone = Phone::seed().of(MALLORY);

@@ -7,7 +7,7 @@ use std::{
 
 const PAUSE: Duration = Duration::from_mins(1);
 
-/// Says when it is time for another line.
+/// Says when it is time for another line. The lines in between are for `DEBUG`.
 #[derive(Debug, Default)]
 pub(crate) struct Seldom(Mutex<State>);
 
@@ -18,6 +18,14 @@ struct State {
 }
 
 impl Seldom {
+    /// For a static.
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(State {
+            last: None,
+            times: 0,
+        }))
+    }
+
     /// Notes that it happened. If a line is due, how often it happened since the last one, this time included.
     pub(crate) fn due(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);

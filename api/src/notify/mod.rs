@@ -11,7 +11,7 @@ pub(crate) mod pnm;
 pub(crate) mod texts;
 pub(crate) mod trust;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use axum::{
     Json, Router,
@@ -35,6 +35,7 @@ use crate::{
     notify::{
         cache::Tokens,
         delivery::{Deliverer, DeliveryError, TokenBook},
+        seldom::Seldom,
         notification::ParseError,
     },
 };
@@ -46,6 +47,9 @@ const MAX_BODY: usize = 256 * 1024;
 #[derive(OpenApi)]
 #[openapi(paths(notify))]
 pub(crate) struct Description;
+/// Strangers can send any number of wrong notifications.
+static REFUSED: Seldom = Seldom::new();
+
 
 /// The endpoint.
 pub(crate) fn router<T: TokenBook>(gateway: Gateway<T>) -> Router {
@@ -118,7 +122,11 @@ impl From<DeliveryError> for Problem {
     fn from(error: DeliveryError) -> Self {
         match error {
             DeliveryError::Malformed(error) => {
-                tracing::warn!(%error, "a notification was refused");
+                if let Some(times) = REFUSED.due(Instant::now()) {
+                    tracing::warn!(%error, times, "a notification was refused");
+                } else {
+                    tracing::debug!(%error, "a notification was refused");
+                }
                 error.into()
             }
             DeliveryError::Retry(reason) => {

@@ -6,7 +6,11 @@ pub(crate) mod receipts;
 pub(crate) mod tokenless;
 pub(crate) mod upkeep;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -36,6 +40,7 @@ use crate::{
     http::{
         bodies::Bodies,
         errors::{self, Matter, Problem, method_not_allowed},
+        seldom::Seldom,
     },
     identity::{Auth, AuthError, Caller},
     metrics::{self, ReportResult},
@@ -43,6 +48,10 @@ use crate::{
 
 /// Largest body of a report or removal, in bytes.
 const MAX_BODY: usize = 64 * 1024;
+
+/// Strangers can send any number of reports that are refused, or that hold no token.
+static REFUSED: Seldom = Seldom::new();
+static TOKENLESS: Seldom = Seldom::new();
 
 /// The OpenAPI description of these endpoints.
 #[derive(OpenApi)]
@@ -227,7 +236,12 @@ async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Report
     let mut from = identify(app, caller, &fields).await?;
     let selector = log_id(fields.selector.as_str());
     if fields.lack_tokens() {
-        tracing::warn!(%selector, fields = ?fields.names, "a report holds no token: see the template");
+        let names = &fields.names;
+        if let Some(times) = TOKENLESS.due(Instant::now()) {
+            tracing::warn!(%selector, fields = ?names, times, "a report holds no token: see the template");
+        } else {
+            tracing::debug!(%selector, fields = ?names, "a report holds no token");
+        }
         app.tokenless.note(fields.names);
     }
     let wait = app.auth.wait_of_strangers(caller);
@@ -373,7 +387,12 @@ impl IntoResponse for ReportError {
             tracing::debug!(?self, "a report could not be taken");
         } else {
             metrics::report(ReportResult::Refused);
-            tracing::info!(%status, errcode, reason = %problem.words, "a report was refused");
+            let reason = &problem.words;
+            if let Some(times) = REFUSED.due(Instant::now()) {
+                tracing::info!(%status, errcode, %reason, times, "a report was refused");
+            } else {
+                tracing::debug!(%status, errcode, %reason, "a report was refused");
+            }
         }
         problem.into_response()
     }

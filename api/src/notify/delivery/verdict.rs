@@ -1,12 +1,17 @@
 //! What became of each device of a notification, and of all of them together: one answer and one line in the log.
 
-use std::{cmp::Reverse, fmt, time::Duration};
+use std::{
+    cmp::Reverse,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use matrix2acrobits_shared::ids;
 use tracing::field::display;
 
 use super::{DeliveryError, Event};
 use crate::{
+    http::seldom::Seldom,
     metrics::{DeviceOutcome, Reason},
     notify::notification::Device,
 };
@@ -56,9 +61,20 @@ pub(super) fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
         at,
     };
     let others = (devices.len() > 1).then(|| display(others));
+    // How many such requests came since the last line.
+    let times = match seldom(reason).map(|lines| lines.due(Instant::now())) {
+        None => None,
+        Some(Some(times)) => Some(times),
+        Some(None) => {
+            tracing::debug!(reason, %pushkey, event_id, others, "rejected or put off");
+            return;
+        }
+    };
     match severity(verdict) {
         Severity::Well => {}
-        Severity::Rejected => tracing::info!(reason, %pushkey, event_id, others, "rejected"),
+        Severity::Rejected => {
+            tracing::info!(reason, %pushkey, event_id, others, times, "rejected");
+        }
         Severity::Dropped => tracing::warn!(
             reason,
             %pushkey,
@@ -69,11 +85,28 @@ pub(super) fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
         Severity::PutOff if reason == DATABASE => {
             tracing::debug!(reason, %pushkey, event_id, others, "{PUT_OFF}");
         }
-        Severity::PutOff => tracing::warn!(reason, %pushkey, event_id, others, "{PUT_OFF}"),
+        Severity::PutOff => {
+            tracing::warn!(reason, %pushkey, event_id, others, times, "{PUT_OFF}");
+        }
     }
 }
 
 const PUT_OFF: &str = "not delivered: the homeserver is to try again";
+
+/// What keeps the lines few for a reason that strangers can bring about, with made-up pushkeys or without our mark.
+fn seldom(reason: &str) -> Option<&'static Seldom> {
+    static UNMARKED: Seldom = Seldom::new();
+    static UNKNOWN: Seldom = Seldom::new();
+    static OVER_BUDGET: Seldom = Seldom::new();
+    static NO_TOKENS: Seldom = Seldom::new();
+    match reason {
+        "unknown_unmarked" => Some(&UNMARKED),
+        "mass_unknown" => Some(&UNKNOWN),
+        "over_budget" => Some(&OVER_BUDGET),
+        "no_tokens_yet" => Some(&NO_TOKENS),
+        _ => None,
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Severity {
