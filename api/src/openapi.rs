@@ -2,8 +2,7 @@
 //! endpoint is described at its handler. A test makes requests from the description and checks it against a running
 //! api.
 
-use std::io::Write;
-
+use matrix2acrobits_shared::process::output::write;
 use utoipa::{Modify, OpenApi, openapi};
 
 use crate::{
@@ -26,7 +25,8 @@ pub(crate) fn run() -> Result<(), Failure> {
         description.merge(part);
     }
     let text = description.to_pretty_json().map_err(Failure::other)?;
-    writeln!(std::io::stdout(), "{text}").map_err(Failure::other)
+    write(text)?;
+    Ok(())
 }
 
 #[derive(OpenApi)]

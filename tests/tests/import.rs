@@ -528,17 +528,40 @@ async fn a_list_that_cannot_be_written_to_its_end_is_an_error() {
         (Program::Api, &["phones", "--json"]),
         (Program::Worker, &["jobs"]),
         (Program::Worker, &["jobs", "--json"]),
+        (Program::Worker, &["doctor"]),
+        (Program::Api, &["mappings", "import", "/dev/null"]),
+        (Program::Api, &["registration"]),
+        (Program::Api, &["openapi"]),
     ] {
         let full = std::fs::File::options().write(true).open("/dev/full");
         let output = std::process::Command::new(program.path())
             .args(args)
             .env_clear()
             .env("DATABASE_URL", app.database.url())
+            .env("MATRIX_SERVER_NAME", "example.org")
             .stdout(full.unwrap())
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
         assert!(text.contains("not complete"), "{args:?}: {text}");
+    }
+}
+
+/// As with `openapi | head -1`.
+#[tokio::test]
+async fn a_reader_who_has_gone_away_is_no_error() {
+    for args in [&["openapi"][..], &["registration"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = std::process::Command::new(Program::Api.path())
+            .args(args)
+            .env_clear()
+            .env("MATRIX_SERVER_NAME", "example.org")
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*text), (Some(0), ""), "{args:?}");
     }
 }

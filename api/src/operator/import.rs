@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use matrix2acrobits_shared::{
     ids::{AppId, IdError, Pushkey, Selector},
-    process::{output::print, settings::SettingError},
+    process::{
+        output::{Lines, print},
+        settings::SettingError,
+    },
     rules::{
         import::{IMPORT_CHUNK, TokenRow},
         report::{Field, Report, Reporter},
@@ -54,9 +57,10 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     print(format_args!("{name}: {rows} push tokens"));
 
     let mut import = open_import(cli, args.dry_run).await?;
-    if let Some(rows) = mappings {
-        mappings::take(&mut import, rows).await?;
-    }
+    let of_mappings = match mappings {
+        Some(rows) => mappings::take(&mut import, rows).await?,
+        None => Lines::default(),
+    };
     let mut tally = Tally::new("push tokens", rows);
     let mut after = i64::MIN;
     let limit = u32::try_from(IMPORT_CHUNK).unwrap_or(u32::MAX);
@@ -79,21 +83,22 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             tally.row(format_args!("row {id}"), result);
         }
     }
-    tally.finish();
+    let mut lines = tally.finish();
     if let Some(count) = import
         .unmapped()
         .await
         .map_err(Failure::of)?
         .filter(|n| *n > 0)
     {
-        print(format_args!(
+        lines.print(format_args!(
             "{count} push tokens are of selectors without a user: no pusher is set for them until a mapping or a login says whose they are"
         ));
     }
     if args.dry_run {
-        print("dry run: nothing was changed");
+        lines.print("dry run: nothing was changed");
     }
-    Ok(())
+    of_mappings.complete()?;
+    lines.complete()
 }
 
 /// Checks a row in the same way as a phone's report.

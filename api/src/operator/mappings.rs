@@ -9,7 +9,7 @@ use std::{
 use clap::{Subcommand, ValueEnum};
 use matrix2acrobits_shared::{
     process::{
-        output::{print, write, written},
+        output::{Lines, write, written},
         settings::SettingError,
     },
     rules::import::IMPORT_CHUNK,
@@ -66,11 +66,11 @@ pub(crate) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
         Command::Import(args) => {
             let rows = read("FILE", &args.file, &Servers::new(&cli.shared)?)?;
             let mut import = open_import(cli, args.dry_run).await?;
-            take(&mut import, rows).await?;
+            let mut lines = take(&mut import, rows).await?;
             if args.dry_run {
-                print("dry run: nothing was changed");
+                lines.print("dry run: nothing was changed");
             }
-            Ok(())
+            lines.complete()
         }
         Command::Export(args) => export(cli, args.format).await,
     }
@@ -106,7 +106,7 @@ pub(super) fn read(
 }
 
 /// Imports the rows of a file.
-pub(super) async fn take(import: &mut Import, rows: Vec<Placed>) -> Result<(), Failure> {
+pub(super) async fn take(import: &mut Import, rows: Vec<Placed>) -> Result<Lines, Failure> {
     let mut tally = Tally::new("mappings", rows.len() as u64);
     let mut rows = rows.into_iter();
     loop {
@@ -130,8 +130,7 @@ pub(super) async fn take(import: &mut Import, rows: Vec<Placed>) -> Result<(), F
             tally.row(place, result);
         }
     }
-    tally.finish();
-    Ok(())
+    Ok(tally.finish())
 }
 
 async fn export(cli: &Cli, format: Format) -> Result<(), Failure> {

@@ -2,7 +2,10 @@
 
 use std::io::Write;
 
-use matrix2acrobits_shared::{ids::ServerName, process::settings::SettingError};
+use matrix2acrobits_shared::{
+    ids::ServerName,
+    process::{output::written, settings::SettingError},
+};
 
 use crate::cli::{Cli, Failure};
 
@@ -15,9 +18,8 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
         )
     })?;
     let yaml = yaml(&server_name, &fresh_token(), &fresh_token());
-    std::io::stdout()
-        .write_all(yaml.as_bytes())
-        .map_err(Failure::other)
+    written(std::io::stdout().write_all(yaml.as_bytes()))?;
+    Ok(())
 }
 
 /// 256 random bits in hexadecimal.

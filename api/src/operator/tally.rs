@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use matrix2acrobits_shared::{
     process::{
-        output::print,
+        output::Lines,
         progress::{ProgressBar, bar},
     },
     rules::import::Imported,
@@ -23,6 +23,7 @@ pub(crate) struct Tally {
     changed: u64,
     unchanged: u64,
     skipped: BTreeMap<String, u64>,
+    lines: Lines,
 }
 
 impl Tally {
@@ -36,6 +37,7 @@ impl Tally {
             changed: 0,
             unchanged: 0,
             skipped: BTreeMap::new(),
+            lines: Lines::default(),
         }
     }
 
@@ -55,7 +57,8 @@ impl Tally {
     pub(crate) fn skip(&mut self, place: impl fmt::Display, reason: &str) {
         let line = format!("{place}: skipped: {reason}");
         // Print above the bar, if there is one.
-        self.bar.suspend(|| print(line));
+        let lines = &mut self.lines;
+        self.bar.suspend(|| lines.print(line));
         *self.skipped.entry(reason.to_owned()).or_default() += 1;
         self.step();
     }
@@ -64,20 +67,23 @@ impl Tally {
         self.rows += 1;
         self.bar.inc(1);
         if self.bar.is_hidden() && self.rows.is_multiple_of(SAY_EVERY) {
-            print(format_args!("{}: {} so far", self.what, self.rows));
+            self.lines
+                .print(format_args!("{}: {} so far", self.what, self.rows));
         }
     }
 
-    /// Prints the totals.
-    pub(crate) fn finish(self) {
+    /// Prints the totals. The caller finishes its work and then checks that all lines were written.
+    pub(crate) fn finish(mut self) -> Lines {
         self.bar.finish_and_clear();
         let skipped: u64 = self.skipped.values().sum();
-        print(format_args!(
+        self.lines.print(format_args!(
             "{}: {} added, {} changed, {} unchanged, {skipped} skipped",
             self.what, self.added, self.changed, self.unchanged
         ));
         for (reason, count) in self.skipped {
-            print(format_args!("  {count} skipped: {reason}"));
+            self.lines
+                .print(format_args!("  {count} skipped: {reason}"));
         }
+        self.lines
     }
 }

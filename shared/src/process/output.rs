@@ -12,6 +12,25 @@ pub fn print(line: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
+/// The same for a command whose lines are also what it was asked for. The work goes on, and its end says that lines are
+/// missing.
+#[derive(Debug, Default)]
+pub struct Lines(Option<Failure>);
+
+impl Lines {
+    /// Prints a line.
+    pub fn print(&mut self, line: impl fmt::Display) {
+        if let Err(failure) = write(line) {
+            self.0.get_or_insert(failure);
+        }
+    }
+
+    /// An error if lines are missing.
+    pub fn complete(self) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
+
 /// Writes a line of what the command was asked for. False when the reader has gone away (`| head`), which is not an
 /// error. `Err` when part of it is missing: on a full disk for example.
 pub fn write(line: impl fmt::Display) -> Result<bool, Failure> {

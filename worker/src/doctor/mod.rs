@@ -13,7 +13,7 @@ mod software;
 use matrix2acrobits_shared::{
     ids::UserId,
     matrix::pushers::PusherSettings,
-    process::{health, output::print, settings as parse},
+    process::{health, output::Lines, settings as parse},
 };
 use matrix2acrobits_store::{Database, Store};
 
@@ -39,35 +39,37 @@ pub(super) struct Report {
     wrong: u32,
     suspects: u32,
     skipped: u32,
+    lines: Lines,
 }
 
 impl Report {
     /// Everything is as it should be.
     fn ok(&mut self, what: &str, text: &str) {
         self.ok += 1;
-        Self::line("ok", what, text);
+        self.line("ok", what, text);
     }
 
     /// Something is wrong. `text` says what to do.
     fn wrong(&mut self, what: &str, text: &str) {
         self.wrong += 1;
-        Self::line("WRONG", what, text);
+        self.line("WRONG", what, text);
     }
 
     /// Something may be wrong, but the doctor cannot tell.
     fn suspect(&mut self, what: &str, text: &str) {
         self.suspects += 1;
-        Self::line("suspect", what, text);
+        self.line("suspect", what, text);
     }
 
     /// Something was not checked. `text` says why.
     fn skipped(&mut self, what: &str, text: &str) {
         self.skipped += 1;
-        Self::line("skipped", what, text);
+        self.line("skipped", what, text);
     }
 
-    fn line(level: &str, what: &str, text: &str) {
-        print(format_args!("{level:<8} {what:<13} {text}"));
+    fn line(&mut self, level: &str, what: &str, text: &str) {
+        self.lines
+            .print(format_args!("{level:<8} {what:<13} {text}"));
     }
 }
 
@@ -91,15 +93,17 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         wrong,
         suspects,
         skipped,
+        mut lines,
     } = report;
-    print(format_args!(
+    lines.print(format_args!(
         "{ok} ok, {wrong} wrong, {suspects} suspect, {skipped} skipped"
     ));
     if let Some(user) = &user {
-        print(format_args!(
+        lines.print(format_args!(
             "to see whether a push arrives: matrix2acrobits-api push-test --user {user}"
         ));
     }
+    lines.complete()?;
     match wrong {
         0 => Ok(()),
         _ => Err(Failure::other("something is wrong")),
