@@ -65,7 +65,7 @@ pub(crate) async fn open_import(cli: &Cli, dry_run: bool) -> Result<Import, Fail
     let database = Database::of(&cli.shared)?;
     print(format_args!("into {database}"));
     if dry_run {
-        return Import::dry_run(&database).await.map_err(Failure::of);
+        return Ok(Import::dry_run(&database).await?);
     }
     let store = Store::open(&database, Role::Behind, Clock::system()).await?;
     Ok(Import::Into(store))

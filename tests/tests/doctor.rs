@@ -511,3 +511,12 @@ async fn a_worker_that_is_not_ready_is_wrong_and_another_program_is_suspected() 
         assert_eq!(std::fs::read(&file).unwrap(), before, "{args:?}");
     }
 }
+    // A dry run ends as the real one would.
+    for more in [&[][..], &["--dry-run"]] {
+        let args = [&["mappings", "import", "/dev/null"][..], more].concat();
+        let output = Program::Api.run(&args, &env).await;
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        let words = "is the database of another program";
+        assert!(text.starts_with("DATABASE_URL: ") && text.contains(words));
+    }
