@@ -4,9 +4,10 @@ use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{BOB, MALLORY, Phone, message};
 use matrix2acrobits_tests::http::send;
 use matrix2acrobits_tests::pnm::Answer;
+use matrix2acrobits_tests::process::Program;
 use matrix2acrobits_tests::{SOON, eventually};
-
 use serde_json::json;
+
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 #[tokio::test]
@@ -73,7 +74,6 @@ async fn a_request_without_an_id_gets_one_and_a_strange_one_is_not_taken_over() 
     }
 }
 
-#[tokio::test]
 /// Anybody who reaches the public listener can send these.
 #[tokio::test]
 async fn what_strangers_can_repeat_is_logged_once_a_minute() {
@@ -106,6 +106,7 @@ async fn what_strangers_can_repeat_is_logged_once_a_minute() {
     }
 }
 
+#[tokio::test]
 async fn a_dead_letter_is_one_line_with_a_reason() {
     let app = App::builder().both("LOGLEVEL", "INFO").start().await;
     let phone = Phone::seed().of(MALLORY);
@@ -126,4 +127,25 @@ async fn a_dead_letter_is_one_line_with_a_reason() {
         assert!(lines[0].contains(part), "no {part} in {}", lines[0]);
     }
     assert!(!app.worker().log().contains(&phone.token));
+}
+
+#[tokio::test]
+async fn a_check_of_a_pusher_is_not_logged_as_a_set() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    app.settled().await;
+    let replay = Program::Worker
+        .run(&["replay", "--all"], &app.worker_env)
+        .await;
+    assert!(replay.status.success(), "{replay:?}");
+    eventually(SOON, "the line", async || {
+        !app.worker().log_lines("pusher held as wanted").is_empty()
+    })
+    .await;
+    let held = app.worker().log_lines("pusher held as wanted");
+    assert!(held[0].contains("DEBUG"), "{held:#?}");
+    let set = app.worker().log_lines("pusher set");
+    assert_eq!(set.len(), 1, "{set:#?}");
 }

@@ -16,19 +16,21 @@ use super::{Jobs, outcome::Work};
 use crate::gate::Pass;
 
 impl Jobs {
-    /// Makes the homeserver's pusher match the row. None when the gate shut between two requests.
+    /// Makes the homeserver's pusher match the row. None when the gate shut between two requests. Also returns whether
+    /// the homeserver was asked to change something.
     pub(super) async fn act(
         &self,
         row: &PusherTask,
         work: Work,
         key: &MarkKey,
         pass: &Pass<'_>,
-    ) -> Option<Meaning> {
+    ) -> Option<(Meaning, bool)> {
         let knew = self.homeserver.wants_device();
         let (reply, meaning) = self.act_once(row, work, key, pass).await?;
+        let changing = reply.is_some();
         let learned = !knew && reply.is_some_and(|reply| device::is_wanted(&reply));
         if !learned {
-            return Some(meaning);
+            return Some((meaning, changing));
         }
         tracing::info!(
             device = DEVICE_ID,
@@ -37,7 +39,8 @@ impl Jobs {
         if !self.gate.again(pass).await {
             return None;
         }
-        Some(self.act_once(row, work, key, pass).await?.1)
+        let (reply, meaning) = self.act_once(row, work, key, pass).await?;
+        Some((meaning, reply.is_some()))
     }
 
     /// Returns the reply to the request that changes something, if there was one, and what follows for the job.

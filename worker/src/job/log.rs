@@ -5,11 +5,13 @@ use matrix2acrobits_shared::{
     rules::pushers::{Outcome, PusherTask},
 };
 
+use super::Ended;
+
 /// The error of a dead letter whose job panicked.
 pub(super) const PANICKED: &str = "the job panicked; see the log";
 
 /// Logs one line for each outcome that matters. `reason` is a word to search and count by, and `error` is for people.
-pub(super) fn log(held: &Held, row: &PusherTask, outcome: &Outcome) {
+pub(super) fn log(held: &Held, row: &PusherTask, ended: &Ended) {
     let (user, app_id, pushkey, job, attempt) = (
         &row.user_id,
         &row.app_id,
@@ -17,7 +19,13 @@ pub(super) fn log(held: &Held, row: &PusherTask, outcome: &Outcome) {
         &held.job_id,
         held.attempts + 1,
     );
-    match outcome {
+    match &ended.outcome {
+        Outcome::Registered if !ended.changing => {
+            tracing::debug!(%user, %app_id, %pushkey, job, attempt, "pusher held as wanted");
+        }
+        Outcome::Removed if !ended.changing => {
+            tracing::debug!(%user, %app_id, %pushkey, job, attempt, "pusher was gone already");
+        }
         Outcome::Registered => {
             tracing::info!(%user, %app_id, %pushkey, job, attempt, "pusher set");
         }

@@ -55,6 +55,23 @@ pub(crate) struct Jobs {
     pub(crate) stopping: Stopping,
 }
 
+/// How a job ended.
+#[derive(Debug)]
+struct Ended {
+    outcome: Outcome,
+    /// Whether the homeserver was asked to change something. If not, it held what we want, and the job only checked.
+    changing: bool,
+}
+
+impl From<Outcome> for Ended {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            changing: true,
+        }
+    }
+}
+
 impl Jobs {
     /// Runs one job until its outcome is recorded. Only a stop leaves the job unfinished, for the next worker.
     pub(crate) async fn run(&self, held: Held) {
@@ -65,7 +82,7 @@ impl Jobs {
         // Use the same key from the first look until the outcome is recorded.
         let key = self.key.borrow().clone();
         if let Err(outcome) = Work::of(row.goal) {
-            self.finish(&held, &row, &key, outcome).await;
+            self.finish(&held, &row, &key, outcome.into()).await;
             return;
         }
         let pass = tokio::select! {
@@ -84,12 +101,12 @@ impl Jobs {
                 None => return,
             }
         }
-        let outcome = match Work::of(row.goal) {
-            Err(outcome) => outcome,
+        let ended = match Work::of(row.goal) {
+            Err(outcome) => outcome.into(),
             Ok(work) => self.act_guarded(&held, &row, work, &key, &pass).await,
         };
         drop(pass);
-        self.finish(&held, &row, &key, outcome).await;
+        self.finish(&held, &row, &key, ended).await;
         metrics::job_took(started.elapsed());
     }
 
@@ -135,7 +152,7 @@ impl Jobs {
         work: Work,
         key: &MarkKey,
         pass: &Pass<'_>,
-    ) -> Outcome {
+    ) -> Ended {
         let longest = self.settings.homeserver_timeout * 2 + Duration::from_secs(5);
         // Boxed, because the future is large and would be copied from one to the next of those around it.
         let act = AssertUnwindSafe(Box::pin(self.act(row, work, key, pass))).catch_unwind();
@@ -152,34 +169,37 @@ impl Jobs {
                     maybe_done: true,
                     asked: None,
                 };
-                return self.outcome(held, row, lost).1;
+                return self.outcome(held, row, lost).1.into();
             }
-            () = self.stopping.abandon.cancelled() => return self.abandoned(),
+            () = self.stopping.abandon.cancelled() => return self.abandoned().into(),
         };
-        let meaning = match ended {
-            Ok(Ok(Some(meaning))) => meaning,
-            Ok(Ok(None)) => return self.put_off(held),
+        let (meaning, changing) = match ended {
+            Ok(Ok(Some(acted))) => acted,
+            Ok(Ok(None)) => return self.put_off(held).into(),
             Ok(Err(_)) => {
-                return Outcome::Dead {
-                    error: PANICKED.into(),
-                };
+                let error = PANICKED.into();
+                return Outcome::Dead { error }.into();
             }
-            Err(_) => Meaning::Outage {
-                reason: "the job took too long".into(),
-                maybe_done: true,
-                asked: None,
-            },
+            Err(_) => {
+                let late = Meaning::Outage {
+                    reason: "the job took too long".into(),
+                    maybe_done: true,
+                    asked: None,
+                };
+                (late, true)
+            }
         };
         let (sign, outcome) = self.outcome(held, row, meaning);
         tokio::select! {
             () = self.gate.record(pass, &sign) => {}
             () = self.stopping.abandon.cancelled() => {}
         }
-        outcome
+        Ended { outcome, changing }
     }
 
-    async fn finish(&self, held: &Held, row: &PusherTask, key: &MarkKey, outcome: Outcome) {
-        log(held, row, &outcome);
+    async fn finish(&self, held: &Held, row: &PusherTask, key: &MarkKey, ended: Ended) {
+        log(held, row, &ended);
+        let outcome = ended.outcome;
         metrics::job(&outcome, held.attempts + 1, age(self.store.clock(), held));
         let settings = FinishSettings {
             fingerprint: self.pusher.fingerprint(key),
