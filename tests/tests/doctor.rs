@@ -299,6 +299,16 @@ async fn an_api_that_only_the_homeserver_reaches_is_suspected_and_all_else_is_wr
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let answers = |status, body: Option<Value>| {
+#[tokio::test]
+async fn a_run_leaves_no_warning_in_the_apis_log() {
+    let app = App::builder().api("LOGLEVEL", "INFO").start().await;
+    let proxy_url = app.api().public_url();
+    let finding = doctor(&app, &[("PROXY_URL", &proxy_url)], &[]).await;
+    finding.says("ok", "PROXY_URL", "the api answers");
+    let refused = app.api().log_lines("a notification was refused");
+    assert!(refused.is_empty(), "{refused:#?}");
+}
+
         Server::start(move |_| {
             let answer = match &body {
                 Some(body) => server::json(status, body),

@@ -17,10 +17,14 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{FromRequest, Request},
-    http::{HeaderValue, header::CONTENT_TYPE},
+    http::{
+        HeaderValue,
+        header::{CONTENT_TYPE, USER_AGENT},
+    },
     response::{IntoResponse as _, Response},
     routing::post,
 };
+use matrix2acrobits_shared::process::health::DOCTOR;
 use serde::Serialize;
 use utoipa::{
     IntoResponses, OpenApi, ToSchema,
@@ -31,11 +35,11 @@ use crate::{
     http::{
         bodies::{Bodies, Whole},
         errors::{self, Matter, Problem},
+        seldom::Seldom,
     },
     notify::{
         cache::Tokens,
         delivery::{Deliverer, DeliveryError, TokenBook},
-        seldom::Seldom,
         notification::ParseError,
     },
 };
@@ -43,13 +47,13 @@ use crate::{
 /// Largest body of a notification, in bytes.
 const MAX_BODY: usize = 256 * 1024;
 
+/// Strangers can send any number of wrong notifications.
+static REFUSED: Seldom = Seldom::new();
+
 /// The description of this endpoint.
 #[derive(OpenApi)]
 #[openapi(paths(notify))]
 pub(crate) struct Description;
-/// Strangers can send any number of wrong notifications.
-static REFUSED: Seldom = Seldom::new();
-
 
 /// The endpoint.
 pub(crate) fn router<T: TokenBook>(gateway: Gateway<T>) -> Router {
@@ -78,13 +82,17 @@ impl<T> Clone for Gateway<T> {
 struct Incoming<T> {
     body: Whole,
     deliverer: Deliverer<T>,
+    /// Whether `doctor` says that it asks. Anybody can say so.
+    from_doctor: bool,
 }
 
 impl<T: TokenBook> FromRequest<Gateway<T>> for Incoming<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, gateway: &Gateway<T>) -> Result<Self, Problem> {
+        let agent = request.headers().get(USER_AGENT);
         Ok(Self {
+            from_doctor: agent.is_some_and(|agent| agent == DOCTOR),
             body: gateway.bodies.read(request, MAX_BODY).await?,
             deliverer: gateway.deliverer.clone(),
         })
@@ -102,8 +110,17 @@ impl<T: TokenBook> FromRequest<Gateway<T>> for Incoming<T> {
     responses((status = 200, body = Rejected), DeliveryError)
 )]
 async fn notify<T: TokenBook>(
-    Incoming { body, deliverer }: Incoming<T>,
+    Incoming {
+        body,
+        deliverer,
+        from_doctor,
+    }: Incoming<T>,
 ) -> Result<Response, Problem> {
+    if from_doctor && body.bytes.is_empty() {
+        // The response is the same as to anybody, and a stranger gains nothing but a quieter refusal.
+        tracing::debug!("doctor asks whether the api answers here");
+        return Err(ParseError::NotJson.into());
+    }
     let rejected = deliverer.deliver(body.bytes.clone()).await?;
     if rejected.is_empty() {
         // Nearly always; this one needs no serializer.

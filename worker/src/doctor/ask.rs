@@ -5,7 +5,10 @@ use std::{error::Error, time::Duration};
 use matrix2acrobits_shared::{
     ids::UserId,
     matrix::client::{Homeserver, Received},
-    process::net::{self, Outgoing},
+    process::{
+        health::DOCTOR,
+        net::{self, Outgoing},
+    },
     rules::outcome,
 };
 use serde_json::Value;
@@ -99,9 +102,9 @@ impl Asker {
         Reply::of(self.homeserver.get("doctor", &endpoint, user).await)
     }
 
-    /// A POST without a body.
+    /// A POST without a body, by which the api recognises us.
     pub(super) async fn post_nothing(&self, url: Url) -> Result<Reply, String> {
-        let request = self.client(&url)?.post(url);
+        let request = self.client(&url)?.post(url).header("user-agent", DOCTOR);
         send(request.header("content-type", "application/json")).await
     }
 
