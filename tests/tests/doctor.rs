@@ -280,6 +280,15 @@ async fn another_clock_and_no_homeserver() {
     let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &page.url())], &[]).await;
     finding.wrong("homeserver", "no Matrix homeserver: HTTP 200 without JSON");
 
+    let limiting = Server::start(|_| {
+        let body = json!({"errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests"});
+        let answer = server::json(429, &body);
+        Box::pin(async { Some(answer) })
+    })
+    .await;
+    let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &limiting.url())], &[]).await;
+    finding.wrong("homeserver", "versions: HTTP 429 M_LIMIT_EXCEEDED");
+
     let token_of_a_user = json!({"versions": [], "user_id": "@bob:example.org", "device_id": "D"});
     let user = Server::start(move |_| {
         let answer = server::json(200, &token_of_a_user);
@@ -288,6 +297,16 @@ async fn another_clock_and_no_homeserver() {
     .await;
     let finding = doctor(&app, &[("MATRIX_HOMESERVER_URL", &user.url())], &[]).await;
     finding.wrong("as_token", "access token of @bob:example.org");
+}
+
+#[tokio::test]
+async fn a_run_leaves_no_warning_in_the_apis_log() {
+    let app = App::builder().api("LOGLEVEL", "INFO").start().await;
+    let proxy_url = app.api().public_url();
+    let finding = doctor(&app, &[("PROXY_URL", &proxy_url)], &[]).await;
+    finding.says("ok", "PROXY_URL", "the api answers");
+    let refused = app.api().log_lines("a notification was refused");
+    assert!(refused.is_empty(), "{refused:#?}");
 }
 
 /// The reverse proxy may let only the homeserver reach the notifications.
@@ -299,16 +318,6 @@ async fn an_api_that_only_the_homeserver_reaches_is_suspected_and_all_else_is_wr
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let answers = |status, body: Option<Value>| {
-#[tokio::test]
-async fn a_run_leaves_no_warning_in_the_apis_log() {
-    let app = App::builder().api("LOGLEVEL", "INFO").start().await;
-    let proxy_url = app.api().public_url();
-    let finding = doctor(&app, &[("PROXY_URL", &proxy_url)], &[]).await;
-    finding.says("ok", "PROXY_URL", "the api answers");
-    let refused = app.api().log_lines("a notification was refused");
-    assert!(refused.is_empty(), "{refused:#?}");
-}
-
         Server::start(move |_| {
             let answer = match &body {
                 Some(body) => server::json(status, body),
@@ -460,25 +469,6 @@ async fn a_gate_that_is_shut_is_wrong_although_the_homeserver_answers_again() {
 }
 
 #[tokio::test]
-async fn nothing_changes_a_file_of_another_program() {
-    let folder = fixtures::folder();
-    let file = folder.path().join("other.db");
-    let url = format!("sqlite://{}", file.display());
-    let mut other = SqliteConnection::connect(&format!("{url}?mode=rwc"))
-        .await
-        .unwrap();
-    sqlx::raw_sql("CREATE TABLE push_tokens (token TEXT); INSERT INTO push_tokens VALUES ('x')")
-        .execute(&mut other)
-        .await
-        .unwrap();
-    other.close().await.unwrap();
-    let before = std::fs::read(&file).unwrap();
-    let app = App::start().await;
-    let mut env = app.worker_env.clone();
-    env.extend(app.api_env.clone());
-    env.insert("DATABASE_URL".into(), url);
-    for (program, args) in [
-#[tokio::test]
 async fn a_worker_that_is_not_ready_is_wrong_and_another_program_is_suspected() {
     let app = App::start().await;
     let problem = json!({"status": "unavailable", "problem": "the database does not answer"});
@@ -506,6 +496,25 @@ async fn a_worker_that_is_not_ready_is_wrong_and_another_program_is_suspected() 
     }
 }
 
+#[tokio::test]
+async fn nothing_changes_a_file_of_another_program() {
+    let folder = fixtures::folder();
+    let file = folder.path().join("other.db");
+    let url = format!("sqlite://{}", file.display());
+    let mut other = SqliteConnection::connect(&format!("{url}?mode=rwc"))
+        .await
+        .unwrap();
+    sqlx::raw_sql("CREATE TABLE push_tokens (token TEXT); INSERT INTO push_tokens VALUES ('x')")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    other.close().await.unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let app = App::start().await;
+    let mut env = app.worker_env.clone();
+    env.extend(app.api_env.clone());
+    env.insert("DATABASE_URL".into(), url);
+    for (program, args) in [
         (Program::Worker, &["doctor"][..]),
         (Program::Worker, &["jobs"]),
         (Program::Worker, &["replay", "--dead"]),
@@ -520,7 +529,6 @@ async fn a_worker_that_is_not_ready_is_wrong_and_another_program_is_suspected() 
         assert_ne!(output.status.code(), Some(0), "{args:?}: {text}");
         assert_eq!(std::fs::read(&file).unwrap(), before, "{args:?}");
     }
-}
     // A dry run ends as the real one would.
     for more in [&[][..], &["--dry-run"]] {
         let args = [&["mappings", "import", "/dev/null"][..], more].concat();
@@ -530,3 +538,4 @@ async fn a_worker_that_is_not_ready_is_wrong_and_another_program_is_suspected() 
         let words = "is the database of another program";
         assert!(text.starts_with("DATABASE_URL: ") && text.contains(words));
     }
+}

@@ -224,7 +224,7 @@ async fn a_new_key_gives_every_pusher_a_new_mark_and_old_marks_count_for_a_day()
         .await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("60 pushers have the new mark"), "{said}");
+    assert!(said.contains("the new mark is in 60 pushers"), "{said}");
 
     app.settled().await;
     for (phone, old) in phones.iter().zip(&old) {

@@ -163,7 +163,9 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
     result
         .and(released.map_err(RunError::from))
         .map(|released| {
-            tracing::info!(released, "jobs that had not ended went back to the queue");
+            if released > 0 {
+                tracing::info!(released, "jobs that had not ended went back to the queue");
+            }
         })
 }
 

@@ -6,6 +6,7 @@ use matrix2acrobits_shared::{
         output::print,
         progress::bar,
         settings::{SettingError, secret},
+        words::Counted,
     },
     secret::Secret,
 };
@@ -73,9 +74,9 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     bar.finish_and_clear();
     for (table, sum) in copied? {
         print(format_args!(
-            "{}: {} rows, sum {} on both sides",
+            "{}: {}, sum {} on both sides",
             table.name(),
-            sum.rows,
+            Counted(sum.rows, "row"),
             sum.hash
         ));
     }
@@ -97,8 +98,8 @@ fn say_rows(rows: &Rows) {
     print(format_args!("to copy: {}", in_words(rows)));
     if rows.lost_jobs > 0 {
         print(format_args!(
-            "left behind: {} jobs that do not tell their pusher; the worker gives new ones to all pushers that need one",
-            rows.lost_jobs
+            "left behind, because the row names no pusher: {}; the worker gives new ones to all pushers that need one",
+            Counted(rows.lost_jobs, "job")
         ));
     }
 }

@@ -28,7 +28,8 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
         parse("DATABASE_URL", text, |text| {
-            let form = "must look like sqlite://folder/file.db or sqlite:///absolute/file.db";
+            let form = "must look like sqlite://folder/file.db, sqlite:///absolute/file.db or \
+                        postgres://user:password@host/database";
             if !text.starts_with("sqlite:") {
                 return Err(form.into());
             }

@@ -336,7 +336,7 @@ pub fn socket_addr(name: &'static str, text: &str) -> Result<SocketAddr, Setting
 
 /// Reads an `http` or `https` URL that other URLs are built from, so it has no user, query or fragment.
 pub fn base_url(text: &str) -> Result<Url, String> {
-    let form = "must be a URL such as https://matrix.example.org";
+    let form = "must be a URL with a host, such as https://example.org";
     let url = Url::parse(text).map_err(|_| form.to_owned())?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(form.into());

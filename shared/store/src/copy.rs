@@ -3,7 +3,7 @@
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::copy::{self, Side},
-    process::failure::Failure,
+    process::{failure::Failure, words::Counted},
 };
 
 pub use matrix2acrobits_shared::flow::copy::{CopyError, Rows, Sum, Table};
@@ -142,7 +142,7 @@ pub fn in_words(rows: &Rows) -> String {
     let words = Table::ALL.map(|table| (rows.of(table), table.name()));
     let words = words.into_iter().filter(|(count, _)| *count > 0);
     let words: Vec<_> = words
-        .map(|(count, name)| format!("{count} {name}"))
+        .map(|(count, name)| Counted(count, name.trim_end_matches('s')).to_string())
         .collect();
     if words.is_empty() {
         "nothing".to_owned()

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use matrix2acrobits_shared::process::{output::print, progress};
+use matrix2acrobits_shared::process::{output::print, progress, words::Counted};
 use matrix2acrobits_store::{OLD_MARKS_COUNT, Store};
 
 use super::{Cli, Failure};
@@ -31,7 +31,7 @@ pub(crate) async fn run(cli: &Cli, Command::Renew: &Command) -> Result<(), Failu
         .current;
     print(format_args!(
         "the key is new; marks by the old one count for {}",
-        humantime::format_duration(OLD_MARKS_COUNT)
+        Counted(OLD_MARKS_COUNT.as_secs() / 3600, "hour")
     ));
     let count = async || {
         let count = store.count_without_mark(&key).await.map_err(Failure::other);
@@ -49,16 +49,21 @@ pub(crate) async fn run(cli: &Cli, Command::Renew: &Command) -> Result<(), Failu
         left = now;
         bar.set_position(total.saturating_sub(left));
         if bar.is_hidden() && said.elapsed() >= SAY {
-            print(format_args!("{left} of {total} pushers to go"));
+            let total = Counted(total, "pusher");
+            print(format_args!("{left} of {total} to go"));
             said = Instant::now();
         }
     }
     bar.finish_and_clear();
     if left == 0 {
-        print(format_args!("{total} pushers have the new mark"));
+        print(format_args!(
+            "the new mark is in {}",
+            Counted(total, "pusher")
+        ));
     } else {
         print(format_args!(
-            "{left} of {total} pushers have the old mark still: the worker renews them when it runs"
+            "the old mark is still in {left} of {}: the worker renews them when it runs",
+            Counted(total, "pusher")
         ));
     }
     Ok(())

@@ -32,7 +32,14 @@ pub(super) async fn check(
             return false;
         }
         Ok(reply) if reply.status != 200 || !reply.body["versions"].is_array() => {
-            let text = format!("it is no Matrix homeserver: {}: {advice}", reply.describe());
+            let answer = reply.describe();
+            // M_UNRECOGNIZED also comes from the api, if MATRIX_HOMESERVER_URL leads there by mistake.
+            let text = match reply.text("errcode") {
+                Some(errcode) if errcode != "M_UNRECOGNIZED" => {
+                    format!("it refuses to name its versions: {answer}: see the homeserver's log")
+                }
+                _ => format!("it is no Matrix homeserver: {answer}: {advice}"),
+            };
             report.wrong("homeserver", &text);
             return false;
         }

@@ -2,7 +2,7 @@
 
 use matrix2acrobits_shared::{
     flow::{PusherListing, TokenListing},
-    ids::{AppId, Pushkey, Selector, UserId},
+    ids::{AppId, Pushkey, Selector, UserId, log_id},
     matrix::{
         client,
         mark::MarkKey,
@@ -139,9 +139,10 @@ fn strangers(
         .partition(|held| to_us(held));
     for held in &unknown {
         let text = format!(
-            "{} is held for this PROXY_URL and not known here: a database that was lost, or another bridge at the same \
-             URL; it goes with its next notification",
-            held.app_id
+            "{}, token {}: held for this PROXY_URL and not known here: a database that was lost, or another bridge at \
+             the same URL; it goes with its next notification",
+            held.app_id,
+            log_id(&held.pushkey)
         );
         report.suspect("pusher", &text);
     }
