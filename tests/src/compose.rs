@@ -1,8 +1,10 @@
-//! docker-compose.yml in a real engine, under names of its own, with images made of the programs built here.
+//! A real container engine, with images made of the programs built here, under names of their own; and docker-compose.yml
+//! in it.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -35,9 +37,10 @@ pub struct Lab {
 impl Lab {
     /// Makes the images on which the Dockerfiles are built, with these programs in the place of cargo's results.
     pub async fn new(programs: &[&Path]) -> Self {
-        let name = format!("matrix2acrobits-test-{}", std::process::id());
-        let mut prepare = Command::new(root().join("tests/compose/prepare"));
-        let base = output(&mut prepare, "tests/compose/prepare").await;
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let number = LABS.fetch_add(1, Ordering::SeqCst);
+        let name = format!("matrix2acrobits-test-{}-{number}", std::process::id());
+        let base = prepare(&[]).await;
         let cleaner = Cleaner::of(&name);
         let mut plugin = Command::new("docker");
         let plugin = plugin.args(["compose", "version"]).output().await.unwrap();
@@ -48,7 +51,7 @@ impl Lab {
         };
         let lab = Self {
             name,
-            base: base.trim().to_owned(),
+            base,
             compose: compose.iter().map(|&word| word.to_owned()).collect(),
             folder: fixtures::folder(),
             _cleaner: cleaner,
@@ -60,7 +63,7 @@ impl Lab {
     /// In the place of Rust's image: its cargo hands out what is built already.
     async fn make_builder(&self, programs: &[&Path]) {
         let context = self.file("builder");
-        let root = context.join("root");
+        let root = self.built();
         for folder in ["usr/local/bin", "etc/ssl/certs", "built"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
@@ -90,7 +93,18 @@ impl Lab {
         }
     }
 
-    fn image(&self, name: &str) -> String {
+    /// The name of the test, by which all that belongs to it can be found.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder with what the builder's image has beyond its base.
+    pub fn built(&self) -> PathBuf {
+        self.file("builder").join("root")
+    }
+
+    /// An image of this test: `base`, or `builder`.
+    pub fn image(&self, name: &str) -> String {
         format!("{}:{name}", self.name)
     }
 
@@ -248,7 +262,15 @@ pub async fn docker(args: &[&str]) -> String {
     output(command.args(args), &format!("docker {args:?}")).await
 }
 
-async fn output(command: &mut Command, what: &str) -> String {
+/// Runs tests/compose/prepare, and gives the name of the image.
+pub(crate) async fn prepare(args: &[&str]) -> String {
+    let mut command = Command::new(root().join("tests/compose/prepare"));
+    let image = output(command.args(args), "tests/compose/prepare").await;
+    image.trim().to_owned()
+}
+
+/// Runs a command, and gives what it prints.
+pub(crate) async fn output(command: &mut Command, what: &str) -> String {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(COMMAND, output).await;
     let output = output.unwrap_or_else(|_| panic!("{what}: not within {COMMAND:?}"));

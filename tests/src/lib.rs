@@ -14,10 +14,12 @@
 pub mod app;
 pub mod compose;
 pub mod database;
+pub mod documents;
 pub mod fixtures;
 pub mod homeserver;
 pub mod hook;
 pub mod http;
+pub mod machine;
 pub mod marks;
 pub mod nethcti;
 pub mod pnm;
