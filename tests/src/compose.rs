@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -158,19 +158,28 @@ pub struct Stack<'a> {
 }
 
 impl Stack<'_> {
-    /// Runs Compose with these arguments, and gives what it prints.
-    pub async fn compose(&self, args: &[&str]) -> String {
-        let mut command = Command::new(&self.lab.compose[0]);
-        command.args(&self.lab.compose[1..]);
-        command.args(["--project-name", &self.project, "--project-directory"]);
-        command.arg(root());
+    /// Compose's command for this project, without what it is to do.
+    fn words(&self) -> Vec<String> {
+        let root = root().display().to_string();
+        let project = [
+            "--project-name",
+            &self.project,
+            "--project-directory",
+            &root,
+        ];
+        let mut words = self.lab.compose.clone();
+        words.extend(project.map(str::to_owned));
         for file in &self.files {
-            command.arg("--file").arg(file);
+            words.extend(["--file".to_owned(), file.display().to_string()]);
         }
         // Without it, Compose would look into the repository's .env.
         if let Some(settings) = self.env.get("ENV_FILE") {
-            command.args(["--env-file", settings]);
+            words.extend(["--env-file".to_owned(), settings.clone()]);
         }
+        words
+    }
+
+    fn environment(&self, command: &mut Command) {
         // What the shell has would outrank the settings file.
         for name in [
             "COMPOSE_FILE",
@@ -182,8 +191,60 @@ impl Stack<'_> {
         ] {
             command.env_remove(name);
         }
-        command.envs(&self.env).args(args).current_dir(root());
+        command.envs(&self.env);
+    }
+
+    /// Runs Compose with these arguments, and gives what it prints.
+    pub async fn compose(&self, args: &[&str]) -> String {
+        let words = self.words();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(args).current_dir(root());
+        self.environment(&mut command);
         output(&mut command, &format!("compose {args:?}")).await
+    }
+
+    /// Runs a document's commands as they stand there, in a shell with a terminal, in this folder. `docker compose` is this
+    /// project's. All of them have to end well.
+    pub async fn shell(&self, folder: &Path, commands: &str) -> String {
+        let output = self.try_shell(folder, commands).await;
+        let said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        assert!(output.status.success(), "{commands}: {said}");
+        said
+    }
+
+    /// The same where they may fail: the first that does ends it.
+    pub async fn try_shell(&self, folder: &Path, commands: &str) -> Output {
+        // The images are those of this test, and built.
+        let commands = commands.replace(" --build ", " ");
+        let script = format!(
+            r#"set -euo pipefail
+            docker() {{
+                if [ "$1" != compose ]; then command docker "$@"; return; fi
+                shift
+                while [ "$1" = -f ]; do shift 2; done
+                command {} "$@"
+            }}
+            command -v sudo >/dev/null || sudo() {{ "$@"; }}
+            {commands}"#,
+            self.words().join(" ")
+        );
+        let file = self.lab.file("commands");
+        std::fs::write(&file, script).unwrap();
+        let bash = format!("bash {}", file.display());
+        let mut terminal = Command::new("script");
+        terminal.args(["--quiet", "--return", "--command", &bash, "/dev/null"]);
+        self.environment(terminal.current_dir(folder));
+        finished(&mut terminal, &commands).await
+    }
+
+    /// Whether this Compose can wait until services are healthy.
+    pub async fn knows_wait(&self) -> bool {
+        self.compose(&["up", "--help"]).await.contains("--wait")
+    }
+
+    /// The project's name.
+    pub fn project(&self) -> &str {
+        &self.project
     }
 
     /// The ids of the project's containers, running or not; of one service, or of all.
@@ -269,12 +330,17 @@ pub(crate) async fn prepare(args: &[&str]) -> String {
     image.trim().to_owned()
 }
 
-/// Runs a command, and gives what it prints.
-pub(crate) async fn output(command: &mut Command, what: &str) -> String {
+/// Runs a command, however it ends.
+pub(crate) async fn finished(command: &mut Command, what: &str) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(COMMAND, output).await;
     let output = output.unwrap_or_else(|_| panic!("{what}: not within {COMMAND:?}"));
-    let output = output.unwrap_or_else(|error| panic!("{what}: {error}"));
+    output.unwrap_or_else(|error| panic!("{what}: {error}"))
+}
+
+/// Runs a command that has to end well, and gives what it prints.
+pub(crate) async fn output(command: &mut Command, what: &str) -> String {
+    let output = finished(command, what).await;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(

@@ -16,8 +16,17 @@ pub fn section<'t>(document: &'t str, heading: &str) -> &'t str {
         .split_once(&start)
         .unwrap_or_else(|| panic!("no section {heading:?}"));
     let rank = heading.find(' ').expect("a heading");
-    let ends = (1..=rank).filter_map(|rank| text.find(&format!("\n{} ", "#".repeat(rank))));
-    &text[..ends.min().unwrap_or(text.len())]
+    let (mut end, mut block) = (0, false);
+    for line in text.split_inclusive('\n') {
+        // A comment in a block of commands is no heading.
+        block ^= line.trim_start().starts_with("```");
+        let hashes = line.bytes().take_while(|&byte| byte == b'#').count();
+        if !block && (1..=rank).contains(&hashes) {
+            break;
+        }
+        end += line.len();
+    }
+    &text[..end]
 }
 
 /// The blocks of shell commands in a text, in their order.

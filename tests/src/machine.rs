@@ -1,15 +1,12 @@
 //! The machine of an operator: a small Debian with systemd and Podman, in a container of a real engine. The repository is
 //! on it, and the programs built here take the place of those that its commands would build.
 
-use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::process::Output;
 
 use tokio::process::Command;
 
-use crate::compose::{self, Lab, docker, output, root};
+use crate::compose::{self, Lab, docker, finished, output, root};
 
-/// How long a command may take while two cores do much else.
-const COMMAND: Duration = Duration::from_mins(2);
 /// Where the repository is on the machine, and its shell begins.
 const CLONE: &str = "/root/matrix2acrobits";
 
@@ -66,11 +63,7 @@ impl Machine {
         let mut shell = Command::new("docker");
         shell.args(["exec", "--workdir", CLONE, &self.name, "bash"]);
         shell.args(["-euo", "pipefail", "-c", commands]);
-        let shell = shell.stdin(Stdio::null()).kill_on_drop(true).output();
-        let output = tokio::time::timeout(COMMAND, shell).await;
-        output
-            .unwrap_or_else(|_| panic!("not within {COMMAND:?}: {commands}"))
-            .unwrap()
+        finished(&mut shell, commands).await
     }
 
     /// The same where the commands have to end well; gives what they print.

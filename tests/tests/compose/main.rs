@@ -1,5 +1,5 @@
 //! docker-compose.yml as it is, in a real engine: the production image, its settings and secrets, restarts,
-//! stops, and the demo as the README prints it; and docker-compose.postgres.yml on top of it.
+//! stops, the demo and the commands for operators as the documents print them; and docker-compose.postgres.yml on top of it.
 //!
 //! tests/run leaves this out, and says so, where there is no engine.
 #![expect(
@@ -9,6 +9,7 @@
     reason = "tests outside of #[test] functions; the figures are worth showing"
 )]
 
+mod operator;
 mod postgres;
 
 use std::fs;
@@ -57,6 +58,8 @@ async fn docker_compose_runs_the_services_and_the_demo() {
     service.with_demo(&["down"]).await;
     the_demo_works_as_printed(&lab).await;
     done("the demo");
+    operator::the_documents_commands_work_as_printed(&lab).await;
+    done("the operator's commands");
     postgres::two_of_each_lose_nothing_when_one_of_each_is_killed(&lab).await;
     done("PostgreSQL, two apis and two workers");
 }

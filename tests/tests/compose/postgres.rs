@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use matrix2acrobits_tests::compose::{IN_TIME, Lab, Stack, docker, root};
+use matrix2acrobits_tests::documents::{blocks, document, section};
 use matrix2acrobits_tests::eventually;
 use matrix2acrobits_tests::fixtures::{Phone, message};
 use matrix2acrobits_tests::http::{self, segment};
@@ -28,6 +30,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The services on ports of their own.
 struct Pair<'a> {
     stack: Stack<'a>,
+    folder: PathBuf,
     apis: [u16; 2],
     admins: BTreeMap<&'static str, u16>,
     client: Client,
@@ -42,12 +45,27 @@ struct Sent {
 }
 
 pub(crate) async fn two_of_each_lose_nothing_when_one_of_each_is_killed(lab: &Lab) {
-    let pair = Pair::of(lab);
+    let moved = phone("moved", 1);
+    let single = Pair::of(lab, &[]);
+    single
+        .stack
+        .compose(&["up", "--detach", "--no-build"])
+        .await;
+    single.is_ready("api").await;
+    single.enroll(&moved, 0).await;
+    let page = document("docs/operations/postgresql.md");
+
+    let pair = Pair::of(lab, &["docker-compose.postgres.yml"]);
+    let [_, move_it] = &blocks(section(&page, "## Move"))[..] else {
+        unreachable!("a dry run, and the move with compose: {page}");
+    };
+    pair.run(move_it).await;
     let up = ["--profile", "demo", "up", "--detach", "--no-build"];
     pair.stack.compose(&up).await;
     for service in ["api", "api-2", "worker", "worker-2"] {
         pair.is_ready(service).await;
     }
+    pair.pushers_are_set(&[moved]).await;
     let phones: Vec<_> = (1..=PHONES).map(|it| phone("flow", it)).collect();
     for (place, phone) in phones.iter().enumerate() {
         pair.enroll(phone, place % 2).await;
@@ -84,6 +102,8 @@ pub(crate) async fn two_of_each_lose_nothing_when_one_of_each_is_killed(lab: &La
     for service in ["api", "worker"] {
         pair.is_ready(service).await;
     }
+    pair.restores_a_dump(&page).await;
+    pair.upgrades(&page).await;
     pair.stack.compose(&["--profile", "demo", "down"]).await;
 }
 
@@ -92,7 +112,8 @@ fn phone(kind: &str, number: u32) -> Phone {
 }
 
 impl<'a> Pair<'a> {
-    fn of(lab: &'a Lab) -> Self {
+    /// With these files on top of docker-compose.yml.
+    fn of(lab: &'a Lab, more: &[&str]) -> Self {
         let apis = [free_port(), free_port()];
         let ports = [
             ("api", "API_ADMIN_PORT"),
@@ -112,10 +133,15 @@ impl<'a> Pair<'a> {
         let settings = lab.file("settings-of-postgres");
         fs::write(&settings, settings_with_secrets()).unwrap();
         env.insert("ENV_FILE".into(), settings.display().to_string());
-        let files = ["docker-compose.yml", "docker-compose.postgres.yml"];
-        let files = files.map(|name| root().join(name));
+        let files = [&["docker-compose.yml"], more].concat();
+        let files: Vec<_> = files.iter().map(|name| root().join(name)).collect();
+        let second: &[&str] = match more {
+            [] => &[],
+            _ => &["api-2", "worker-2"],
+        };
         Self {
-            stack: lab.stack("postgres", &files, &["api-2", "worker-2"], env),
+            stack: lab.stack("postgres", &files, second, env),
+            folder: lab.file("."),
             apis,
             admins: ports.iter().map(|&(name, _, port)| (name, port)).collect(),
             client: http::client(),
@@ -129,6 +155,56 @@ impl<'a> Pair<'a> {
             reply.is_ok_and(|reply| reply.status == 200)
         })
         .await;
+    }
+
+    /// Runs commands of the documents.
+    async fn run(&self, commands: &str) -> String {
+        self.stack.shell(&self.folder, commands).await
+    }
+
+    /// A phone that reports between the dump and its return is lost with the database; the others are not.
+    async fn restores_a_dump(&self, page: &str) {
+        let [dump, restore] = &blocks(section(page, "## Backup"))[..] else {
+            unreachable!("a dump and its return: {page}");
+        };
+        self.run(dump).await;
+        let late = phone("after-the-dump", 1);
+        self.enroll(&late, 0).await;
+        self.run(restore).await;
+        for service in ["api", "api-2", "worker", "worker-2"] {
+            self.is_ready(service).await;
+        }
+        let tokens = format!(
+            "http://127.0.0.1:{}/api/internal/push_tokens?limit=1000",
+            self.admins["api"]
+        );
+        let tokens = self.client.get(tokens).bearer_auth(ADMIN_TOKEN);
+        let phones = http::send(tokens)
+            .await
+            .expect_status(200)
+            .json()
+            .to_string();
+        let known = |phone: &Phone| phones.contains(&phone.selector);
+        assert!(
+            known(&phone("moved", 1)) && known(&phone("newest", 1)),
+            "{phones}"
+        );
+        assert!(!known(&late), "{phones}");
+    }
+
+    async fn upgrades(&self, page: &str) {
+        let [upgrade] = &blocks(section(page, "## Upgrade"))[..] else {
+            unreachable!("one line: {page}");
+        };
+        // "(`--wait` needs Compose 2)"
+        let mut upgrade = upgrade.clone();
+        if !self.stack.knows_wait().await {
+            upgrade = upgrade.replace(" --wait", "");
+        }
+        self.run(&upgrade).await;
+        for service in ["api", "api-2", "worker", "worker-2"] {
+            self.is_ready(service).await;
+        }
     }
 
     /// Maps and reports a phone at one of the apis.
