@@ -269,6 +269,40 @@ async fn who_may_not_chat_any_more_loses_the_pusher_at_the_next_report() {
     app.pushers_are(ALICE, &[]).await;
 }
 
+/// Phones that were imported, or that reported before the phones logged in, have no login yet.
+#[tokio::test]
+async fn who_may_not_chat_removes_nothing_that_is_not_theirs() {
+    let nethcti = nethcti().await;
+    let mut app = builder(&nethcti)
+        .api("REPORT_AUTH", "selector")
+        .start()
+        .await;
+    let bobs = Phone::new("bobs");
+    let unclaimed = Phone::new("unclaimed");
+    app.enroll(&[&bobs]).await;
+    app.report(&unclaimed.report()).await.expect_status(200);
+    app.pushers_are(BOB, &[&bobs]).await;
+    app.api_env.insert("REPORT_AUTH".into(), "nethcti".into());
+    app.start_api().await;
+
+    // Not in the list of chat users.
+    nethcti.account("carol", RIGHT, json!(true));
+    for phone in [&bobs, &unclaimed] {
+        let login = json!({"selector": phone.selector, "username": "carol", "password": RIGHT});
+        refused(app.report(&login).await);
+        refused(app.removal(&login).await);
+    }
+    app.settled().await;
+    app.pushers_are(BOB, &[&bobs]).await;
+    assert_eq!(app.database.count("push_tokens").await, 2);
+
+    // A mapping takes precedence over the login, so the row is Bob's until his own right to chat ends.
+    nethcti.remove_user("Bob");
+    refused(app.report(&by(&bobs, "bob", RIGHT)).await);
+    app.pushers_are(BOB, &[]).await;
+    assert_eq!(app.database.count("push_tokens").await, 1);
+}
+
 /// Field case 21.
 #[tokio::test]
 async fn passwords_are_taken_as_typed() {

@@ -332,17 +332,12 @@ async fn identify(app: &Reports, caller: Caller, fields: &Fields) -> Result<Repo
     Ok(from)
 }
 
-/// Forgets the tokens that these users, who may no longer chat, have reported for this selector.
+/// Forgets the tokens of these users, who may no longer chat, for this selector. Tokens of others stay, since the login
+/// proved no right to them.
 async fn forget(app: &Reports, selector: &Selector, users: &[UserId]) -> Result<(), ReportError> {
     for user in users {
-        let from = Reporter {
-            selector: selector.clone(),
-            device: None,
-            owner: Some(user.clone()),
-            strangers: false,
-        };
-        let removed = app.store.remove_account(from, None).await;
-        if let Saved::Done { changed: true, .. } = removed.map_err(ReportError::Store)? {
+        let removing = app.store.remove_of_user(selector.clone(), user.clone());
+        if removing.await.map_err(ReportError::Store)? > 0 {
             let selector = log_id(selector.as_str());
             tracing::info!(%selector, %user, "the user no longer has chat: tokens removed");
         }

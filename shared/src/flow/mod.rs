@@ -40,7 +40,7 @@ pub use mappings::{delete_mapping, put_mapping};
 pub use phones::{NamedPhone, PhoneListing, SilentCursor};
 pub use queue::{Claim, Claimed, Heartbeat, Held, Others};
 pub use queue::{beat, claim, give_up_suspects, kill_job, release};
-pub use removals::{forget_strangers, mark_dead, remove_account, remove_tokens};
+pub use removals::{forget_strangers, mark_dead, remove_account, remove_of_user, remove_tokens};
 pub use upkeep::{check_pushers, enqueue_pushers, renew_pushers};
 pub use views::{
     DeadLetter, GateReport, GateState, GateStatus, GateView, IdPage, JobListing, PushTarget,

@@ -55,6 +55,30 @@ pub async fn remove_account(
     })
 }
 
+/// Forgets the tokens of a selector that belong to this user, by the mapping or else by a login. Tokens of another user,
+/// and those that nobody has claimed yet, stay. Returns how many rows it deleted.
+pub async fn remove_of_user(
+    tx: &mut dyn Transaction,
+    selector: &Selector,
+    user: &UserId,
+) -> Result<usize> {
+    let selector = [selector.as_str()];
+    tx.lock_selectors(&selector).await?;
+    let mapped = mapped(tx, &selector).await?;
+    let mut phones = tx.phones(Phones::Selectors(&selector)).await?;
+    phones.retain(|phone| {
+        let holder = mapped.as_deref().or(phone.contents.owner.as_deref());
+        holder == Some(user.as_str())
+    });
+    forget(tx, &phones).await
+}
+
+/// The user to whom the operator mapped this selector.
+async fn mapped(tx: &mut dyn Transaction, selector: &[&str; 1]) -> Result<Option<String>> {
+    let mapping = tx.mappings(selector).await?.pop().flatten();
+    Ok(mapping.map(|mapping| mapping.user_id))
+}
+
 /// Forgets the tokens of one selector, or of the next `limit` rows after an id, for the operator. Returns how many rows
 /// it deleted and the last id.
 pub async fn remove_tokens(

@@ -292,6 +292,17 @@ impl Store {
             .await
     }
 
+    /// Forgets the tokens of a selector that belong to this user, by the mapping or else by a login. Returns how many rows
+    /// it deleted.
+    pub async fn remove_of_user(&self, selector: Selector, user: UserId) -> Result<usize> {
+        self.writer()
+            .write(move |tx| {
+                let (selector, user) = (selector.clone(), user.clone());
+                Box::pin(async move { flow::remove_of_user(tx, &selector, &user).await })
+            })
+            .await
+    }
+
     /// Forgets the tokens of one selector, or all tokens, for the operator. Returns how many rows it deleted.
     pub async fn remove_tokens(&self, selector: Option<Selector>) -> Result<usize> {
         let (mut removed, mut after) = (0, 0);
