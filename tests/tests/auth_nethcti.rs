@@ -398,6 +398,42 @@ async fn nobody_touches_another_users_selector() {
     app.pushers_are(ALICE, &[]).await;
 }
 
+/// A mapped phone that has not logged in yet, such as one that was imported.
+#[tokio::test]
+async fn nobody_removes_what_is_mapped_to_another_user() {
+    let nethcti = nethcti().await;
+    let mut app = builder(&nethcti)
+        .api("REPORT_AUTH", "selector")
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    app.api_env.insert("REPORT_AUTH".into(), "nethcti".into());
+    app.start_api().await;
+
+    let reply = app.removal(&by(&phone, "alice", RIGHT)).await;
+    assert_eq!(reply.expect_error(403).errcode(), "M_FORBIDDEN");
+    app.settled().await;
+    app.pushers_are(BOB, &[&phone]).await;
+    app.removal(&by(&phone, "bob", RIGHT))
+        .await
+        .expect_status(200);
+    app.pushers_are(BOB, &[]).await;
+
+    // A phone that has logged in belongs to that user for this purpose, whomever the operator has mapped it to.
+    app.report(&by(&phone, "alice", RIGHT))
+        .await
+        .expect_status(200);
+    app.removal(&by(&phone, "bob", RIGHT))
+        .await
+        .expect_error(403);
+    app.removal(&by(&phone, "alice", RIGHT))
+        .await
+        .expect_status(200);
+    assert_eq!(app.database.count("push_tokens").await, 0);
+}
+
 #[tokio::test]
 async fn a_mapping_outranks_the_login() {
     let nethcti = nethcti().await;

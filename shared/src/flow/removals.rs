@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Forgets the tokens of a phone, or of all phones with this selector if no phone is named, and has their pushers
-/// removed. If a `token` is named, phones that have another token by now stay.
+/// removed. If a `token` is named, phones that have another token by now stay. With a login, no phone of the selector may
+/// be another user's: by the login that it reported with, or else by the mapping.
 pub async fn remove_account(
     tx: &mut dyn Transaction,
     from: &Reporter,
@@ -25,13 +26,17 @@ pub async fn remove_account(
     let selector = [from.selector.as_str()];
     tx.lock_selectors(&selector).await?;
     let mut phones = tx.phones(Phones::Selectors(&selector)).await?;
-    let owner = from.owner.as_ref().map(UserId::as_str);
-    let another = |phone: &Phone| {
-        let claimed = phone.contents.owner.as_deref();
-        owner.is_some() && claimed.is_some() && claimed != owner
-    };
-    if phones.iter().any(another) {
-        return Ok(Saved::NotYours);
+    if let Some(owner) = from.owner.as_ref().map(UserId::as_str) {
+        let mapped = mapped(tx, &selector).await?;
+        // A login outranks the mapping here: the mapping may name a user who logs in under another name.
+        let holder = |phone: &Phone| phone.contents.owner.clone().or_else(|| mapped.clone());
+        if phones
+            .iter()
+            .filter_map(holder)
+            .any(|holder| holder != owner)
+        {
+            return Ok(Saved::NotYours);
+        }
     }
     let device = from.device.as_ref().map(|_| from.device());
     // None if we cannot compare.
