@@ -150,6 +150,10 @@ async fn who_may_chat_and_under_which_name() {
         ("91202", Value::Null, ALICE),
         ("mallory", Value::Null, ""),
         ("91203", json!(true), "@dave:example.org"),
+        // And so it does where the claim says neither yes nor no.
+        ("dave", json!({"read": true}), "@dave:example.org"),
+        ("203", json!("enabled"), "@dave:example.org"),
+        ("nina", json!(1), ""),
     ];
     nethcti.newer_user("dave", "203", &["91203"]);
     let app = start(&nethcti).await;

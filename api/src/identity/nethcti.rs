@@ -287,17 +287,18 @@ fn claims(token: &str) -> Map<String, Value> {
     payload(token).unwrap_or_default()
 }
 
-/// Whether the claims grant chat. None if they do not say.
+/// Whether the claims grant chat. None if they do not say, also by a value that we do not know: a refusal costs the
+/// user's pushers, and the list of chat users knows better.
 fn may_chat(claims: &Map<String, Value>) -> Option<bool> {
     let nested = || {
         let (group, name) = CHAT.split_once('.')?;
         claims.get(group)?.get(name)
     };
     match claims.get(CHAT).or_else(nested)? {
-        Value::Null => None,
         Value::Bool(granted) => Some(*granted),
-        Value::String(text) => Some(text.eq_ignore_ascii_case("true")),
-        _ => Some(false),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
     }
 }
 
@@ -382,9 +383,16 @@ mod tests {
             ),
             (r#"{"nethvoice_cti.chat":false}"#, Some(false)),
             (r#"{"nethvoice_cti.chat":"false"}"#, Some(false)),
-            (r#"{"nethvoice_cti.chat":1}"#, Some(false)),
+            (r#"{"nethvoice_cti.chat":"False"}"#, Some(false)),
             (r#"{"nethvoice_cti.chat":null}"#, None),
-            (r#"{"nethvoice_cti.chat":[true]}"#, Some(false)),
+            (r#"{"nethvoice_cti.chat":1}"#, None),
+            (r#"{"nethvoice_cti.chat":0}"#, None),
+            (r#"{"nethvoice_cti.chat":"1"}"#, None),
+            (r#"{"nethvoice_cti.chat":"yes"}"#, None),
+            (r#"{"nethvoice_cti.chat":""}"#, None),
+            (r#"{"nethvoice_cti.chat":[true]}"#, None),
+            (r#"{"nethvoice_cti.chat":{"read":true}}"#, None),
+            (r#"{"nethvoice_cti":{"chat":"enabled"}}"#, None),
             (
                 r#"{"nethvoice_cti.chat":false,"nethvoice_cti":{"chat":true}}"#,
                 Some(false),
