@@ -80,6 +80,7 @@ struct State {
     pushes: Vec<Push>,
     all: Option<Answer>,
     by_token: HashMap<String, Answer>,
+    by_selector: HashMap<String, Answer>,
 }
 
 impl Pnm {
@@ -132,6 +133,12 @@ impl Pnm {
         state.by_token.insert(token.to_owned(), answer);
     }
 
+    /// How it answers one account, whatever its token.
+    pub fn answer_for_selector(&self, selector: &str, answer: Answer) {
+        let mut state = self.state.lock().unwrap();
+        state.by_selector.insert(selector.to_owned(), answer);
+    }
+
     /// The pushes so far, whatever was answered.
     pub fn pushes(&self) -> Vec<Push> {
         self.state.lock().unwrap().pushes.clone()
@@ -160,8 +167,12 @@ fn record(state: &Mutex<State>, request: &Request) -> Answer {
         pushes,
         all,
         by_token,
+        by_selector,
     } = &mut *state;
-    let answer = next(by_token.get_mut(push.token()).or(all.as_mut()));
+    let selector = push.body["Selector"].as_str().unwrap_or_default();
+    let by_selector = by_selector.get_mut(selector);
+    let answer = by_selector.or(by_token.get_mut(push.token()));
+    let answer = next(answer.or(all.as_mut()));
     pushes.push(push);
     answer
 }

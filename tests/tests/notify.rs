@@ -393,6 +393,32 @@ async fn two_accounts_on_one_phone_are_told_apart_by_selector() {
     assert_eq!(got["DeviceToken"], json!("one-phone"));
 }
 
+/// The phone has lost one of its two apps.
+#[tokio::test]
+async fn a_pushkey_that_rings_for_one_device_is_not_rejected_for_another() {
+    let one = Phone::new("one").with_token("shared-token");
+    let mut other = Phone::new("other").with_token("shared-token").of(ALICE);
+    "com.example.other".clone_into(&mut other.app_id);
+    let app = with(&[&one, &other]).await;
+    app.pnm.answer_for_selector(&one.selector, Answer::Gone);
+    let both = [one.device(), other.device()];
+    for event in ["$1", "$2"] {
+        push(&app, &message(event, &both)).await;
+    }
+    assert_eq!(app.pnm.pushes_for(&one.token).len(), 3);
+    let metrics = send(app.admin_bare(Method::GET, "/metrics")).await.text;
+    for reason in ["pnm_token_gone", "dead_token"] {
+        let counted = format!("matrix2acrobits_rejections_total{{reason=\"{reason}\"}} 0");
+        assert!(metrics.contains(&counted), "{metrics}");
+    }
+    // The homeserver's own request for the pusher that is gone.
+    let reply = app
+        .notify(&message("$3", &[one.device()]))
+        .await
+        .expect_status(200);
+    assert_eq!(reply.json(), json!({"rejected": [one.token]}));
+}
+
 #[tokio::test]
 async fn an_event_reaches_a_pushkey_once() {
     let phones = ["a", "b"].map(Phone::new);

@@ -443,10 +443,12 @@ impl<T: TokenBook> Shared<T> {
         verdicts: &[Verdict],
     ) -> Result<Vec<String>, DeliveryError> {
         let answer = answer(&event.notification.devices, verdicts);
-        for verdict in verdicts {
+        for (device, verdict) in event.notification.devices.iter().zip(verdicts) {
             self.metrics.devices(outcome(verdict).0, 1);
-            // With another device in trouble the answer rejects nobody yet.
-            if let (Ok(Settled::Rejected(reason)), true) = (verdict, answer.is_ok()) {
+            // With another device in trouble the answer rejects nobody yet, and it may spare a pushkey.
+            if let (Ok(Settled::Rejected(reason)), Ok(rejected)) = (verdict, &answer)
+                && rejected.iter().any(|key| *key == device.pushkey)
+            {
                 self.metrics.rejection(*reason);
             }
         }

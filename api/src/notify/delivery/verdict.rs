@@ -161,6 +161,10 @@ impl fmt::Display for Others<'_> {
 }
 
 /// One device in trouble puts the whole request off: the retry skips those that were delivered.
+///
+/// A rejection names a pushkey and not a device, and the homeserver may drop every pusher with that pushkey. So a pushkey
+/// that rang, or may ring yet, for another device of the request is not rejected. A later notification for the device that
+/// PNM called gone rejects it alone.
 pub(super) fn answer(
     devices: &[Device<'_>],
     verdicts: &[Verdict],
@@ -176,6 +180,12 @@ pub(super) fn answer(
                 rejected.push(device.pushkey.clone().into_owned());
             }
             Ok(_) => {}
+        }
+    }
+    if !rejected.is_empty() && devices.len() > 1 {
+        let kept = |(_, verdict): &(_, &Verdict)| !matches!(verdict, Ok(Settled::Rejected(_)));
+        for (device, _) in devices.iter().zip(verdicts).filter(kept) {
+            rejected.retain(|key| *key != device.pushkey);
         }
     }
     let limited = limited.map(DeliveryError::Limited);
