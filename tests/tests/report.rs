@@ -247,6 +247,33 @@ async fn absent_and_unfilled_values_leave_what_is_stored() {
     assert_eq!(app.database.count("push_tokens").await, 1);
 }
 
+/// The template of the URL is right, and the one of the body has holes.
+#[tokio::test]
+async fn an_unfilled_placeholder_in_the_body_hides_no_value_of_the_query() {
+    let app = App::start().await;
+    let phone = Phone::seed();
+    let mut others = phone.report();
+    app.map(&phone.selector, BOB).await;
+    others["token_msgs"] = json!("another-phone");
+    others["device"] = json!("d2");
+    app.report(&others).await.expect_status(200);
+    let report = app.public(
+        Method::POST,
+        &format!("{REPORT}?token_msgs={}", phone.token),
+    );
+    let body = json!({"selector": phone.selector, "device": "d1",
+        "token_msgs": "%pushTokenOther%", "app_id_msgs": phone.app_id});
+    send(report.json(&body)).await.expect_status(200);
+    let both = [&phone, &phone.clone().with_token("another-phone")];
+    app.pushers_are(BOB, &both).await;
+
+    let removal = app.public(Method::POST, &format!("{REMOVAL}?device=d1"));
+    let body = json!({"selector": phone.selector, "device": "%installid%"});
+    send(removal.json(&body)).await.expect_status(200);
+    app.pushers_are(BOB, &both[1..]).await;
+    assert_eq!(app.database.count("push_tokens").await, 1);
+}
+
 #[tokio::test]
 async fn an_empty_token_clears_it_and_removes_the_pusher() {
     let app = App::start().await;

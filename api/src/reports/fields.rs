@@ -92,15 +92,14 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Reads the query string and the body. A field in the body takes precedence over the query's.
+    /// Reads the query string and the body. A field in the body takes precedence over the query's, however each of them
+    /// spells it. A placeholder that the app did not fill gives way to a value anywhere else.
     pub(crate) fn read(
         query: Option<&str>,
         content_type: Option<&str>,
         body: &[u8],
     ) -> Result<Self, FieldError> {
-        let mut values = Values::of(&KNOWN);
-        values.add_body(content_type, body)?;
-        values.add_form(query.unwrap_or_default().as_bytes());
+        let values = Values::read(&KNOWN, query, content_type, body)?;
         let selector = match values.field(SELECTOR, Selector::parse)? {
             Field::Set(selector) => selector,
             Field::Absent | Field::Clear => return Err(FieldError::NoSelector),
@@ -141,9 +140,7 @@ impl ReceiptFields {
         content_type: Option<&str>,
         body: &[u8],
     ) -> Result<Self, FieldError> {
-        let mut values = Values::of(&KNOWN_OF_RECEIPTS);
-        values.add_body(content_type, body)?;
-        values.add_form(query.unwrap_or_default().as_bytes());
+        let values = Values::read(&KNOWN_OF_RECEIPTS, query, content_type, body)?;
         let phone = NamedPhone {
             selector: values.given(SELECTOR, Selector::parse)?,
             device: values.given(DEVICE, Device::parse)?,
@@ -165,53 +162,69 @@ impl ReceiptFields {
     }
 }
 
-/// The values of the fields that we know, by the spellings above, and the names of all fields.
+/// The values of the fields that we know, by the spellings above.
+type Known<'a> = HashMap<&'static str, Cow<'a, str>>;
+
+/// What the body and the query string hold, and the names of all fields.
 struct Values<'a> {
     fields: &'static [Names],
-    known: HashMap<&'static str, Cow<'a, str>>,
+    body: Known<'a>,
+    query: Known<'a>,
     names: Vec<String>,
 }
 
 impl<'a> Values<'a> {
-    /// For these fields, without values yet.
-    fn of(fields: &'static [Names]) -> Self {
-        Self {
+    fn read(
+        fields: &'static [Names],
+        query: Option<&'a str>,
+        content_type: Option<&str>,
+        body: &'a [u8],
+    ) -> Result<Self, FieldError> {
+        let mut values = Self {
             fields,
-            known: HashMap::new(),
+            body: Known::new(),
+            query: Known::new(),
             names: Vec::new(),
-        }
+        };
+        values.body = values.read_body(content_type, body)?;
+        values.query = values.read_form(query.unwrap_or_default().as_bytes());
+        Ok(values)
     }
 
     /// Decides by the body and not by its declared type, because templates and `curl -d` often declare the wrong one.
-    fn add_body(&mut self, content_type: Option<&str>, body: &'a [u8]) -> Result<(), FieldError> {
+    fn read_body(
+        &mut self,
+        content_type: Option<&str>,
+        body: &'a [u8],
+    ) -> Result<Known<'a>, FieldError> {
         let declared_json =
             content_type.is_some_and(|text| text.to_ascii_lowercase().contains("json"));
         match body.trim_ascii() {
-            b"" => Ok(()),
-            json if json[0] == b'{' || declared_json => self.add_json(json),
+            b"" => Ok(Known::new()),
+            json if json[0] == b'{' || declared_json => self.read_json(json),
             _ => {
                 // Line ends come from files. A space at the end may belong to a password.
                 let ends = |byte: &u8| !matches!(byte, b'\r' | b'\n');
                 let end = body.iter().rposition(ends).map_or(0, |last| last + 1);
-                self.add_form(body[..end].trim_ascii_start());
-                Ok(())
+                Ok(self.read_form(body[..end].trim_ascii_start()))
             }
         }
     }
 
-    fn add_json(&mut self, body: &[u8]) -> Result<(), FieldError> {
+    fn read_json(&mut self, body: &[u8]) -> Result<Known<'a>, FieldError> {
         let value: serde_json::Value =
             serde_json::from_slice(body).map_err(|_| FieldError::NotJson)?;
         let serde_json::Value::Object(object) = value else {
             return Err(FieldError::NotAnObject);
         };
+        let mut found = Known::new();
         for (name, value) in object {
             self.note(&name);
             let known = spelling(self.fields, &name);
             match value {
                 serde_json::Value::String(text) => {
-                    if let Some((_, known)) = known {
-                        self.known.entry(known).or_insert(text.into());
+                    if let Some(known) = known {
+                        keep(&mut found, known, text.into());
                     }
                 }
                 serde_json::Value::Null => {}
@@ -225,10 +238,11 @@ impl<'a> Values<'a> {
                 }
             }
         }
-        Ok(())
+        Ok(found)
     }
 
-    fn add_form(&mut self, form: &'a [u8]) {
+    fn read_form(&mut self, form: &'a [u8]) -> Known<'a> {
+        let mut found = Known::new();
         for pair in form.split(|byte| *byte == b'&') {
             for (name, value) in form_urlencoded::parse(pair) {
                 let value = unfilled(pair).map_or(value, Cow::Borrowed);
@@ -238,11 +252,12 @@ impl<'a> Values<'a> {
                 if known.is_some() || !value.is_empty() {
                     self.note(name);
                 }
-                if let Some((_, known)) = known {
-                    self.known.entry(known).or_insert(value);
+                if let Some(known) = known {
+                    keep(&mut found, known, value);
                 }
             }
         }
+        found
     }
 
     fn note(&mut self, name: &str) {
@@ -254,23 +269,16 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// The value of the first spelling that has one. Otherwise an empty value if there is one, or none.
+    /// The value in the body, or else in the query string.
     fn get(&self, names: Names) -> Option<&str> {
-        let mut given = names.iter().filter_map(|name| {
-            let value = self.known.get(*name)?.trim();
-            (!is_placeholder(value)).then_some(value)
-        });
-        let first = given.next()?;
-        if first.is_empty() {
-            return Some(given.find(|value| !value.is_empty()).unwrap_or(first));
-        }
-        Some(first)
+        value(&self.body, names).or_else(|| value(&self.query, names))
     }
 
     /// The password as typed, because spaces and percent signs may belong to it.
     fn password(&self) -> Result<Option<Secret>, FieldError> {
         let [name] = PASSWORD else { return Ok(None) };
-        let typed = self.known.get(name).filter(|typed| !typed.is_empty());
+        let typed = self.body.get(name).or_else(|| self.query.get(name));
+        let typed = typed.filter(|typed| !typed.is_empty());
         if typed.is_some_and(|typed| is_broken(typed)) {
             return Err(FieldError::NotUtf8(name));
         }
@@ -286,10 +294,7 @@ impl<'a> Values<'a> {
         match self.get(names) {
             None => Ok(Field::Absent),
             Some("") => Ok(Field::Clear),
-            Some(value) if is_broken(value) => Err(FieldError::NotUtf8(names[0])),
-            Some(value) => parse(value)
-                .map(Field::Set)
-                .map_err(|error| FieldError::Invalid(names[0], error)),
+            Some(value) => checked(names, value, parse).map(Field::Set),
         }
     }
 
@@ -299,11 +304,40 @@ impl<'a> Values<'a> {
         names: Names,
         parse: impl Fn(&str) -> Result<T, IdError>,
     ) -> Result<Option<T>, FieldError> {
-        Ok(match self.field(names, parse)? {
-            Field::Set(value) => Some(value),
-            Field::Absent | Field::Clear => None,
-        })
+        let values = [&self.body, &self.query].map(|known| value(known, names));
+        let given = values.into_iter().flatten().find(|value| !value.is_empty());
+        given.map(|value| checked(names, value, parse)).transpose()
     }
+}
+
+/// Keeps the first value of a spelling. A placeholder that the app did not fill is no value, except in a password.
+fn keep<'a>(found: &mut Known<'a>, (names, known): (Names, &'static str), value: Cow<'a, str>) {
+    if names == PASSWORD || !is_placeholder(value.trim()) {
+        found.entry(known).or_insert(value);
+    }
+}
+
+/// The value of the first spelling that has one. Otherwise an empty value if there is one, or none.
+fn value<'a>(known: &'a Known<'_>, names: Names) -> Option<&'a str> {
+    let mut given = names
+        .iter()
+        .filter_map(|name| Some(known.get(name)?.trim()));
+    let first = given.next()?;
+    if first.is_empty() {
+        return Some(given.find(|value| !value.is_empty()).unwrap_or(first));
+    }
+    Some(first)
+}
+
+fn checked<T>(
+    names: Names,
+    value: &str,
+    parse: impl Fn(&str) -> Result<T, IdError>,
+) -> Result<T, FieldError> {
+    if is_broken(value) {
+        return Err(FieldError::NotUtf8(names[0]));
+    }
+    parse(value).map_err(|error| FieldError::Invalid(names[0], error))
 }
 
 /// The field that a name means, and the known spelling. Some templates differ only in upper and lower case.
@@ -491,6 +525,40 @@ mod tests {
         assert_eq!(both.selector.as_str(), "b");
         assert_eq!(both.token_msgs, key("q"));
         assert_eq!(form(r#" {"selector":"s"}"#).unwrap().selector.as_str(), "s");
+        // In any spelling.
+        let other = Fields::read(
+            Some("token_msgs=old&appid_calls=old"),
+            None,
+            b"selector=s&pushTokenOther=new&app_id_calls=",
+        )
+        .unwrap();
+        assert_eq!(other.token_msgs, key("new"));
+        assert_eq!(other.app_id_calls, Field::Clear);
+        // For a phone's name, empty means absent.
+        let named = Fields::read(Some("device=d1"), None, b"selector=s&installid=").unwrap();
+        assert_eq!(named.device.unwrap().as_str(), "d1");
+    }
+
+    #[test]
+    fn an_unfilled_placeholder_hides_no_value() {
+        let read = |query, body: &str| Fields::read(Some(query), None, body.as_bytes()).unwrap();
+        for (query, body) in [
+            ("token_msgs=q", "selector=s&token_msgs=%pushTokenOther%"),
+            ("token_msgs=q", "selector=s&pushToken=%25pushTokenOther%25"),
+            ("token_msgs=q", r#"{"selector":"s","token_msgs":"%x%"}"#),
+            ("", "selector=s&token_msgs=%pushTokenOther%&token_msgs=q"),
+            ("token_msgs=%x%&token_msgs=q", "selector=s"),
+        ] {
+            assert_eq!(read(query, body).token_msgs, key("q"), "{query} {body}");
+        }
+        let removal = read("device=d1", "selector=s&device=%installid%");
+        assert_eq!(removal.device.unwrap().as_str(), "d1");
+        let login = read(
+            "username=bob&password=query",
+            "selector=s&username=%account[cloud_username]%&password=%typed%",
+        );
+        assert_eq!(login.username.as_deref(), Some("bob"));
+        assert_eq!(login.password.unwrap().expose(), "%typed%");
     }
 
     /// Field case 9.
