@@ -91,18 +91,17 @@ fn caption<'a>(content: &'a Content<'_>) -> Option<&'a str> {
     (body != filename).then_some(body)
 }
 
-/// The body without what older clients quote in a reply: lines that begin with `> `, and the empty line behind them.
+/// The body without what older clients quote in a reply: lines that begin with `> `, and the empty line behind them. The
+/// first of them names who is quoted (Matrix 1.12, "Fallbacks for rich replies"). Other quotes are the sender's own words.
 fn own_text<'a>(content: &'a Content<'_>) -> &'a str {
     let body = content.body.as_deref().unwrap_or_default();
-    if !content.reply {
+    let quotes = ["> <@", "> * <@"];
+    if !content.reply || !quotes.iter().any(|quote| body.starts_with(quote)) {
         return body;
     }
     let mut rest = body;
     while rest.starts_with("> ") || rest == ">" || rest.starts_with(">\n") {
         rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
-    }
-    if rest.len() == body.len() {
-        return body;
     }
     rest.trim_start_matches(['\n', '\r'])
 }
@@ -135,6 +134,8 @@ mod tests {
     fn every_kind_of_message_has_words() {
         let texts = Texts::english();
         let reply = json!({"m.in_reply_to": {"event_id": "$o"}});
+        let thread = json!({"rel_type": "m.thread", "event_id": "$r", "is_falling_back": true,
+            "m.in_reply_to": {"event_id": "$o"}});
         let file = |kind: &str| message(&json!({"msgtype": kind, "body": "IMG_1.jpg"}));
         let voice = json!({"msgtype": "m.audio", "body": "v.ogg", "org.matrix.msc3245.voice": {}});
         let caption = json!({"msgtype": "m.image", "body": "Our cat", "filename": "IMG_1.jpg"});
@@ -160,6 +161,25 @@ mod tests {
             (
                 message(&json!({"msgtype": "m.text", "body": "plain", "m.relates_to": reply})),
                 "plain",
+            ),
+            (
+                message(
+                    &json!({"msgtype": "m.text", "body": "> * <@a:x> waves\n\nnew", "m.relates_to": reply}),
+                ),
+                "new",
+            ),
+            // A quote of the sender's own in a reply or a thread.
+            (
+                message(
+                    &json!({"msgtype": "m.text", "body": "> my own quote only", "m.relates_to": reply}),
+                ),
+                "> my own quote only",
+            ),
+            (
+                message(
+                    &json!({"msgtype": "m.text", "body": "> by hand\n\nI agree", "m.relates_to": thread}),
+                ),
+                "> by hand\n\nI agree",
             ),
             (
                 message(
