@@ -263,14 +263,17 @@ async fn the_go_proxys_tokens_are_taken_over_with_their_pushers() {
     let app = App::start().await;
     let folder = folder();
     let path: PathBuf = folder.path().join("push_tokens.db");
-    let (a, b) = (Phone::new("a"), Phone::new("b").of(ALICE));
+    let a = Phone::new("a").with_token("APA91b+a/==");
+    let b = Phone::new("b").of(ALICE);
     let (newer, stray) = (Phone::new("newer"), Phone::new("stray").of(MALLORY));
+    // The app did not escape the plus, so the Go proxy read a space.
+    let spaced = a.clone().with_token("APA91b a/==");
     // This phone has reported here since; its old token must not come back.
     app.enroll(&[&newer]).await;
     let was = newer.clone().with_token("APA91b-newer-old");
     let long = "x".repeat(513);
     let rows = [
-        Old::of(&a, LONG_AGO),
+        Old::of(&spaced, LONG_AGO),
         Old::of(&b, FAR_AHEAD),
         Old::of(&was, LONG_AGO),
         Old::of(&stray, "unreadable"),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use matrix2acrobits_shared::{
-    ids::{AppId, IdError, Pushkey, Selector},
+    ids::{AppId, IdError, Selector},
     process::{
         output::{Lines, print},
         settings::SettingError,
@@ -19,7 +19,7 @@ use matrix2acrobits_store::go_proxy::{GoProxyDatabase, GoProxyRow};
 use super::{mappings, servers::Servers, tally::Tally};
 use crate::{
     cli::{Cli, Failure, open_import},
-    reports::fields::is_placeholder,
+    reports::fields::{self, is_placeholder},
 };
 
 /// From where.
@@ -111,9 +111,9 @@ fn token(row: &GoProxyRow) -> Result<TokenRow, String> {
             owner: None,
             strangers: true,
         },
-        token_msgs: field("token_msgs", &row.token_msgs, Pushkey::parse)?,
+        token_msgs: field("token_msgs", &row.token_msgs, fields::token)?,
         app_id_msgs: field("appid_msgs", &row.app_id_msgs, AppId::parse)?,
-        token_calls: field("token_calls", &row.token_calls, Pushkey::parse)?,
+        token_calls: field("token_calls", &row.token_calls, fields::token)?,
         app_id_calls: field("appid_calls", &row.app_id_calls, AppId::parse)?,
     };
     if report.token_msgs == Field::Absent && report.token_calls == Field::Absent {

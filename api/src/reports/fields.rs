@@ -370,7 +370,7 @@ fn unfilled(pair: &[u8]) -> Option<&str> {
 }
 
 /// A token. Tokens have no spaces, so a space inside one is a `+` that was not escaped.
-fn token(value: &str) -> Result<Pushkey, IdError> {
+pub(crate) fn token(value: &str) -> Result<Pushkey, IdError> {
     Pushkey::parse(&value.replace(' ', "+"))
 }
 
