@@ -88,9 +88,14 @@ async fn a_call_that_rings_no_more_is_not_pushed() {
         push(&app, &phone, "$over", &call(1_000_000_000_000)).await,
         None
     );
-    // By a clock that is ahead of ours.
+    let said = app.api().log_lines("a call that rings no more");
+    assert!(said.len() == 1 && said[0].contains("age_s="), "{said:?}");
+    // By a clock that is ahead of ours, and by one that is late.
     let later = call(9_000_000_000_000);
     assert!(push(&app, &phone, "$rings", &later).await.is_some());
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let late = call(u64::try_from(now.as_millis()).unwrap() - 31_000);
+    assert!(push(&app, &phone, "$late", &late).await.is_some());
     let counted = r#"matrix2acrobits_notify_devices_total{outcome="call_over"} 1"#;
     assert!(metrics(&app).await.contains(counted));
 }

@@ -389,8 +389,8 @@ impl<T: TokenBook> Shared<T> {
             Some(Ok(place)) => Some(place),
             None => None,
         };
-        if words::is_over(event.notification, self.rules.clock.unix_millis()) {
-            return Ok(Settled::CallOver);
+        if let Some(age) = words::over(event.notification, self.rules.clock.unix_millis()) {
+            return Ok(Settled::CallOver(age));
         }
         self.forget_badge(target);
         let extensions = self.rules.extensions.as_ref().map(Extensions::list);

@@ -24,8 +24,8 @@ pub(crate) enum Settled {
     Delivered,
     Duplicate,
     BadMessage,
-    /// A call that rings no more: the push would come too late.
-    CallOver,
+    /// A call that rings no more: the push would come too late. It began that long ago.
+    CallOver(Duration),
     Rejected(Reason),
 }
 
@@ -72,6 +72,20 @@ pub(super) fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
     };
     match severity(verdict) {
         Severity::Well => {}
+        Severity::TooLate => {
+            let age = match verdict {
+                Ok(Settled::CallOver(age)) => Some(age.as_secs()),
+                _ => None,
+            };
+            tracing::info!(
+                reason,
+                %pushkey,
+                event_id,
+                age_s = age,
+                others,
+                "a call that rings no more: not pushed"
+            );
+        }
         Severity::Rejected => {
             tracing::info!(reason, %pushkey, event_id, others, times, "rejected");
         }
@@ -111,6 +125,7 @@ fn seldom(reason: &str) -> Option<&'static Seldom> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Severity {
     Well,
+    TooLate,
     Rejected,
     Dropped,
     PutOff,
@@ -118,7 +133,8 @@ enum Severity {
 
 fn severity(verdict: &Verdict) -> Severity {
     match verdict {
-        Ok(Settled::Delivered | Settled::Duplicate | Settled::CallOver) => Severity::Well,
+        Ok(Settled::Delivered | Settled::Duplicate) => Severity::Well,
+        Ok(Settled::CallOver(_)) => Severity::TooLate,
         Ok(Settled::Rejected(_)) => Severity::Rejected,
         Ok(Settled::BadMessage) => Severity::Dropped,
         Err(_) => Severity::PutOff,
@@ -131,7 +147,7 @@ pub(super) fn outcome(verdict: &Verdict) -> (DeviceOutcome, &'static str) {
         Ok(Settled::Delivered) => (DeviceOutcome::Delivered, "delivered"),
         Ok(Settled::Duplicate) => (DeviceOutcome::Duplicate, "duplicate"),
         Ok(Settled::BadMessage) => (DeviceOutcome::Dropped, "bad_message"),
-        Ok(Settled::CallOver) => (DeviceOutcome::CallOver, "call_over"),
+        Ok(Settled::CallOver(_)) => (DeviceOutcome::CallOver, "call_over"),
         Ok(Settled::Rejected(reason)) => (DeviceOutcome::Rejected, reason.as_str()),
         Err(Fault::Retry(reason)) => (DeviceOutcome::Retry, reason),
         Err(Fault::Unavailable(reason)) => (DeviceOutcome::Unavailable, reason),

@@ -1,6 +1,6 @@
 //! What a push says: the event's own text, or words for what has none.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use super::translate::{MAX_ID_BYTES, cut, id, present};
 use crate::notify::{
@@ -10,6 +10,9 @@ use crate::notify::{
 
 /// The longest that a call may ring, in milliseconds; MSC4075 lets clients ignore a longer lifetime.
 const LONGEST_CALL: u64 = 120_000;
+/// By how much the caller's clock may differ from ours, in milliseconds; MSC4075 takes a `sender_ts` that differs by up to
+/// 20 s from the homeserver's time.
+const CLOCKS_DIFFER: u64 = 20_000;
 
 /// The text of a push; none where there is nothing to say.
 pub(crate) fn say<'a>(it: &'a Notification<'_>, texts: &'a Texts) -> Option<Cow<'a, str>> {
@@ -33,17 +36,16 @@ fn room<'a>(it: &'a Notification<'_>) -> Option<&'a str> {
     present(it.room_name.as_deref()).map(|name| cut(name, MAX_ID_BYTES))
 }
 
-/// Whether the event is a call that rings no more at `now`, in milliseconds since 1970.
-pub(crate) fn is_over(it: &Notification<'_>, now: u64) -> bool {
-    let Some(begun) = it.content.sender_ts.filter(|_| it.is_call()) else {
-        return false;
-    };
+/// How long ago a call began, if the event is one that rings no more at `now`, in milliseconds since 1970.
+pub(crate) fn over(it: &Notification<'_>, now: u64) -> Option<Duration> {
+    let begun = it.content.sender_ts.filter(|_| it.is_call())?;
     let rings = it
         .content
         .lifetime
         .unwrap_or(LONGEST_CALL)
         .min(LONGEST_CALL);
-    begun.saturating_add(rings) < now
+    let age = now.saturating_sub(begun);
+    (age > rings + CLOCKS_DIFFER).then(|| Duration::from_millis(age))
 }
 
 fn what<'a>(it: &'a Notification<'_>, texts: &'a Texts) -> Cow<'a, str> {
@@ -307,26 +309,24 @@ mod tests {
             let body = json!({"notification": {"event_id": "$e", "type": kind, "content": content,
                 "devices": [{"app_id": "a", "pushkey": "k"}]}});
             let body = body.to_string();
-            is_over(&Notification::parse(body.as_bytes()).unwrap(), now)
+            over(&Notification::parse(body.as_bytes()).unwrap(), now)
         };
+        let age = |ms| Some(Duration::from_millis(ms));
         let rings = json!({"sender_ts": 1_000_000, "lifetime": 30_000});
         let rtc = "m.rtc.notification";
-        assert!(!over(rtc, rings.clone(), 1_030_000));
-        assert!(over(rtc, rings.clone(), 1_030_001));
-        assert!(over(
-            "org.matrix.msc4075.rtc.notification",
-            rings.clone(),
-            1_030_001
-        ));
+        assert_eq!(over(rtc, rings.clone(), 1_030_000), None);
+        // The caller's clock may be late by 20 s.
+        assert_eq!(over(rtc, rings.clone(), 1_050_000), None);
+        assert_eq!(over(rtc, rings.clone(), 1_050_001), age(50_001));
+        let unstable = "org.matrix.msc4075.rtc.notification";
+        assert_eq!(over(unstable, rings.clone(), 1_050_001), age(50_001));
         // A clock that is ahead, no time, no lifetime, and one that is longer than any call rings.
-        assert!(!over(rtc, rings.clone(), 900_000));
-        assert!(!over(rtc, json!({"lifetime": 30_000}), u64::MAX));
-        assert!(over(rtc, json!({"sender_ts": 1}), 120_002));
-        assert!(over(
-            rtc,
-            json!({"sender_ts": 1, "lifetime": u64::MAX}),
-            120_002
-        ));
-        assert!(!over("m.room.message", rings, u64::MAX));
+        assert_eq!(over(rtc, rings.clone(), 900_000), None);
+        assert_eq!(over(rtc, json!({"lifetime": 30_000}), u64::MAX), None);
+        assert_eq!(over(rtc, json!({"sender_ts": 1}), 140_001), None);
+        assert_eq!(over(rtc, json!({"sender_ts": 1}), 140_002), age(140_001));
+        let forever = json!({"sender_ts": 1, "lifetime": u64::MAX});
+        assert_eq!(over(rtc, forever, 140_002), age(140_001));
+        assert_eq!(over("m.room.message", rings, u64::MAX), None);
     }
 }
