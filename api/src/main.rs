@@ -14,6 +14,7 @@ mod metrics;
 mod notify;
 mod openapi;
 mod operator;
+mod repeats;
 mod reports;
 mod settings;
 mod startup;

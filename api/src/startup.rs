@@ -39,6 +39,7 @@ use crate::{
         trust::{self, Trust},
     },
     operator::{Changes, Operator, canary::Canary, push_test::Tester, servers::Servers},
+    repeats::Repeats,
     reports::{Reports, receipts::Receipts, tokenless::Tokenless, upkeep::Upkeep},
     settings::Settings,
 };
@@ -71,13 +72,15 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     let admin_listener = bind("ADMIN_LISTEN_ADDR", admin_addr).await?;
     let store = Store::open(&database, Role::Ahead, Clock::system()).await?;
     let stop = shutdown::on_signals().map_err(Failure::other)?;
+    let repeats = Arc::new(Repeats::new(Instant::now()));
+    let tokens = Tokens::new(store.clone(), repeats.clone());
     let Pushes {
         deliverer,
         deliveries,
         answers,
         journal,
         tester,
-    } = pushes(&settings, &store, auth.extensions(), &stop).await?;
+    } = pushes(&settings, tokens, &store, auth.extensions(), &stop).await?;
     let upkeep = Arc::new(Upkeep::default());
     store
         .vital()
@@ -122,6 +125,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
             auth: auth.clone(),
             tokenless,
             upkeep,
+            repeats,
             bodies: bodies.clone(),
         },
         Receipts::new(auth.clone(), journal.clone(), bodies.clone()),
@@ -203,11 +207,11 @@ struct Pushes {
 /// Makes these parts, and starts their tasks.
 async fn pushes(
     settings: &Settings,
+    tokens: Tokens,
     store: &Store,
     extensions: Option<Extensions>,
     stop: &CancellationToken,
 ) -> Result<Pushes, Failure> {
-    let tokens = Tokens::new(store.clone());
     let (url, timeout) = (&settings.pnm_url, settings.pnm_timeout);
     let pnm = PnmClient::new(url, timeout, &settings.outgoing).map_err(Failure::other)?;
     let pnm = Arc::new(pnm);

@@ -42,6 +42,8 @@ pub enum Answer {
     Text(u16, &'static str),
     /// Sent, after this many milliseconds.
     Slow(u64),
+    /// The token is gone, said after this many milliseconds.
+    SlowGone(u64),
     /// No answer, ever.
     Hang,
     /// The connection is closed without an answer.
@@ -209,6 +211,10 @@ async fn give(answer: Answer) -> Option<Response> {
         Answer::Slow(ms) => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             code(200, 200, "OK")
+        }
+        Answer::SlowGone(ms) => {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            code(200, 404, "Not registered")
         }
         Answer::Hang => std::future::pending().await,
         Answer::Reset | Answer::ResetOnce | Answer::Refuse => return None,

@@ -7,6 +7,7 @@ use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{Phone, message};
 use matrix2acrobits_tests::http::send;
 use matrix2acrobits_tests::pnm::Answer;
+use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
 use serde_json::json;
 
@@ -196,6 +197,33 @@ async fn a_dead_token_is_rejected_until_the_phone_reports_again() {
         .expect_status(200);
     assert_eq!(reply.json(), json!({"rejected": []}));
     assert_eq!(app.pnm.pushes().len(), 2);
+}
+
+/// The report changes nothing, so the row does not show that the phone is there.
+#[tokio::test]
+async fn a_phone_that_reports_while_pnm_calls_its_token_gone_stays() {
+    let app = api().await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pnm.answer_for(&phone.token, Answer::SlowGone(2000));
+    let body = message("$1", &[phone.device()]);
+    let reported = async {
+        eventually(SOON, "PNM was asked", async || !app.pnm.pushes().is_empty()).await;
+        app.report(&phone.report()).await.expect_status(200);
+    };
+    let (reply, ()) = tokio::join!(app.notify(&body), reported);
+    reply.expect_error(502);
+    app.pnm.answer_for(&phone.token, Answer::Ok);
+    let reply = app.notify(&body).await.expect_status(200);
+    assert_eq!(reply.json(), json!({"rejected": []}));
+    assert_eq!(app.pnm.pushes().len(), 2);
+    // PNM, asked after the report, is believed.
+    app.pnm.answer_for(&phone.token, Answer::Gone);
+    let reply = app
+        .notify(&message("$2", &[phone.device()]))
+        .await
+        .expect_status(200);
+    assert_eq!(reply.json(), json!({"rejected": [phone.token]}));
 }
 
 #[tokio::test]

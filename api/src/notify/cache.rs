@@ -6,9 +6,12 @@
 //! When it may have missed changes, what it holds is not thrown away but outdated: the database is asked again, and
 //! where it does not answer, an outdated row still rings its phone.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use matrix2acrobits_shared::{
@@ -24,7 +27,10 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle},
 };
 
-use crate::keyed_hash::{GROUPS, Hashed, KeyedHash};
+use crate::{
+    keyed_hash::{GROUPS, Hashed, KeyedHash},
+    repeats::Repeats,
+};
 
 /// What the cache may weigh, in bytes: about 800,000 tokens.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -53,7 +59,7 @@ pub(crate) enum Lookup {
 pub(crate) enum MarkedDead {
     /// It counts as dead until its phone reports.
     Marked,
-    /// Its phone has reported since the lookup.
+    /// Its phone has reported since PNM was asked.
     ReportedSince,
 }
 
@@ -119,6 +125,7 @@ pub(crate) struct Tokens(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Store,
+    repeats: Arc<Repeats>,
     found: Founds,
     hash: KeyedHash,
     /// Counts how often all that was remembered became doubtful.
@@ -130,9 +137,10 @@ struct Inner {
 }
 
 impl Tokens {
-    pub(crate) fn new(store: Store) -> Self {
+    pub(crate) fn new(store: Store, repeats: Arc<Repeats>) -> Self {
         let inner = Arc::new(Inner {
             store,
+            repeats,
             found: cache(CACHE_BYTES),
             hash: KeyedHash::random(),
             age: AtomicU32::new(0),
@@ -215,12 +223,18 @@ impl Tokens {
         hashed.quarter()
     }
 
-    /// Remembers that PNM called this token gone. `pushed_to` is the selector that the pusher carries.
+    /// Remembers that PNM, which was asked at `asked`, called this token gone. `pushed_to` is the selector that the pusher
+    /// carries.
     pub(crate) async fn mark_dead(
         &self,
         target: &PushTarget,
         pushed_to: Option<&str>,
+        asked: Instant,
     ) -> Result<MarkedDead, StoreError> {
+        // The database knows only of reports that changed something.
+        if self.0.repeats.reported_since(target.row_id, asked) {
+            return Ok(MarkedDead::ReportedSince);
+        }
         let marked = self.0.store.mark_dead(target, pushed_to).await?;
         Ok(if marked {
             MarkedDead::Marked

@@ -67,12 +67,13 @@ pub(crate) trait TokenBook: Send + Sync + 'static {
         selector: Option<&str>,
     ) -> impl Future<Output = Result<Lookup, StoreError>> + Send;
 
-    /// Remembers that a token is gone until its phone reports again. `pushed_to` is the selector that the
-    /// homeserver's pusher carries.
+    /// Remembers that a token is gone until its phone reports again, unless it has since PNM was `asked`. `pushed_to` is the
+    /// selector that the homeserver's pusher carries.
     fn mark_dead(
         &self,
         target: &PushTarget,
         pushed_to: Option<&str>,
+        asked: std::time::Instant,
     ) -> impl Future<Output = Result<MarkedDead, StoreError>> + Send;
 }
 
@@ -90,8 +91,9 @@ impl TokenBook for Tokens {
         &self,
         target: &PushTarget,
         pushed_to: Option<&str>,
+        asked: std::time::Instant,
     ) -> Result<MarkedDead, StoreError> {
-        Self::mark_dead(self, target, pushed_to).await
+        Self::mark_dead(self, target, pushed_to, asked).await
     }
 }
 
@@ -415,7 +417,7 @@ impl<T: TokenBook> Shared<T> {
             // First the memory, then the answer: the homeserver forgets the pusher for good.
             Outcome::TokenGone => {
                 let pushed_to = device.selector.as_deref();
-                match self.tokens.mark_dead(target, pushed_to).await {
+                match self.tokens.mark_dead(target, pushed_to, now).await {
                     Ok(MarkedDead::Marked) => Ok(Settled::Rejected(Reason::TokenGone)),
                     Ok(MarkedDead::ReportedSince) => Err(Fault::Retry("reported_since")),
                     Err(error) => Err(self.said.database_failed(&error)),

@@ -44,6 +44,7 @@ use crate::{
     },
     identity::{Auth, AuthError, Caller},
     metrics::{self, ReportResult},
+    repeats::Repeats,
 };
 
 /// Largest body of a report or removal, in bytes.
@@ -67,6 +68,8 @@ pub(crate) struct Reports {
     pub(crate) tokenless: Arc<Tokenless>,
     /// Counts new rows that nobody stands for.
     pub(crate) upkeep: Arc<Upkeep>,
+    /// Told of reports that change nothing.
+    pub(crate) repeats: Arc<Repeats>,
     pub(crate) bodies: Bodies,
 }
 
@@ -270,7 +273,11 @@ async fn report(app: &Reports, incoming: Incoming) -> Result<Json<Empty>, Report
             changed,
             user,
             stranger,
+            same_row,
         } => {
+            if let Some(row) = same_row {
+                app.repeats.note(row, Instant::now());
+            }
             if stranger {
                 app.auth.stranger_added(caller);
                 app.upkeep.added();

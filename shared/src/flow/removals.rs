@@ -57,6 +57,7 @@ pub async fn remove_account(
         changed,
         user: None,
         stranger: false,
+        same_row: None,
     })
 }
 

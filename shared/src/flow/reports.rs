@@ -54,10 +54,12 @@ pub(super) async fn save(
                 pairs.extend(change.left.into_iter().map(|pair| (pair, None)));
                 let by = (change.phone.id, change.user.clone(), origin);
                 pairs.extend(held.map(|pair| (pair, Some(by))));
+                let changed = change.write == Write::Row;
                 Saved::Done {
-                    changed: change.write == Write::Row,
+                    changed,
                     user: change.user,
                     stranger: change.stranger,
+                    same_row: (!changed && change.phone.id > 0).then_some(change.phone.id),
                 }
             }
         });

@@ -87,6 +87,8 @@ pub enum Saved {
         user: Option<UserId>,
         /// A row was created that neither a login nor a mapping stands for.
         stranger: bool,
+        /// The stored row of a phone whose report leaves it as it was, apart from its time.
+        same_row: Option<i64>,
     },
     /// The report needs such a row, and [`Reporter::strangers`] says no.
     Strange,
@@ -102,6 +104,7 @@ impl Saved {
         changed: false,
         user: None,
         stranger: false,
+        same_row: None,
     };
 }
 

@@ -294,6 +294,7 @@ impl World {
                 changed: true,
                 user: None,
                 stranger: false,
+                same_row: None,
             };
             self.reported(sent, &saved);
         }

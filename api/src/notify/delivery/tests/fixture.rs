@@ -57,6 +57,7 @@ impl TokenBook for Book {
         &self,
         target: &PushTarget,
         _pushed_to: Option<&str>,
+        _asked: std::time::Instant,
     ) -> Result<MarkedDead, StoreError> {
         let key = target.pushkey.as_str();
         self.0.lock().unwrap().push(key.to_owned());
