@@ -15,7 +15,7 @@ use matrix2acrobits_tests::http::{self, segment};
 use matrix2acrobits_tests::marks::MarkKey;
 use matrix2acrobits_tests::process::Env;
 use matrix2acrobits_tests::server::free_port;
-use reqwest::Client;
+use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::{ADMIN_TOKEN, AS_TOKEN, settings_from_example};
@@ -211,18 +211,33 @@ impl<'a> Pair<'a> {
     async fn enroll(&self, phone: &Phone, api: usize) {
         let admin = self.admins[["api", "api-2"][api]];
         let path = format!("api/internal/mappings/{}", segment(&phone.selector));
-        let mapping = self
-            .client
-            .put(format!("http://127.0.0.1:{admin}/{path}"))
-            .bearer_auth(ADMIN_TOKEN)
-            .json(&json!({"user_id": phone.user}));
-        assert!(http::send(mapping).await.status < 300);
-        let url = format!(
+        let mapping = format!("http://127.0.0.1:{admin}/{path}");
+        let report = format!(
             "http://127.0.0.1:{}/api/client/push_token_report",
             self.apis[api]
         );
-        let report = self.client.post(url).json(&phone.report());
-        http::send(report).await.expect_status(200);
+        let user = json!({"user_id": phone.user});
+        self.is_taken(phone, || {
+            let request = self.client.put(&mapping).bearer_auth(ADMIN_TOKEN);
+            request.json(&user)
+        })
+        .await;
+        let body = phone.report();
+        self.is_taken(phone, || self.client.post(&report).json(&body))
+            .await;
+    }
+
+    /// A server that is slow to write gets the request again, as its 503 says.
+    async fn is_taken(&self, phone: &Phone, request: impl Fn() -> RequestBuilder) {
+        eventually(IN_TIME, "a request is taken", async || {
+            let reply = http::send(request()).await;
+            assert!(
+                reply.status < 300 || reply.status == 503,
+                "{phone:?}: {reply:?}"
+            );
+            reply.status < 300
+        })
+        .await;
     }
 
     async fn pushers_are_set(&self, phones: &[Phone]) {
