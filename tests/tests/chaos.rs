@@ -15,6 +15,7 @@ use matrix2acrobits_tests::process::{Process, Program};
 use matrix2acrobits_tests::{SOON, eventually};
 use reqwest::Method;
 use serde_json::json;
+use sqlx::{Connection, PgConnection};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -186,4 +187,48 @@ async fn pages_end_soon_when_the_server_stands_still() {
         get("push_tokens").await == 200
     })
     .await;
+}
+
+/// A database that was dropped and made anew is one that has never held a token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_database_rejects_nobody_though_the_apis_run_on() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let apis = Apis::at(&server).await;
+    let unknown = Phone::new("unknown").device();
+    for api in [Api::First, Api::Second] {
+        let reply = apis.push_to(api, "$unknown", &unknown).await;
+        assert_eq!(
+            reply.expect_status(200).json()["rejected"][0],
+            unknown["pushkey"]
+        );
+    }
+    let url = apis.app.database.url();
+    let (elsewhere, name) = url.rsplit_once('/').unwrap();
+    let mut administrator = PgConnection::connect(&format!("{elsewhere}/postgres"))
+        .await
+        .unwrap();
+    for sql in [
+        format!("DROP DATABASE {name} WITH (FORCE)"),
+        format!("CREATE DATABASE {name}"),
+    ] {
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+        sql.execute(&mut administrator).await.unwrap();
+    }
+    // A process that starts makes the tables.
+    let made = Program::Api.run(&["mappings", "import", "/dev/null"], &apis.app.api_env);
+    assert!(made.await.status.success());
+    let until = Instant::now() + Duration::from_secs(6);
+    for round in 0.. {
+        for api in [Api::First, Api::Second] {
+            let reply = apis
+                .push_to(api, &format!("$lost-{round}"), &apis.device)
+                .await;
+            reply.expect_error(503);
+        }
+        if Instant::now() > until {
+            break;
+        }
+    }
 }

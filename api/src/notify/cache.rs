@@ -9,7 +9,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -132,8 +132,8 @@ struct Inner {
     age: AtomicU32,
     /// Counts changes, apart for each group of pushkeys: what was found before one must not be cached after it.
     changes: [AtomicU64; GROUPS],
-    /// Once true it stays so.
-    held_any: AtomicBool,
+    /// The age in which this database was last found to have held a token. In another age it may be another database.
+    held_any: AtomicU64,
 }
 
 impl Tokens {
@@ -145,7 +145,7 @@ impl Tokens {
             hash: KeyedHash::random(),
             age: AtomicU32::new(0),
             changes: [const { AtomicU64::new(0) }; GROUPS],
-            held_any: AtomicBool::new(false),
+            held_any: AtomicU64::new(u64::MAX),
         });
         // The store holds the listener, and the cache the store.
         let told = Arc::downgrade(&inner);
@@ -200,12 +200,13 @@ impl Tokens {
         }
         self.0.found.remove(&key);
         // Unknown pushkeys are not cached: there is no end of them.
-        if !self.0.held_any.load(Ordering::Relaxed) {
+        if !self.0.is_known_to_have_held_any() {
+            let age = self.0.age.load(Ordering::SeqCst);
             // Boxed: it needs ten times the room of all the rest, and every push would carry that along.
             if !Box::pin(self.0.store.has_held_a_token()).await? {
                 return Ok(Lookup::NeverHeldAny);
             }
-            self.0.held_any.store(true, Ordering::Relaxed);
+            self.0.held_any.store(age.into(), Ordering::SeqCst);
         }
         Ok(Lookup::Unknown)
     }
@@ -279,6 +280,14 @@ impl Inner {
 
     fn changes_of(&self, key: Hashed) -> u64 {
         count(&self.changes[key.group()])
+    }
+
+    /// Whether this database has held a token, as far as we know without asking. While nobody tells us of changes,
+    /// somebody may have made a new database under the old name.
+    fn is_known_to_have_held_any(&self) -> bool {
+        let age = self.age.load(Ordering::SeqCst);
+        self.store.freshness() == Freshness::Fresh
+            && self.held_any.load(Ordering::SeqCst) == u64::from(age)
     }
 
     /// Forgets what a commit made untrue.
