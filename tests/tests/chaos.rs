@@ -2,6 +2,11 @@
 //!
 //! They need PostgreSQL's server from Debian's package; where there is none, they say so and test nothing.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on stops where it is"
+)]
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -189,6 +194,15 @@ async fn pages_end_soon_when_the_server_stands_still() {
     .await;
 }
 
+/// Takes a lock as an operator's forgotten psql does, until the answer is dropped.
+async fn lock(database: &Database, table: &str) -> PgConnection {
+    let mut psql = PgConnection::connect(&database.url()).await.unwrap();
+    let lock = format!("BEGIN; LOCK TABLE {table}");
+    let lock = sqlx::raw_sql(sqlx::AssertSqlSafe(lock));
+    lock.execute(&mut psql).await.unwrap();
+    psql
+}
+
 /// A database that was dropped and made anew is one that has never held a token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_database_rejects_nobody_though_the_apis_run_on() {
@@ -231,4 +245,86 @@ async fn a_lost_database_rejects_nobody_though_the_apis_run_on() {
             break;
         }
     }
+}
+
+/// Reports get their answer in time, and what needs no lock goes on: an event rings once whichever api gets it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_table_is_a_503_soon_and_holds_up_nothing_else() {
+    const REPORTERS: usize = 100;
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let apis = Apis::at(&server).await;
+    apis.push(Api::Second, "$known").await;
+    let psql = lock(&apis.app.database, "push_tokens IN SHARE MODE").await;
+    let until = Instant::now() + Duration::from_secs(9);
+    let report = async |number: usize| {
+        let mut longest = Duration::ZERO;
+        while Instant::now() < until {
+            let began = Instant::now();
+            let reply = apis
+                .app
+                .report(&Phone::new(&format!("p{number}")).report())
+                .await;
+            reply.expect_error(503);
+            longest = longest.max(began.elapsed());
+        }
+        longest
+    };
+    let push = async {
+        for number in 0..3 {
+            let event = format!("$locked-{number}");
+            apis.push(Api::First, &event).await;
+            // No homeserver repeats a notification sooner.
+            sleep(Duration::from_secs(2)).await;
+            apis.push(Api::Second, &event).await;
+            assert_eq!(apis.rang()[&event], 1);
+        }
+    };
+    let (waits, ()) = tokio::join!(join_all((0..REPORTERS).map(report)), push);
+    let longest = waits.into_iter().max().unwrap();
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    // Said once, though some writes have succeeded meanwhile.
+    let api = apis.app.api();
+    assert_eq!(api.log_lines("does not take writes").len(), 1);
+    assert_eq!(api.log_lines("takes writes again").len(), 0);
+    drop(psql);
+    let late = Phone::new("late");
+    eventually(SOON, "reports are saved, and the log says so", async || {
+        let saved = apis.app.report(&late.report()).await.status == 200;
+        saved && api.log_lines("takes writes again").len() == 1
+    })
+    .await;
+}
+
+/// A worker whose outcomes wait for a lock is no dead worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_is_heard_while_its_outcomes_wait_for_a_lock() {
+    const JOBS: usize = 100;
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let app = App::builder()
+        .database(Database::of(server.database()))
+        .worker("WORKER_CONCURRENCY", "100")
+        .worker("HOMESERVER_TIMEOUT", "60s")
+        .start()
+        .await;
+    app.homeserver.break_with(Fault::Delay(4000)).await;
+    let phones: Vec<_> = (0..JOBS).map(|n| Phone::new(&format!("p{n}"))).collect();
+    app.enroll(&phones.iter().collect::<Vec<_>>()).await;
+    let waiting = "jobs WHERE lock_by IS NULL";
+    eventually(SOON, "the worker holds all jobs", async || {
+        app.database.count(waiting).await == 0
+    })
+    .await;
+    let psql = lock(&app.database, "pushers IN SHARE MODE").await;
+    let until = Instant::now() + Duration::from_secs(14);
+    while Instant::now() < until {
+        let silent = "workers WHERE last_seen < extract(epoch FROM now()) - 5";
+        assert_eq!(app.database.count(silent).await, 0);
+        sleep(Duration::from_millis(200)).await;
+    }
+    drop(psql);
+    app.settled().await;
 }

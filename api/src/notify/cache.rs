@@ -181,7 +181,7 @@ impl Tokens {
         let changes = self.0.changes_of(key);
         let rows = match self.0.store.targets(pushkey).await {
             Ok(rows) => rows,
-            Err(error) => match remembered.filter(|_| error.is_environment()) {
+            Err(error) => match remembered.filter(|_| error.is_environment() || error.is_busy()) {
                 Some(target) => return Ok(Lookup::Live(target)),
                 None => return Err(error),
             },

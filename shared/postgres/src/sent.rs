@@ -88,8 +88,7 @@ pub(crate) async fn tell(process: Arc<Process>, hearing: Hearing, writer: Writer
                 continue;
             }
             // Every commit takes the waiting events along, even an empty one.
-            let told = writer.write(|_| Box::pin(async { Ok(()) })).await;
-            if let Err(error) = told {
+            if let Err(error) = writer.commit().await {
                 tracing::debug!(%error, "the others cannot be told what was pushed");
             }
         }

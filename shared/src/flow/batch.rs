@@ -92,7 +92,8 @@ where
                     let _ = reply.send(Ok(answer));
                 }
             }
-            Err(error) if error.is_environment() || replies.len() == 1 => {
+            // A lookup waits for no row, so a lock that it waits for is a table's.
+            Err(error) if error.is_environment() || error.is_busy() || replies.len() == 1 => {
                 for reply in replies {
                     let _ = reply.send(Err(error.clone()));
                 }

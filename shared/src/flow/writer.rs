@@ -2,10 +2,7 @@
 //! flush of the disk serves many writes (group commit).
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,6 +21,19 @@ use crate::{
 const MAX_BATCH: usize = 256;
 /// The most writes that may wait. Further writes are refused.
 const MAX_WAITING: usize = 4096;
+
+/// The most urgent writes that may wait. A process has few of them, and each waits for the one before.
+const MAX_URGENT: usize = 16;
+
+/// How long a batch is split in search of the writes that wait for a lock, if no part of it succeeds meanwhile. One locked
+/// row among 256 writes is found in half of that. After that somebody has locked whole tables, and all writes that wait
+/// have waited long enough.
+const STUCK: Duration = Duration::from_millis(2500);
+/// The same if some parts succeed, because only some rows are locked.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long no write must have failed before the log says that the database takes writes again.
+const CALM: Duration = Duration::from_secs(5);
 
 /// How often the writer retries transactions that conflict with another process's.
 const MOST_CONFLICTS: u32 = 5;
@@ -50,6 +60,7 @@ pub trait Connection: Send {
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Work>,
+    urgent: mpsc::Sender<Work>,
 }
 
 /// A write that is cheaper for many at once, because a statement can serve all that wait.
@@ -76,6 +87,8 @@ enum Work {
     Report(Pending<Report>),
     Finished(Pending<Finished>),
     Other(Box<dyn Write>),
+    /// Only the commit matters.
+    Nothing(oneshot::Sender<Result<()>>),
 }
 
 impl Work {
@@ -92,6 +105,7 @@ impl Work {
             Self::Report(pending) => answer(pending.reply, pending.value, committed),
             Self::Finished(pending) => answer(pending.reply, pending.value, committed),
             Self::Other(write) => write.answer(committed),
+            Self::Nothing(reply) => answer(reply, Some(()), committed),
         }
     }
 }
@@ -140,8 +154,9 @@ impl Writer {
     /// Starts the writer task.
     pub fn start(vital: &Vital, connection: Box<dyn Connection>) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        vital.spawn("writer", run(connection, waiting));
-        Self { queue }
+        let (urgent, ahead) = mpsc::channel(MAX_URGENT);
+        vital.spawn("writer", run(connection, waiting, ahead));
+        Self { queue, urgent }
     }
 
     /// Saves a report, together with other waiting reports.
@@ -160,45 +175,92 @@ impl Writer {
         F: for<'c> FnMut(&'c mut dyn Transaction) -> BoxFuture<'c, Result<T>> + Send + 'static,
         T: Send + 'static,
     {
+        Self::other(&self.queue, write).await
+    }
+
+    /// The same for a write that must not wait for others: it comes next, in a transaction of its own. So it passes
+    /// reports that wait for a lock. It must be small, and few may be under way.
+    pub async fn write_ahead<T, F>(&self, write: F) -> Result<T>
+    where
+        F: for<'c> FnMut(&'c mut dyn Transaction) -> BoxFuture<'c, Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        Self::other(&self.urgent, write).await
+    }
+
+    /// Commits an empty transaction ahead of all others, for what every commit takes along.
+    pub async fn commit(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        Self::send(&self.urgent, Work::Nothing(reply))?;
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    async fn other<T, F>(queue: &mpsc::Sender<Work>, write: F) -> Result<T>
+    where
+        F: for<'c> FnMut(&'c mut dyn Transaction) -> BoxFuture<'c, Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let write = Typed {
             write,
             value: None,
             reply,
         };
-        self.send(Work::Other(Box::new(write)))?;
+        Self::send(queue, Work::Other(Box::new(write)))?;
         answer.await.map_err(|_| StoreError::Stopped)?
     }
 
     async fn enqueue<B: Bulk>(&self, item: B, work: fn(Pending<B>) -> Work) -> Result<B::Value> {
         let (reply, answer) = oneshot::channel();
-        self.send(work(Pending {
+        let work = work(Pending {
             item,
             value: None,
             reply,
-        }))?;
+        });
+        Self::send(&self.queue, work)?;
         answer.await.map_err(|_| StoreError::Stopped)?
     }
 
-    fn send(&self, work: Work) -> Result<()> {
-        self.queue.try_send(work).map_err(|e| match e {
+    fn send(queue: &mpsc::Sender<Work>, work: Work) -> Result<()> {
+        queue.try_send(work).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => StoreError::Stopped,
         })
     }
 }
 
-async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Work>) {
-    let failing = AtomicBool::new(false);
+async fn run(
+    mut connection: Box<dyn Connection>,
+    mut waiting: mpsc::Receiver<Work>,
+    mut urgent: mpsc::Receiver<Work>,
+) {
+    let mut health = Health::default();
     let mut batch = Vec::with_capacity(MAX_BATCH);
-    while batch::take(&mut waiting, &mut batch, MAX_BATCH).await {
+    loop {
+        let mut first = tokio::select! {
+            biased;
+            Some(work) = urgent.recv() => Some(work),
+            taken = batch::take(&mut waiting, &mut batch, MAX_BATCH) => {
+                if !taken {
+                    break;
+                }
+                None
+            }
+        };
         connection.wait().await;
         batch::take_more(&mut waiting, &mut batch, MAX_BATCH);
         // A write that the database refuses must not make the others fail. So the writer tries each half in its own
         // transaction, down to a single write.
         let mut parts = parts(std::mem::take(&mut batch), connection.mixes());
         let mut conflicts = 0;
-        while let Some(mut part) = parts.pop() {
+        let taken = Instant::now();
+        let mut succeeded = taken;
+        loop {
+            let ahead = first.take().or_else(|| urgent.try_recv().ok());
+            let is_ahead = ahead.is_some();
+            let Some(mut part) = ahead.map(|work| vec![work]).or_else(|| parts.pop()) else {
+                break;
+            };
             let started = Instant::now();
             let result = commit(connection.as_mut(), &mut part).await;
             metrics::committed(started.elapsed());
@@ -207,21 +269,29 @@ async fn run(mut connection: Box<dyn Connection>, mut waiting: mpsc::Receiver<Wo
                 parts.push(part);
                 continue;
             }
-            report_health(&failing, &result);
-            if part.len() > 1 && result.as_ref().is_err_and(|e| !e.is_environment()) {
-                let rest = part.split_off(part.len() / 2);
-                parts.extend([rest, part]);
-                continue;
+            health.note(&result, &part);
+            if result.is_ok() && !is_ahead {
+                succeeded = Instant::now();
             }
-            // All writes that waited for a database that does not respond have waited long enough.
-            let waited = connection
-                .limit()
-                .is_some_and(|limit| started.elapsed() > limit / 4);
-            if waited && result.as_ref().is_err_and(StoreError::is_environment) {
+            // All writes that waited for a database that does not respond, or for a table that somebody has locked,
+            // have waited long enough.
+            let waited = connection.limit().is_some_and(|limit| match &result {
+                Err(error) if error.is_environment() => started.elapsed() > limit / 4,
+                Err(error) => {
+                    let waited = succeeded.elapsed() > STUCK || taken.elapsed() > PATIENCE;
+                    error.is_busy() && waited
+                }
+                Ok(()) => false,
+            });
+            if waited {
                 part.extend(parts.drain(..).flatten());
                 while let Ok(work) = waiting.try_recv() {
                     part.push(work);
                 }
+            } else if part.len() > 1 && result.as_ref().is_err_and(|e| !e.is_environment()) {
+                let rest = part.split_off(part.len() / 2);
+                parts.extend([rest, part]);
+                continue;
             }
             for work in part {
                 work.answer(result.clone());
@@ -289,6 +359,7 @@ async fn write_all(tx: &mut dyn Transaction, batch: &mut [Work]) -> Result<()> {
                 write_bulk(tx, &mut finished).await?;
                 write.run(tx).await?;
             }
+            Work::Nothing(_) => {}
         }
     }
     write_bulk(tx, &mut reports).await?;
@@ -311,17 +382,29 @@ async fn write_bulk<B: Bulk>(
 }
 
 /// Logs one line when the database starts to fail and one when it works again, however many writes fail.
-fn report_health(failing: &AtomicBool, result: &Result<()>) {
-    match result {
-        Ok(()) => {
-            if failing.swap(false, Ordering::Relaxed) {
-                tracing::info!("the database takes writes again");
+#[derive(Debug, Default)]
+struct Health {
+    /// When the last write failed, until the database is said to take writes again.
+    failed: Option<Instant>,
+}
+
+impl Health {
+    fn note(&mut self, result: &Result<()>, part: &[Work]) {
+        match result {
+            Ok(()) => {
+                // A database that takes no writes does commit an empty transaction. And while some writes fail, others
+                // may succeed.
+                let wrote = part.iter().any(|work| !matches!(work, Work::Nothing(_)));
+                if wrote && self.failed.is_some_and(|failed| failed.elapsed() > CALM) {
+                    self.failed = None;
+                    tracing::info!("the database takes writes again");
+                }
             }
-        }
-        Err(error) => {
-            metrics::write_failed(error.is_busy());
-            if !failing.swap(true, Ordering::Relaxed) {
-                tracing::error!(error = %Chain(error), "the database does not take writes");
+            Err(error) => {
+                metrics::write_failed(error.is_busy());
+                if self.failed.replace(Instant::now()).is_none() {
+                    tracing::error!(error = %Chain(error), "the database does not take writes");
+                }
             }
         }
     }

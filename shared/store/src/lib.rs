@@ -465,7 +465,8 @@ impl Store {
 
     /// Notes that a worker is alive, and recovers the jobs of dead workers.
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Others> {
-        let beating = self.writer().write(move |tx| {
+        // Other workers must not take this one for dead because reports wait for a lock.
+        let beating = self.writer().write_ahead(move |tx| {
             let heartbeat = heartbeat.clone();
             Box::pin(async move { flow::beat(tx, &heartbeat).await })
         });
