@@ -1,0 +1,73 @@
+//! Making the schema: beside an operator's open transaction, in another program's database, and what its triggers do for
+//! sessions that are not ours.
+//!
+//! It needs PostgreSQL's server from Debian's package; where there is none, it says so and tests nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{str::FromStr, time::Duration};
+
+use matrix2acrobits_postgres::{DatabaseUrl, prepare};
+use matrix2acrobits_test_postgres::Server;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgListener};
+use tokio::time::timeout;
+
+const PHONE: &str =
+    "INSERT INTO push_tokens (selector, device, report, created_at, updated_at, of_nobody)
+     VALUES ('s', '', 1, 1, 1, true)";
+
+async fn execute(connection: &mut PgConnection, sql: &str) {
+    let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+    sql.execute(connection).await.unwrap();
+}
+
+/// PgBouncer resets a session before it gives it to the next client.
+#[tokio::test]
+async fn changes_by_a_session_that_was_reset_are_told() {
+    let Some(server) = Server::shared() else {
+        return;
+    };
+    let database = server.database();
+    prepare(&DatabaseUrl::from_str(&database.url()).unwrap())
+        .await
+        .unwrap();
+    let mut listener = PgListener::connect(&database.url()).await.unwrap();
+    listener.listen("matrix2acrobits").await.unwrap();
+    let mut psql = PgConnection::connect(&database.url()).await.unwrap();
+    execute(&mut psql, "SET matrix2acrobits.program TO '1'").await;
+    execute(&mut psql, "DISCARD ALL").await;
+    for sql in [
+        PHONE,
+        "INSERT INTO mappings VALUES ('other', '@bob:example.org', 1, 1)",
+        "INSERT INTO jobs (pusher_id, created_ms, state, run_at) VALUES (1, 1, 'Pending', 1)",
+    ] {
+        execute(&mut psql, sql).await;
+        let told = timeout(Duration::from_secs(5), listener.recv()).await;
+        assert_eq!(told.unwrap().unwrap().payload(), "- everything", "{sql}");
+    }
+    psql.close().await.unwrap();
+}
+
+/// As `pg_restore --data-only` writes them.
+#[tokio::test]
+async fn mappings_are_written_with_any_search_path() {
+    let Some(server) = Server::shared() else {
+        return;
+    };
+    let database = server.database();
+    prepare(&DatabaseUrl::from_str(&database.url()).unwrap())
+        .await
+        .unwrap();
+    let mut psql = PgConnection::connect(&database.url()).await.unwrap();
+    execute(&mut psql, PHONE).await;
+    execute(
+        &mut psql,
+        "SET search_path TO '';
+         INSERT INTO public.mappings VALUES ('s', '@bob:example.org', 1, 1)",
+    )
+    .await;
+    let of_nobody = "SELECT count(*) FROM public.push_tokens WHERE of_nobody";
+    let of_nobody = sqlx::query_scalar::<_, i64>(of_nobody);
+    assert_eq!(of_nobody.fetch_one(&mut psql).await.unwrap(), 0);
+    psql.close().await.unwrap();
+}
