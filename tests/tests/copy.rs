@@ -416,3 +416,36 @@ async fn another_programs_database_is_not_filled_up() {
     std::fs::write(&empty, "").unwrap();
     copied(&source, &url(&empty)).await;
 }
+
+/// An operator may copy as another role than the processes log in as.
+#[tokio::test]
+async fn nothing_is_copied_beside_processes_of_another_role() {
+    let Some(database) = new_database() else {
+        return;
+    };
+    let url_here = database.url();
+    let mut app = App::builder()
+        .without_worker()
+        .database(Database::of(database))
+        .start()
+        .await;
+    app.enroll(&[&Phone::seed()]).await;
+    let role = format!("{}_copier", url_here.rsplit('/').next().unwrap());
+    let mut administrator = PgConnection::connect(&url_here).await.unwrap();
+    let mut administer = async |sql: String| {
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql));
+        sql.execute(&mut administrator).await.unwrap();
+    };
+    administer(format!(
+        "CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
+    ))
+    .await;
+    let from = url_here.replace("postgres:no-secret-here@", &format!("{role}@"));
+    let folder = folder();
+    let to = url(&folder.path().join("copy.db"));
+    let (code, said) = copy(&from, &to, &[]).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("in use by matrix2acrobits feed"), "{said}");
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    administer(format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}

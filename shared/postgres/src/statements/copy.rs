@@ -7,17 +7,20 @@ use matrix2acrobits_shared::flow::{
 };
 use sqlx::PgConnection;
 
-use crate::errors::from_sqlx;
+use crate::{errors::from_sqlx, statements::server::FEED};
 
-/// The other users of this database, by the names of their programs. None if there are none.
+/// The other users of this database, by the names of their programs. None if there are none. A copy may log in as
+/// another role than the processes, but finds the change feed that each of them has.
 pub(crate) async fn others(connection: &mut PgConnection) -> Result<Option<String>> {
     sqlx::query_scalar!(
         "SELECT string_agg(DISTINCT application_name || coalesce(' at ' || host(client_addr), ''), ', ')
          FROM pg_stat_activity
          WHERE datname = current_database()
-           AND usename = current_user
-           AND backend_type = 'client backend'
-           AND pid <> pg_backend_pid()"
+           -- What kind of process another role's is, is hidden from us.
+           AND ((usename = current_user AND backend_type = 'client backend')
+                OR right(application_name, length($1)) = $1)
+           AND pid <> pg_backend_pid()",
+        FEED
     )
     .fetch_one(connection)
     .await
