@@ -449,3 +449,24 @@ async fn nothing_is_copied_beside_processes_of_another_role() {
     assert_eq!(app.api_mut().terminate().await, Some(0));
     administer(format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
+
+/// Nobody writes such a row but an operator's shell; it must not get lost unnoticed.
+#[tokio::test]
+async fn a_row_that_would_be_left_behind_is_an_error_and_nothing_is_copied() {
+    let Some(database) = new_database() else {
+        return;
+    };
+    let mut app = App::builder().without_worker().start().await;
+    app.enroll(&[&Phone::seed()]).await;
+    assert_eq!(app.api_mut().terminate().await, Some(0));
+    let odd = "INSERT INTO mappings VALUES ('', '@bob:example.org', 1, 1)";
+    in_file(&app.file, &[odd]).await;
+    let (code, said) = copy(&url(&app.file), &database.url(), &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("nothing was copied: mappings has 2 rows, but only 1 of them"),
+        "{said}"
+    );
+    let after = Database::of(database);
+    assert_eq!(after.count("mappings").await, 0);
+}

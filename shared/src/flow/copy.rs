@@ -194,6 +194,22 @@ pub enum CopyError {
         #[source]
         error: StoreError,
     },
+    /// The source's rows could not be counted.
+    #[error("the rows cannot be counted: {0}")]
+    Count(#[source] StoreError),
+    /// The source has rows that its pages do not show.
+    #[error(
+        "{} has {counted} rows, but only {found} of them have a valid key: delete the others (an empty selector, for \
+         example)", table.name()
+    )]
+    LeftBehind {
+        /// The table.
+        table: Table,
+        /// How many rows it has.
+        counted: i64,
+        /// How many of them the pages showed.
+        found: u64,
+    },
     /// The rows in the target differ from those sent.
     #[error(
         "{} arrived as {} rows with the sum {}, but {} with the sum {} were sent",
@@ -222,6 +238,7 @@ pub async fn copy(
     progress: &mut (dyn FnMut(Table, u64) + Send),
 ) -> std::result::Result<Vec<(Table, Sum)>, CopyError> {
     let mut sums = Vec::new();
+    let counted = from.rows().await.map_err(CopyError::Count)?;
     for table in Table::ALL {
         let mut summing = Summing::new();
         let mut after = After::NOTHING;
@@ -241,6 +258,14 @@ pub async fn copy(
             summing.add(&rows);
             after = next;
             progress(table, summing.rows);
+        }
+        let is_counted = !matches!(table, Table::Keys | Table::Ids);
+        if is_counted && i64::try_from(summing.rows) != Ok(counted.of(table)) {
+            return Err(CopyError::LeftBehind {
+                table,
+                counted: counted.of(table),
+                found: summing.rows,
+            });
         }
         sums.push((table, summing.end()));
     }
