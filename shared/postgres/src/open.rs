@@ -182,7 +182,9 @@ async fn set_up(access: Access, name: String) -> Result<Prepared, OpenError> {
     let mut connection = access.connect_first(&name).await?;
     let failed = |error| open_error(&name, error);
     check_version(&mut connection, &name).await?;
-    if is_another_programs(&mut connection).await.map_err(failed)? {
+    if is_another_programs(&mut connection).await.map_err(failed)?
+        || has_others_migrations(&mut connection).await.map_err(failed)?
+    {
         return Err(OpenError::NotOurs(name));
     }
     // sqlx holds an advisory lock meanwhile, because several processes may start at the same time.
@@ -277,6 +279,13 @@ async fn is_another_programs(connection: &mut PgConnection) -> Result<bool, sqlx
     )
     .fetch_one(connection)
     .await
+}
+
+/// Whether a database has had migrations, but none of ours: other programs keep theirs in a table of the same name.
+async fn has_others_migrations(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let applied = versions(connection).await?.unwrap_or_default();
+    let ours = known_versions();
+    Ok(!applied.is_empty() && !applied.iter().any(|version| ours.contains(version)))
 }
 
 /// Creates missing keys, and sets the key of the hashes in the logs. Returns a key for the hashes of pushed events,

@@ -7,7 +7,7 @@
 
 use std::{str::FromStr, time::Duration};
 
-use matrix2acrobits_postgres::{DatabaseUrl, prepare};
+use matrix2acrobits_postgres::{DatabaseUrl, OpenError, prepare};
 use matrix2acrobits_test_postgres::Server;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgListener};
 use tokio::time::timeout;
@@ -19,6 +19,28 @@ const PHONE: &str =
 async fn execute(connection: &mut PgConnection, sql: &str) {
     let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
     sql.execute(connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_programs_migrations_are_not_a_newer_version() {
+    let Some(server) = Server::shared() else {
+        return;
+    };
+    let database = server.database();
+    let mut theirs = PgConnection::connect(&database.url()).await.unwrap();
+    execute(
+        &mut theirs,
+        "CREATE TABLE _sqlx_migrations (version bigint PRIMARY KEY, description text NOT NULL,
+             installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea NOT NULL,
+             execution_time bigint NOT NULL);
+         INSERT INTO _sqlx_migrations
+         VALUES (20250101000000, 'theirs', DEFAULT, true, '', 0)",
+    )
+    .await;
+    let url = DatabaseUrl::from_str(&database.url()).unwrap();
+    let refused = prepare(&url).await.unwrap_err();
+    assert!(matches!(refused, OpenError::NotOurs(_)), "{refused}");
+    theirs.close().await.unwrap();
 }
 
 /// PgBouncer resets a session before it gives it to the next client.

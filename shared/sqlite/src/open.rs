@@ -122,7 +122,8 @@ async fn is_another_programs(database: &DatabaseUrl) -> Result<bool, sqlx::Error
     let closed = !write_ahead_log(&database.path()).exists();
     let options = database.options().read_only(true).create_if_missing(false);
     let mut connection = SqliteConnection::connect_with(&options.immutable(closed)).await?;
-    let foreign = schema::is_another_programs(&mut connection).await?;
+    let foreign = schema::is_another_programs(&mut connection).await?
+        || schema::has_others_migrations(&mut connection).await?;
     // The connection only read, so closing it cannot lose anything.
     let _ = connection.close().await;
     Ok(foreign)

@@ -57,3 +57,12 @@ pub(crate) async fn is_another_programs(
     .fetch_one(connection)
     .await
 }
+
+/// Whether a file has had migrations, but none of ours: other programs keep theirs in a table of the same name.
+pub(crate) async fn has_others_migrations(
+    connection: &mut SqliteConnection,
+) -> Result<bool, sqlx::Error> {
+    let applied = versions(connection).await?.unwrap_or_default();
+    let ours = known_versions();
+    Ok(!applied.is_empty() && !applied.iter().any(|version| ours.contains(version)))
+}

@@ -8,7 +8,7 @@ use std::{
 
 use apalis_sqlite::SqliteStorage;
 use matrix2acrobits_shared::clock::Clock;
-use matrix2acrobits_sqlite::{DatabaseUrl, Sharing, Sqlite};
+use matrix2acrobits_sqlite::{DatabaseUrl, OpenError, Sharing, Sqlite, prepare};
 
 use sqlx::{Connection, SqliteConnection, migrate::Migrator};
 
@@ -54,6 +54,22 @@ async fn pushers_survive_the_change_of_their_table() {
         .await
         .unwrap();
     assert_eq!(last, 12);
+}
+
+#[tokio::test]
+async fn another_programs_migrations_are_not_a_newer_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/theirs.db", folder.path().display());
+    let mut theirs = SqliteConnection::connect(&format!("{url}?mode=rwc")).await;
+    let theirs = theirs.as_mut().unwrap();
+    let made = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+                    installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
+                    checksum BLOB NOT NULL, execution_time BIGINT NOT NULL);
+                INSERT INTO _sqlx_migrations VALUES (20250101000000, 'theirs', 1, 1, '', 0)";
+    sqlx::raw_sql(made).execute(theirs).await.unwrap();
+    let refused = prepare(&DatabaseUrl::from_str(&url).unwrap()).await;
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, OpenError::NotOurs(_)), "{refused}");
 }
 
 /// The migration that gives the queue columns of its own.
