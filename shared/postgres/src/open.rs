@@ -1,6 +1,8 @@
 //! Opens the database at start: checks whether it can be used and brings its schema up to date, while other processes
 //! may be doing the same.
 
+use std::time::{Duration, Instant};
+
 use matrix2acrobits_shared::{
     flow::{Result as StoreResult, StoreError},
     ids,
@@ -10,7 +12,7 @@ use matrix2acrobits_shared::{
 };
 use sqlx::{
     Connection, PgConnection,
-    migrate::{MigrateError, Migrator},
+    migrate::{Migrate, MigrateError, Migrator},
 };
 
 use crate::{
@@ -22,10 +24,16 @@ use crate::{
 
 /// The oldest supported server, as `server_version_num`.
 const OLDEST: i32 = 140_000;
-/// The time limit for the schema's changes, including the wait for another process'.
+/// The time limit for a change of the schema, and for the wait for another process that changes it.
 const MIGRATE: &str = "10min";
 /// How long a command waits for another process' lock while it prepares the database.
 const PREPARING: &str = "5s";
+/// How long a change of the schema waits for the lock of a table. All writes to the table wait behind it. An autovacuum
+/// gives way to whoever has waited for `deadlock_timeout`, by default a second.
+const TABLE_LOCK: &str = "1200ms";
+/// The pause before the next attempt to lock a table, and for how long to repeat that.
+const LOCK_PAUSE: Duration = Duration::from_secs(4);
+const LOCKED: Duration = Duration::from_mins(10);
 
 /// Why the database could not be opened at start. Each error says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +132,8 @@ pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
         Some(code) if ["53", "57", "58", "25"].contains(&&code[..2]) => {
             OpenError::NotNow(name, error)
         }
+        // Somebody holds a lock that a change of the schema needs.
+        Some(code) if is_lock(code) => OpenError::NotNow(name, error),
         None if matches!(error, sqlx::Error::AnyDriverError(_)) => OpenError::ReadOnly(name, error),
         None if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => {
             OpenError::Unreachable(name, from_sqlx(error))
@@ -183,21 +193,13 @@ async fn set_up(access: Access, name: String) -> Result<Prepared, OpenError> {
     let failed = |error| open_error(&name, error);
     check_version(&mut connection, &name).await?;
     if is_another_programs(&mut connection).await.map_err(failed)?
-        || has_others_migrations(&mut connection).await.map_err(failed)?
+        || has_others_migrations(&mut connection)
+            .await
+            .map_err(failed)?
     {
         return Err(OpenError::NotOurs(name));
     }
-    // sqlx holds an advisory lock meanwhile, because several processes may start at the same time.
-    match migrations().run_direct(None, &mut connection, false).await {
-        Ok(()) => {}
-        Err(MigrateError::VersionMissing(_) | MigrateError::VersionTooNew(..)) => {
-            return Err(OpenError::Newer(name));
-        }
-        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
-            return Err(failed(error));
-        }
-        Err(other) => return Err(failed(sqlx::Error::Migrate(Box::new(other)))),
-    }
+    migrate(&mut connection, &name).await?;
     let unreadable = |error| match error {
         StoreError::Locked(_) => OpenError::Locked(name.clone(), error),
         error => OpenError::Unreachable(name.clone(), error),
@@ -207,6 +209,57 @@ async fn set_up(access: Access, name: String) -> Result<Prepared, OpenError> {
     // Everything is committed.
     let _ = connection.close().await;
     Ok(Prepared { now, sent_key })
+}
+
+/// Brings the schema up to date. Other processes go on writing meanwhile, and an operator may have a transaction open. A
+/// change that waited for that would hold up all writes to its table, so it gives up soon and tries again later.
+async fn migrate(connection: &mut PgConnection, name: &str) -> Result<(), OpenError> {
+    let failed = |error| open_error(name, cause(error));
+    // Several processes may start at the same time.
+    connection.lock().await.map_err(failed)?;
+    let mut migrations = migrations();
+    migrations.set_locking(false);
+    let started = Instant::now();
+    let mut warned = false;
+    session::set_lock_timeout(connection, TABLE_LOCK)
+        .await
+        .map_err(|error| open_error(name, error))?;
+    loop {
+        let error = match migrations.run_direct(None, connection, false).await {
+            Ok(()) => break,
+            Err(MigrateError::VersionMissing(_) | MigrateError::VersionTooNew(..)) => {
+                return Err(OpenError::Newer(name.to_owned()));
+            }
+            Err(error) => cause(error),
+        };
+        let is_locked = code(&error).is_some_and(|code| is_lock(&code));
+        if !is_locked || started.elapsed() > LOCKED {
+            return Err(open_error(name, error));
+        }
+        if !std::mem::replace(&mut warned, true) {
+            tracing::warn!(
+                error = reason(&error),
+                "the schema cannot be changed while somebody's transaction holds a table; trying again for {} minutes \
+                 (`matrix2acrobits-worker doctor` names old transactions)",
+                LOCKED.as_secs() / 60
+            );
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    connection.unlock().await.map_err(failed)
+}
+
+/// Whether somebody else's lock was in the way, by a server's code.
+fn is_lock(code: &str) -> bool {
+    // A timeout, and a deadlock.
+    matches!(code, "55P03" | "40P01")
+}
+
+fn cause(error: MigrateError) -> sqlx::Error {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
+        other => sqlx::Error::Migrate(Box::new(other)),
+    }
 }
 
 /// Refuses a server that is too old.

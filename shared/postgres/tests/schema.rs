@@ -21,6 +21,40 @@ async fn execute(connection: &mut PgConnection, sql: &str) {
     sql.execute(connection).await.unwrap();
 }
 
+/// Writers go on, and the change of the schema comes when the transaction is over.
+#[tokio::test]
+async fn a_change_of_the_schema_holds_nobody_up() {
+    let Some(server) = Server::shared() else {
+        return;
+    };
+    let database = server.database();
+    let url = DatabaseUrl::from_str(&database.url()).unwrap();
+    prepare(&url).await.unwrap();
+    let mut operator = PgConnection::connect(&database.url()).await.unwrap();
+    let mut writer = PgConnection::connect(&database.url()).await.unwrap();
+    // It can be made again and again.
+    let last = "DELETE FROM _sqlx_migrations WHERE version = 20261126000002";
+    execute(&mut operator, last).await;
+    execute(
+        &mut operator,
+        "BEGIN;
+         UPDATE push_tokens SET device = device;
+         UPDATE mappings SET user_id = user_id",
+    )
+    .await;
+    let preparing = tokio::spawn(async move { prepare(&url).await });
+    execute(&mut writer, "SET lock_timeout TO '3s'").await;
+    // Through its first attempt and the pause after it.
+    for _ in 0..40 {
+        execute(&mut writer, "UPDATE mappings SET user_id = user_id").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!preparing.is_finished());
+    operator.close().await.unwrap();
+    let prepared = timeout(Duration::from_secs(20), preparing).await;
+    prepared.unwrap().unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn another_programs_migrations_are_not_a_newer_version() {
     let Some(server) = Server::shared() else {

@@ -27,6 +27,16 @@ pub(crate) async fn set(
     row.try_get(0)
 }
 
+/// Sets how long the statements of this session wait for a lock.
+pub(crate) async fn set_lock_timeout(
+    connection: &mut PgConnection,
+    timeout: &'static str,
+) -> Result<(), sqlx::Error> {
+    let set = AssertSqlSafe(format!("SET lock_timeout TO '{timeout}'"));
+    sqlx::raw_sql(set).execute(connection).await?;
+    Ok(())
+}
+
 /// The number of the server's process for this connection.
 pub(crate) async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     let row = sqlx::raw_sql("SELECT pg_backend_pid()")
