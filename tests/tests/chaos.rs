@@ -328,3 +328,33 @@ async fn a_worker_is_heard_while_its_outcomes_wait_for_a_lock() {
     drop(psql);
     app.settled().await;
 }
+
+/// The server goes on with what nobody waits for any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_hang_up_take_no_more_connections_than_others() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let app = App::builder()
+        .database(Database::of(server.database()))
+        .api("DATABASE_MAX_CONNECTIONS", "8")
+        .without_worker()
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    let psql = lock(&app.database, "mappings IN ACCESS EXCLUSIVE MODE").await;
+    for _ in 0..40 {
+        let page = app.admin(Method::GET, "/api/internal/mappings", None);
+        let _ = timeout(Duration::from_millis(60), page).await;
+    }
+    let ours = "pg_stat_activity WHERE application_name LIKE 'matrix2acrobits%'";
+    let count = app.database.count(ours).await;
+    assert!(count <= 8, "{count}");
+    drop(psql);
+    eventually(SOON, "the page is back", async || {
+        let page = app.admin(Method::GET, "/api/internal/mappings", None);
+        page.await.status == 200
+    })
+    .await;
+}

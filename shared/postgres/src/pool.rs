@@ -7,7 +7,9 @@ use std::{
 };
 
 use matrix2acrobits_shared::flow::{Result, StoreError};
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgPoolOptions};
+use sqlx::{
+    Connection as _, PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgPoolOptions,
+};
 
 use crate::{
     access::Access,
@@ -75,31 +77,53 @@ impl Pool {
 
     pub(crate) async fn lease(&self) -> Result<Lease> {
         let connection = self.connections.acquire().await.map_err(from_sqlx)?;
-        Ok(Lease(Some(connection)))
+        Ok(Lease {
+            connection: Some(connection),
+            pool: self.clone(),
+        })
     }
 }
 
-/// A connection that goes back to its pool after its response. If the response did not come, or the caller has gone
-/// away, the connection is closed. Otherwise sqlx would wait for the rest of the response, without a timeout, before
-/// the next caller gets the connection.
+/// A connection that goes back to its pool after its response. If the response did not come in time, the connection is
+/// closed. Otherwise sqlx would wait for the rest of the response, without a timeout, before the next caller gets the
+/// connection.
 #[derive(Debug)]
-pub(crate) struct Lease(Option<PoolConnection<Postgres>>);
+pub(crate) struct Lease {
+    connection: Option<PoolConnection<Postgres>>,
+    pool: Pool,
+}
 
 impl Lease {
     /// Gives the connection back, unless the result means that it cannot be used any more.
     pub(crate) fn end<T>(mut self, answer: Result<T>) -> Result<T> {
-        if !answer.as_ref().is_err_and(StoreError::is_environment) {
-            drop(self.0.take());
+        if let Some(connection) = self.connection.take()
+            && answer.as_ref().is_err_and(StoreError::is_environment)
+        {
+            drop(connection.detach());
         }
         answer
     }
 }
 
+/// The caller has gone away, but the server goes on with the statement. Until it is done, its process counts as one of
+/// ours. Otherwise callers that ask again and again, while somebody has locked a table, would get one process each.
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             drop(connection.detach());
-        }
+            return;
+        };
+        let pool = self.pool.clone();
+        runtime.spawn(async move {
+            // It comes after the rest of the statement's response.
+            let done = async { connection.ping().await.map_err(from_sqlx) };
+            if pool.wait(done).await.is_err() {
+                drop(connection.detach());
+            }
+        });
     }
 }
 
@@ -108,14 +132,18 @@ impl Deref for Lease {
 
     #[expect(clippy::expect_used, reason = "it is taken by `end` and `drop` alone")]
     fn deref(&self) -> &PgConnection {
-        self.0.as_ref().expect("a connection until its end")
+        self.connection
+            .as_ref()
+            .expect("a connection until its end")
     }
 }
 
 impl DerefMut for Lease {
     #[expect(clippy::expect_used, reason = "it is taken by `end` and `drop` alone")]
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect("a connection until its end")
+        self.connection
+            .as_mut()
+            .expect("a connection until its end")
     }
 }
 
