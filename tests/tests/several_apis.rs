@@ -285,4 +285,6 @@ async fn a_standby_is_never_asked_whose_a_token_is() {
         }
     }
     assert!(apis.second.log().contains("standby"), "the log says why");
+    // sqlx would say it for each of its attempts, ten a second.
+    assert_eq!(apis.second.log_lines("after_connect"), [""; 0]);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -27,12 +27,23 @@ pub(crate) struct Pool {
     most: u32,
     limit: Duration,
     hearing: Option<Hearing>,
+    useless: Useless,
 }
+
+/// Why the latest new connection could not be used, unless it could. The pool itself only says that there was none.
+type Useless = Arc<Mutex<Option<String>>>;
+
+/// New connections could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection within {ACQUIRE:?}: {0}")]
+struct NoConnection(String);
 
 impl Pool {
     /// Makes a pool, which connects when it is first used.
     pub(crate) fn new(access: Access, most: u32, limit: Duration) -> Self {
         let options = access.options().clone();
+        let useless = Useless::default();
+        let noted = useless.clone();
         let connections = PgPoolOptions::new()
             .max_connections(most)
             .acquire_timeout(ACQUIRE)
@@ -40,8 +51,12 @@ impl Pool {
             // one.
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
-                let access = access.clone();
-                Box::pin(async move { access.set_up(connection).await })
+                let (access, noted) = (access.clone(), noted.clone());
+                Box::pin(async move {
+                    let set_up = access.set_up(connection).await;
+                    *lock(&noted) = set_up.as_ref().err().map(ToString::to_string);
+                    set_up
+                })
             })
             .connect_lazy_with(options);
         Self {
@@ -49,6 +64,7 @@ impl Pool {
             most,
             limit,
             hearing: None,
+            useless,
         }
     }
 
@@ -76,12 +92,23 @@ impl Pool {
     }
 
     pub(crate) async fn lease(&self) -> Result<Lease> {
-        let connection = self.connections.acquire().await.map_err(from_sqlx)?;
+        let connection = self.connections.acquire().await.map_err(|error| {
+            let useless =
+                matches!(error, sqlx::Error::PoolTimedOut).then(|| lock(&self.useless).take());
+            match useless.flatten() {
+                Some(reason) => StoreError::Unavailable(Arc::new(NoConnection(reason))),
+                None => from_sqlx(error),
+            }
+        })?;
         Ok(Lease {
             connection: Some(connection),
             pool: self.clone(),
         })
     }
+}
+
+fn lock(useless: &Useless) -> MutexGuard<'_, Option<String>> {
+    useless.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A connection that goes back to its pool after its response. If the response did not come in time, the connection is

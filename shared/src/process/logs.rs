@@ -46,8 +46,11 @@ impl LogFilter {
         // A level applies to our crates only. At debug and trace, libraries log headers and frames, which nobody asked
         // for and which could show secrets.
         let others = if level == "error" { "error" } else { "warn" };
-        // The filter compares the beginnings of targets, so this name covers all our crates.
-        Some(Self(format!("{others},matrix2acrobits={level}")))
+        // sqlx's pool logs each failed attempt to connect, many a second, and returns the last error to us.
+        // The filter compares the beginnings of targets, so one name covers all our crates.
+        Some(Self(format!(
+            "{others},sqlx_core::pool=off,matrix2acrobits={level}"
+        )))
     }
 
     /// The filter in the syntax of tracing's `EnvFilter`.
@@ -99,8 +102,14 @@ mod tests {
     #[test]
     fn levels_are_ours_alone_and_filters_pass_through() {
         for (text, directives) in [
-            ("Debug", Some("warn,matrix2acrobits=debug")),
-            ("CRITICAL", Some("error,matrix2acrobits=error")),
+            (
+                "Debug",
+                Some("warn,sqlx_core::pool=off,matrix2acrobits=debug"),
+            ),
+            (
+                "CRITICAL",
+                Some("error,sqlx_core::pool=off,matrix2acrobits=error"),
+            ),
             (" sqlx=debug ", Some("sqlx=debug")),
             ("warn,sqlx=debug", Some("warn,sqlx=debug")),
             ("matrix2acrobits_api", Some("matrix2acrobits_api")),
