@@ -66,7 +66,7 @@ impl DatabaseUrl {
     /// Whether the server is on this machine.
     pub(crate) fn is_local(&self) -> bool {
         let host = self.options.get_host();
-        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        let address = host.parse::<IpAddr>();
         self.options.get_socket().is_some()
             || host.starts_with('/')
             || host == "localhost"
@@ -106,7 +106,20 @@ impl FromStr for DatabaseUrl {
                 return Err(format!("names no database: {}", form()));
             }
             // sqlx's error could repeat the password.
-            let options = PgConnectOptions::from_str(text).map_err(|_| form())?;
+            let mut options = PgConnectOptions::from_str(text).map_err(|_| form())?;
+            let host = options.get_host();
+            if host.contains(',') {
+                let words = "names several hosts; name one, which leads to the primary (a virtual address or a proxy)";
+                return Err(words.to_owned());
+            }
+            // The resolver knows an IPv6 address by its digits alone.
+            if let Some(bare) = host
+                .strip_prefix('[')
+                .and_then(|host| host.strip_suffix(']'))
+            {
+                let bare = bare.to_owned();
+                options = options.host(&bare);
+            }
             Ok(Self {
                 options,
                 files: url
@@ -137,14 +150,14 @@ impl fmt::Display for DatabaseUrl {
             options.get_username(),
             options.get_database().unwrap_or_default(),
         );
-        match options.get_socket() {
-            Some(socket) => write!(f, "postgres://{user}@{}/{database}", socket.display()),
-            None => write!(
-                f,
-                "postgres://{user}@{}:{}/{database}",
-                options.get_host(),
-                options.get_port()
-            ),
+        if let Some(socket) = options.get_socket() {
+            return write!(f, "postgres://{user}@{}/{database}", socket.display());
+        }
+        let (host, port) = (options.get_host(), options.get_port());
+        if host.contains(':') {
+            write!(f, "postgres://{user}@[{host}]:{port}/{database}")
+        } else {
+            write!(f, "postgres://{user}@{host}:{port}/{database}")
         }
     }
 }
@@ -190,7 +203,22 @@ mod tests {
             assert!(!shown.contains("s3cr3t"), "{shown}");
             assert!(shown.contains("bridge"), "{shown}");
         }
+        for (text, host) in [
+            ("postgres://u@[::1]:5433/x", "::1"),
+            ("postgres://u@[2001:db8::5]/x", "2001:db8::5"),
+            ("postgres://u@127.0.0.1:5433/x", "127.0.0.1"),
+        ] {
+            let url = text.parse::<DatabaseUrl>().unwrap();
+            assert_eq!(url.options().get_host(), host, "{text}");
+            let shown = url.to_string();
+            let (before, after) = text.rsplit_once('/').unwrap();
+            assert!(shown.starts_with(before), "{shown}");
+            assert!(shown.ends_with(after), "{shown}");
+        }
         for (text, word) in [
+            ("postgres://u:s3cr3t@a,b/x", "several hosts"),
+            ("postgres:///x?host=a,b", "several hosts"),
+            ("postgres://u:s3cr3t@a:5432,b:5432/x", "user:password@host"),
             ("postgres://", "database"),
             ("postgres://db", "database"),
             ("postgres://u:s3cr3t@db/x?sslmod=require", "sslmod"),
