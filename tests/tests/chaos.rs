@@ -358,3 +358,22 @@ async fn callers_that_hang_up_take_no_more_connections_than_others() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_stopped_while_the_database_is_away_ends_as_it_was_told() {
+    let Some(server) = Server::own() else {
+        return;
+    };
+    let mut app = App::builder()
+        .database(Database::of(server.database()))
+        .start()
+        .await;
+    let phone = Phone::seed();
+    app.enroll(&[&phone]).await;
+    app.pusher_set(&phone).await;
+    block_in_place(|| server.stop("fast"));
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
+    let said = app.worker().log_lines("others take them over");
+    assert_eq!(said.len(), 1, "{}", app.worker().log());
+    block_in_place(|| server.start());
+}

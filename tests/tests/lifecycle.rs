@@ -496,7 +496,7 @@ async fn nothing_is_accepted_while_the_file_is_another_one() {
     std::fs::hard_link(&app.file, &kept).unwrap();
     std::fs::write(&backup, other).unwrap();
     std::fs::rename(&backup, &app.file).unwrap();
-    assert_eq!(app.worker_mut().terminate().await, Some(1));
+    assert_eq!(app.worker_mut().terminate().await, Some(0));
     assert_eq!(app.api_mut().terminate().await, Some(0));
     assert_eq!(std::fs::read(&app.file).unwrap(), other);
     std::fs::rename(&kept, &app.file).unwrap();

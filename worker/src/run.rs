@@ -11,7 +11,7 @@ use std::{
 
 use apalis::prelude::{BoxDynError, ParallelizeExt, WorkerBuilder};
 use futures::{StreamExt, stream};
-use matrix2acrobits_shared::{flow::Held, process::shutdown::Stopping};
+use matrix2acrobits_shared::{flow::Held, process::shutdown::Stopping, rules::jobs::DEAD_AFTER};
 use matrix2acrobits_store::{Store, StoreError};
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -159,14 +159,20 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
     stop.cancel();
     ended.cancel();
     while tasks.join_next().await.is_some() {}
-    let released = shared.store.release_worker(shared.name.clone()).await;
+    match shared.store.release_worker(shared.name.clone()).await {
+        Ok(0) => {}
+        Ok(released) => {
+            tracing::info!(released, "jobs that had not ended went back to the queue");
+        }
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "the database does not take this worker's jobs back: others take them over {DEAD_AFTER} s after its last \
+                 sign of life"
+            );
+        }
+    }
     result
-        .and(released.map_err(RunError::from))
-        .map(|released| {
-            if released > 0 {
-                tracing::info!(released, "jobs that had not ended went back to the queue");
-            }
-        })
 }
 
 /// Waits for `work` to end as it was asked to. A task that ends before that is an error, whatever it says:
