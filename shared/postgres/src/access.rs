@@ -15,6 +15,15 @@ use crate::{
 /// The time limit for the first connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// When a machine is lost, nobody closes its connections. With these settings the server notices after a minute. Without
+/// them its processes would hold their places, and perhaps locks, for hours. A server on a socket ignores them.
+pub(crate) const NOTICE_LOSS: [session::Setting; 4] = [
+    ("tcp_keepalives_idle", "30"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "60s"),
+];
+
 /// The way to the database. Statements make the settings, because a connection pooler refuses settings that come with
 /// the login (`options`), or forgets them.
 #[derive(Debug, Clone)]
@@ -28,17 +37,19 @@ pub(crate) struct Access {
 impl Access {
     /// The settings of all connections: the program's name, and the time limit for a statement.
     pub(crate) fn new(database: &DatabaseUrl, statement_timeout: &'static str) -> Self {
+        let mut settings = NOTICE_LOSS.to_vec();
+        settings.extend([
+            // The triggers of the schema report changes that do not come from our programs.
+            ("matrix2acrobits.program", "1"),
+            ("statement_timeout", statement_timeout),
+            ("lock_timeout", statement_timeout),
+            ("idle_in_transaction_session_timeout", "5s"),
+            ("default_transaction_isolation", "read committed"),
+            ("jit", "off"),
+        ]);
         Self {
             options: bare(database),
-            settings: vec![
-                // The triggers of the schema report changes that do not come from our programs.
-                ("matrix2acrobits.program", "1"),
-                ("statement_timeout", statement_timeout),
-                ("lock_timeout", statement_timeout),
-                ("idle_in_transaction_session_timeout", "5s"),
-                ("default_transaction_isolation", "read committed"),
-                ("jit", "off"),
-            ],
+            settings,
             standby: false,
         }
     }

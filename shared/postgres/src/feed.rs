@@ -18,10 +18,11 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::watch;
 
 use crate::{
+    access::NOTICE_LOSS,
     connection::Process,
     errors::{NoAnswer, from_sqlx, within},
     pool::{ACQUIRE, Pool, read},
-    statements::meta,
+    statements::{meta, session},
 };
 
 const CHANNEL: &str = "matrix2acrobits";
@@ -164,6 +165,9 @@ async fn listen(options: &PgConnectOptions) -> Result<PgListener> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(ACQUIRE)
+        .after_connect(|connection, _| {
+            Box::pin(async { session::set(connection, &NOTICE_LOSS).await.map(drop) })
+        })
         .connect_lazy_with(options.clone());
     let mut listener = PgListener::connect_with(&pool).await.map_err(from_sqlx)?;
     listener.eager_reconnect(false);
@@ -237,5 +241,23 @@ mod tests {
         assert_eq!(hearing.freshness(), Freshness::NoDatabase);
         hearing.heard_until(now);
         assert_eq!(hearing.freshness(), Freshness::Fresh);
+    }
+    /// The server must notice a machine that is lost, from the feed's connection as from the others.
+    #[tokio::test]
+    async fn the_server_is_to_notice_a_lost_machine() {
+        let Some(server) = matrix2acrobits_test_postgres::Server::shared() else {
+            return;
+        };
+        let database = server.database();
+        let database: crate::DatabaseUrl = database.url().parse().unwrap();
+        let access = crate::access::Access::new(&database, "1s");
+        let mut listener = listen(access.options()).await.unwrap();
+        let listening = sqlx::Acquire::acquire(&mut listener).await.unwrap();
+        let mut other = access.connect().await.unwrap();
+        for connection in [listening, &mut other] {
+            let set = "SELECT current_setting('tcp_keepalives_idle') || ' ' || current_setting('tcp_user_timeout')";
+            let set: String = sqlx::query_scalar(set).fetch_one(connection).await.unwrap();
+            assert_eq!(set, "30 60000");
+        }
     }
 }
