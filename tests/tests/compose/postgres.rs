@@ -104,7 +104,9 @@ pub(crate) async fn two_of_each_lose_nothing_when_one_of_each_is_killed(lab: &La
     }
     pair.restores_a_dump(&page).await;
     pair.upgrades(&page).await;
-    pair.stack.compose(&["--profile", "demo", "down"]).await;
+    // The second api and worker have volumes without a name, which nothing finds once their containers are gone.
+    let down = ["--profile", "demo", "down", "--volumes"];
+    pair.stack.compose(&down).await;
 }
 
 fn phone(kind: &str, number: u32) -> Phone {
