@@ -177,7 +177,9 @@ impl Gate {
         }
     }
 
-    /// Takes over the row, if it is newer than our copy.
+    /// Takes over the row, unless our copy is of the same version. The caller reads and writes the row in turns. So a
+    /// lower version is not an old one that comes late: the database is an earlier one, from a backup or a standby that
+    /// lagged behind, and all workers go on from there.
     pub fn follow(&mut self, row: SharedGate, workers: usize, now: i64) -> Option<News> {
         self.workers = workers.max(1);
         self.turn_ms = self.turn_ms.min(now + TRY_MS + SLOT_MS);
@@ -185,7 +187,10 @@ impl Gate {
             trial.since_ms = trial.since_ms.min(now);
         }
         self.last_end_ms = self.last_end_ms.map(|end| end.min(now));
-        if row.version <= self.row.version && row.epoch <= self.row.epoch {
+        let same = |copy: &SharedGate| {
+            (row.version, row.epoch, row.condition) == (copy.version, copy.epoch, copy.condition)
+        };
+        if same(&self.row) {
             // The clock may have been set back since.
             self.row = std::mem::take(&mut self.row).plausible(now);
             return None;

@@ -406,6 +406,36 @@ fn a_clock_that_is_set_back_while_the_gate_is_shut_keeps_nobody_from_the_turn() 
 }
 
 #[test]
+fn a_database_that_goes_back_takes_the_gate_along() {
+    let mut alone = Alone::new();
+    alone.job(&Sign::Well);
+    let earlier = alone.row.clone();
+    alone.shut_down();
+    let shut = alone.row.clone();
+    let taken = alone.gate.row.slot_ms;
+    // A backup from before the outage.
+    alone.row = earlier.clone();
+    let news = alone.gate.follow(earlier, 1, alone.now);
+    assert!(matches!(news, Some(News::Up(_))), "{news:?}");
+    assert!(alone.gate.is_open());
+    assert_eq!(alone.gate.row.slot_ms, taken, "what was sent was sent");
+    assert_eq!(alone.shut_down(), Some(News::Down("HTTP 502".into())));
+    alone.turn();
+    alone.job(&Sign::Well);
+    assert!(alone.gate.is_open());
+    // A backup from the outage.
+    alone.row = shut.clone();
+    let news = alone.gate.follow(shut, 1, alone.now);
+    assert_eq!(news, Some(News::Down("HTTP 502".into())));
+    let (at, step) = alone.gate.next_step(alone.now).unwrap();
+    assert_eq!(step, Step::Claim);
+    assert!(at <= alone.now + TRY_MS);
+    alone.turn();
+    alone.job(&Sign::Well);
+    assert!(alone.gate.is_open());
+}
+
+#[test]
 fn a_wrong_configuration_is_tried_again_within_an_hour() {
     let mut gate = Gate::new("w", 16, Duration::from_hours(5));
     let Admission::Enter(ticket) = gate.admit(START) else {
