@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{BOB, MALLORY, Phone, message};
+use matrix2acrobits_tests::homeserver::Fault;
 use matrix2acrobits_tests::http::{segment, send};
 use matrix2acrobits_tests::pnm::Answer;
 use matrix2acrobits_tests::{SOON, eventually};
@@ -206,6 +207,33 @@ async fn what_happens_is_counted() {
             assert!(!text.contains(secret), "{secret} in:\n{text}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_gate_counts_as_shut_until_the_homeserver_works() {
+    let app = App::start().await;
+    // Few phones, so that the gate mostly waits for a job to try with.
+    let phones: Vec<_> = (0..6).map(|n| Phone::new(&format!("p{n}"))).collect();
+    let all: Vec<_> = phones.iter().collect();
+    let set = "/_matrix/client/v3/pushers/set";
+    app.homeserver.break_path(set, Fault::Status(502));
+    app.enroll(&all).await;
+    let gauge = format!("{PREFIX}outage_gate_shut");
+    let is_shut = async || value(&app, &gauge).await > 0.5;
+    eventually(SOON, "the gate shuts", is_shut).await;
+    app.homeserver.clear_calls();
+    eventually(SOON, "the worker probes three times", async || {
+        assert!(is_shut().await, "it is open while a job tries");
+        let calls = app.homeserver.calls();
+        calls.iter().filter(|call| is_probe(&call.path)).count() >= 3
+    })
+    .await;
+    app.homeserver.repair().await;
+    eventually(SOON, "the gate opens", async || !is_shut().await).await;
+}
+
+fn is_probe(path: &str) -> bool {
+    path == "/_matrix/client/versions"
 }
 
 fn operations() -> PathBuf {

@@ -258,11 +258,6 @@ impl Gate {
         self.rules().is_trying()
     }
 
-    /// See [`Rules::is_shut`].
-    pub(crate) fn is_shut(&self) -> bool {
-        self.rules().is_shut()
-    }
-
     /// The gate's state for the operator. A try during an outage still counts as an outage.
     pub(crate) fn report(&self) -> GateReport {
         let rules = self.rules();

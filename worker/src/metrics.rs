@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use matrix2acrobits_shared::{
-    flow::QueueState,
+    flow::{GateReport, GateState, QueueState},
     process,
     rules::{
         outcome::Reply,
@@ -86,9 +86,9 @@ pub(crate) fn start() -> PrometheusHandle {
     let _ = histogram!(LAG);
     describe_gauge!(
         GATE,
-        "1 while no jobs run because the homeserver is down, refuses us, or asks everybody to wait"
+        "1 while jobs wait because the homeserver is down, refuses us, or asks everybody to wait"
     );
-    gate_shut(false);
+    gate(&GateReport::default());
     describe_counter!(
         REQUESTS,
         "Requests to the homeserver, by kind and HTTP status; none: no answer"
@@ -166,8 +166,9 @@ fn publish_pushers(counts: &[(String, i64)]) {
     }
 }
 
-/// Sets whether the gate lets no job through.
-pub(crate) fn gate_shut(shut: bool) {
+/// Sets whether the gate is shut. A job that tries during an outage does not end it.
+pub(crate) fn gate(report: &GateReport) {
+    let shut = report.state == GateState::Shut;
     gauge!(GATE).set(f64::from(u8::from(shut)));
 }
 

@@ -16,7 +16,7 @@ pub(crate) async fn probe(shared: Arc<Shared>, homeserver: Homeserver) {
     let mut open = false;
     loop {
         changes.mark_unchanged();
-        metrics::gate_shut(shared.gate.is_shut());
+        metrics::gate(&shared.gate.report());
         let now_open = shared.gate.is_open();
         if now_open && !open {
             take_up(&shared).await;

@@ -227,7 +227,8 @@ impl Gate {
     }
 
     /// Whether nothing passes.
-    pub fn is_shut(&self) -> bool {
+    #[cfg(test)]
+    fn is_shut(&self) -> bool {
         !self.is_open() && self.trial.is_none()
     }
 
