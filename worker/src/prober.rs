@@ -48,7 +48,7 @@ async fn take_step(shared: &Shared, homeserver: &Homeserver, step: Step) -> Resu
         Step::Claim => gate.try_one(true),
         Step::BringForward => {
             // All jobs may be in backoff, but one must be due to try with.
-            shared.store.make_due(1).await?;
+            shared.store.make_one_due().await?;
             gate.brought_forward();
             shared.wake.notify_one();
         }
@@ -58,10 +58,10 @@ async fn take_step(shared: &Shared, homeserver: &Homeserver, step: Step) -> Resu
     Ok(())
 }
 
-/// Makes all waiting jobs due now.
+/// Makes all waiting jobs due as soon as the homeserver allows.
 async fn take_up(shared: &Shared) {
     loop {
-        match shared.store.make_due(i64::MAX).await {
+        match shared.store.make_all_due().await {
             Ok(0) => return,
             Ok(_) => shared.wake.notify_one(),
             Err(error) => {

@@ -247,9 +247,12 @@ impl Sqlite {
         jobs::wait_too_long(&self.operators, soon, longest, asked, limit).await
     }
 
-    /// Up to `limit` jobs in backoff for which the homeserver did not ask to wait.
-    pub async fn in_backoff(&self, limit: i64) -> Result<Vec<i64>> {
-        jobs::in_backoff(&self.operators, self.clock.unix(), limit).await
+    /// Up to `limit` jobs in backoff that can be brought forward: to now if `at_once`, or to a later time for which the
+    /// homeserver asked.
+    pub async fn in_backoff(&self, at_once: bool, limit: i64) -> Result<Vec<i64>> {
+        let now = self.clock.unix();
+        let until = if at_once { now } else { i64::MAX };
+        jobs::in_backoff(&self.operators, now, until, limit).await
     }
 
     /// Those without a job among the next `limit` pushers that are not as wanted. None when there are no more.

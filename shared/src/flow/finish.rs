@@ -96,11 +96,11 @@ impl Finished {
         match &self.outcome {
             Outcome::Retry {
                 run_at,
+                not_before,
                 error,
-                strict,
                 ..
-            } if *strict || unchanged => {
-                state.change_job(at, |job| job.retry(*run_at, error, *strict, now));
+            } if not_before.is_some() || unchanged => {
+                state.change_job(at, |job| job.retry(*run_at, *not_before, error, now));
             }
             // What is wanted changed while the job ran, so the job has to run again whatever it did.
             _ if !unchanged => state.change_job(at, |job| job.again(now)),

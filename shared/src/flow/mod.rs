@@ -235,7 +235,8 @@ pub trait Transaction: Send {
     /// Stores a new key for the marks. The previous key counts until this time.
     async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()>;
 
-    /// Makes these jobs due now if they are still in backoff and the homeserver did not ask to wait. Returns how many.
+    /// Makes these jobs due if they are still in backoff: now, or at the time until which the homeserver asked to wait.
+    /// Returns how many.
     async fn make_due(&mut self, keys: &[i64]) -> Result<u64>;
     /// Makes these jobs due now if they still wait. Returns how many.
     async fn correct_waits(&mut self, keys: &[i64]) -> Result<u64>;

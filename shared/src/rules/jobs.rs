@@ -135,17 +135,18 @@ impl Job {
         self.free();
     }
 
-    /// The attempt failed, so retry at `run_at`. If `strict`, nothing brings the job forward. Otherwise a recalled job
-    /// is due now.
-    pub fn retry(&mut self, run_at: i64, error: &str, strict: bool, now: i64) {
+    /// The attempt failed, so retry at `run_at`. A recalled job is due now, or at `not_before` if the homeserver asked
+    /// to wait until then.
+    pub fn retry(&mut self, run_at: i64, not_before: Option<i64>, error: &str, now: i64) {
         self.status = Status::Failed;
         self.attempts += 1;
-        self.run_at = if self.recalled && !strict {
-            now
+        let earliest = now.max(not_before.unwrap_or(0));
+        self.run_at = if self.recalled {
+            run_at.min(earliest)
         } else {
             run_at
         };
-        self.not_before = strict.then_some(run_at);
+        self.not_before = not_before;
         self.lost = None;
         self.error = Some(error.to_owned());
         self.free();
@@ -260,14 +261,19 @@ mod tests {
             recalled: true,
             ..job(Status::Queued)
         };
-        failed.retry(7000, "no", false, NOW);
+        failed.retry(7000, None, "no", NOW);
         assert_eq!((failed.run_at, failed.recalled), (NOW, false));
-        let mut limited = Job {
-            recalled: true,
-            ..job(Status::Queued)
-        };
-        limited.retry(7000, "429", true, NOW);
-        assert_eq!((limited.run_at, limited.not_before), (7000, Some(7000)));
+        for recalled in [true, false] {
+            let mut limited = Job {
+                recalled,
+                ..job(Status::Queued)
+            };
+            limited.retry(7000, Some(2000), "429", NOW);
+            let run_at = if recalled { 2000 } else { 7000 };
+            assert_eq!((limited.run_at, limited.not_before), (run_at, Some(2000)));
+            limited.wake(NOW);
+            assert_eq!(limited.run_at, 2000, "the next report brings it forward");
+        }
     }
 
     #[test]

@@ -582,12 +582,12 @@ pub enum Outcome {
     Retry {
         /// When to retry, in seconds since 1970.
         run_at: i64,
+        /// The homeserver asked to wait until this time, and nothing brings the retry forward to before it.
+        not_before: Option<i64>,
         /// Why, for people.
         error: String,
         /// The homeserver may have done it all the same.
         maybe_done: bool,
-        /// Nothing brings the time forward, because the homeserver asked to wait.
-        strict: bool,
     },
     /// The homeserver refuses, and would refuse again.
     Dead {
@@ -1022,9 +1022,9 @@ mod tests {
         };
         let retry = |maybe_done| Outcome::Retry {
             run_at: 0,
+            not_before: None,
             error: "no".into(),
             maybe_done,
-            strict: false,
         };
         let dead = Outcome::Dead { error: "no".into() };
         for (what, pushers, at, outcome, expected) in [

@@ -601,10 +601,20 @@ impl Store {
         ask!(self, next_due())
     }
 
-    /// Makes up to `most` jobs in backoff due now, except those for which the homeserver asked to wait. Returns how
-    /// many. The store finds the jobs without a lock, and changes them in small transactions.
-    pub async fn make_due(&self, most: i64) -> Result<u64> {
-        let waiting = ask!(self, in_backoff(most))?;
+    /// Makes a job in backoff due now, if there is one for which the homeserver did not ask to wait.
+    pub async fn make_one_due(&self) -> Result<()> {
+        self.bring_forward(true, 1).await.map(drop)
+    }
+
+    /// Makes all jobs in backoff due: now, or at the time until which the homeserver asked to wait. Returns how many
+    /// changed.
+    pub async fn make_all_due(&self) -> Result<u64> {
+        self.bring_forward(false, i64::MAX).await
+    }
+
+    /// The store finds the jobs without a lock, and changes them in small transactions.
+    async fn bring_forward(&self, at_once: bool, most: i64) -> Result<u64> {
+        let waiting = ask!(self, in_backoff(at_once, most))?;
         let mut due = 0;
         for chunk in waiting.chunks(usize::try_from(CHUNK).unwrap_or(1)) {
             let keys: Arc<[i64]> = chunk.into();

@@ -318,6 +318,7 @@ pub(crate) async fn held_by(connection: &mut PgConnection, worker: &str) -> Resu
 pub(crate) async fn in_backoff(
     connection: &mut PgConnection,
     now: i64,
+    until: i64,
     limit: i64,
 ) -> Result<Vec<i64>> {
     sqlx::query_scalar!(
@@ -326,10 +327,12 @@ pub(crate) async fn in_backoff(
          WHERE state IN ('Pending', 'Failed')
            AND lost IS NULL
            AND run_at > $1
-           AND coalesce(not_before, 0) <= $1
+           AND coalesce(not_before, 0) < run_at
+           AND coalesce(not_before, 0) <= $2
          ORDER BY run_at
-         LIMIT $2",
+         LIMIT $3",
         now,
+        until,
         limit
     )
     .fetch_all(connection)
@@ -337,19 +340,19 @@ pub(crate) async fn in_backoff(
     .map_err(from_sqlx)
 }
 
-/// Makes these jobs due now if they are still in backoff and the homeserver did not ask to wait. Jobs that somebody is
-/// writing are left for the next time.
+/// Makes these jobs due if they are still in backoff: now, or at the time until which the homeserver asked to wait. Jobs
+/// that somebody is writing are left for the next time.
 pub(crate) async fn make_due(connection: &mut PgConnection, keys: &[i64], now: i64) -> Result<u64> {
     let done = sqlx::query!(
         "UPDATE jobs
-         SET run_at = $2
+         SET run_at = greatest($2, not_before)
          WHERE pusher_id = ANY (ARRAY(SELECT pusher_id
                                       FROM jobs
                                       WHERE pusher_id = ANY ($1)
                                         AND state IN ('Pending', 'Failed')
                                         AND lost IS NULL
                                         AND run_at > $2
-                                        AND coalesce(not_before, 0) <= $2
+                                        AND coalesce(not_before, 0) < run_at
                                       FOR UPDATE SKIP LOCKED))",
         keys,
         now

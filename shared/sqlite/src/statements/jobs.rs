@@ -301,10 +301,11 @@ pub(crate) async fn held_by(connection: &mut SqliteConnection, worker: &str) -> 
     .map_err(from_sqlx)
 }
 
-/// Up to `limit` jobs in backoff for which the homeserver did not ask to wait, in the order in which they are due.
+/// Up to `limit` jobs in backoff that can be brought forward to a time until `until`, in the order in which they are due.
 pub(crate) async fn in_backoff(
     executor: impl SqliteExecutor<'_>,
     now: i64,
+    until: i64,
     limit: i64,
 ) -> Result<Vec<i64>> {
     let keys = sqlx::query_scalar!(
@@ -315,10 +316,12 @@ pub(crate) async fn in_backoff(
                    AND status IN ('Pending', 'Failed')
                    AND lost IS NULL
                    AND run_at > ?1
-                   AND coalesce(not_before, 0) <= ?1
+                   AND coalesce(not_before, 0) < run_at
+                   AND coalesce(not_before, 0) <= ?2
                  ORDER BY run_at
-                 LIMIT ?2)"#,
+                 LIMIT ?3)"#,
         now,
+        until,
         limit
     )
     .fetch_one(executor)
@@ -327,7 +330,7 @@ pub(crate) async fn in_backoff(
     from_json(&keys)
 }
 
-/// Makes these jobs due now if they are still in backoff and the homeserver did not ask to wait.
+/// Makes these jobs due if they are still in backoff: now, or at the time until which the homeserver asked to wait.
 pub(crate) async fn make_due(
     connection: &mut SqliteConnection,
     keys: &[i64],
@@ -336,12 +339,11 @@ pub(crate) async fn make_due(
     let keys = json(keys)?;
     let done = sqlx::query!(
         "UPDATE Jobs
-         SET run_at = ?2
+         SET run_at = max(?2, coalesce(not_before, 0))
          WHERE rowid IN (SELECT value FROM jsonb_each(?1))
            AND status IN ('Pending', 'Failed')
            AND lost IS NULL
-           AND run_at > ?2
-           AND coalesce(not_before, 0) <= ?2",
+           AND run_at > max(?2, coalesce(not_before, 0))",
         keys,
         now
     )

@@ -132,11 +132,11 @@ impl World {
     }
 
     fn outcome(&self, answer: Answer, done: Outcome, changes: bool) -> Outcome {
-        let retry = |maybe_done, strict: bool| Outcome::Retry {
-            run_at: self.now + if strict { 40 } else { LONGEST_WAIT },
+        let retry = |maybe_done, limited: bool| Outcome::Retry {
+            run_at: self.now + if limited { 40 } else { LONGEST_WAIT },
+            not_before: limited.then_some(self.now + 10),
             error: "no".into(),
             maybe_done,
-            strict,
         };
         match answer {
             Answer::Ok => done,
