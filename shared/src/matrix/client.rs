@@ -205,10 +205,14 @@ async fn receive(request: RequestBuilder, now: i64) -> Received {
     };
     let (retry_after, location) = (header("retry-after"), header("location"));
     let date = header("date").and_then(|date| seconds(&date));
-    let Ok(body) = net::read_body(response, MAX_BODY).await else {
-        return nothing(format!("HTTP {status}, but its body cannot be read"), true);
+    let body: Value = match net::read_body(response, MAX_BODY).await {
+        Ok(body) => serde_json::from_slice(&body).unwrap_or_default(),
+        Err(_) if (200..300).contains(&status) => {
+            return nothing(format!("HTTP {status}, but its body cannot be read"), true);
+        }
+        // The status and the headers say enough.
+        Err(_) => Value::Null,
     };
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let from_header = retry_after.and_then(|text| wait(&text, now));
     let response = Response {
         location: location.map(|target| cut(&target)),
@@ -288,6 +292,7 @@ fn seconds(date: &str) -> Option<i64> {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::io::{Read as _, Write as _};
 
     #[test]
     fn retry_after_in_both_forms() {
@@ -306,6 +311,58 @@ mod tests {
         ] {
             let expected = expected.map(Duration::from_secs);
             assert_eq!(wait(text, now), expected, "{text:?}");
+        }
+    }
+
+    /// What follows from these bytes, after which the connection ends.
+    async fn received(answer: Vec<u8>) -> Reply {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let _ = client.read(&mut [0; 1024]).unwrap();
+            // The client may hang up before the end.
+            let _ = client.write_all(&answer);
+        });
+        net::install_tls();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let received = receive(client.get(url), 0).await;
+        server.join().unwrap();
+        received.reply
+    }
+
+    #[tokio::test]
+    async fn a_refusal_whose_body_is_cut_or_too_long_is_still_one() {
+        let cut = |status: &str| {
+            format!("HTTP/1.1 {status} X\r\nretry-after: 7\r\ncontent-length: 99\r\n\r\n{{")
+                .into_bytes()
+        };
+        let long = |status: &str| {
+            let length = MAX_BODY + 1;
+            let head = format!(
+                "HTTP/1.1 {status} X\r\nretry-after: 7\r\ncontent-length: {length}\r\n\r\n"
+            );
+            [head.into_bytes(), vec![b' '; length]].concat()
+        };
+        for (status, answer) in [(429, cut("429")), (503, cut("503")), (429, long("429"))] {
+            let expected = Response {
+                status,
+                retry_after: Some(Duration::from_secs(7)),
+                ..Response::default()
+            };
+            assert_eq!(
+                received(answer).await,
+                Reply::Response(expected),
+                "{status}"
+            );
+        }
+        // It may be done, or not.
+        for answer in [cut("200"), long("200")] {
+            let reply = received(answer).await;
+            assert!(
+                matches!(reply, Reply::Nothing { sent: true, .. }),
+                "{reply:?}"
+            );
         }
     }
 
