@@ -1,6 +1,8 @@
 //! The main scenarios, on every homeserver that we know of: a phone gets its pusher, changes its token and its app,
 //! changes hands, is paused, removed, and survives an outage.
 
+use std::time::{Duration, Instant};
+
 use matrix2acrobits_tests::app::App;
 use matrix2acrobits_tests::fixtures::{ALICE, BOB, Phone, message};
 use matrix2acrobits_tests::homeserver::{Call, Fault, Profile};
@@ -75,6 +77,36 @@ async fn a_phone_that_changes_hands_leaves_no_pusher_of_its_former_user() {
         app.pushers_are(ALICE, &[&hers]).await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn making_devices_counts_as_requests_while_the_homeserver_is_unwell() {
+    let app = App::builder().homeserver(Profile::Tuwunel).start().await;
+    let bobs = Phone::new("bobs");
+    app.enroll(&[&bobs]).await;
+    app.pusher_set(&bobs).await;
+    // Alice has no device yet, so each attempt takes two requests.
+    let device = "/_matrix/client/v3/devices/MATRIX2ACROBITS";
+    app.homeserver.break_path(device, Fault::Status(503));
+    app.homeserver.clear_calls();
+    let phones: Vec<_> = (0..60)
+        .map(|n| Phone::new(&format!("p{n}")).of(ALICE))
+        .collect();
+    let all: Vec<_> = phones.iter().collect();
+    app.enroll(&all).await;
+    let since = Instant::now();
+    eventually(SOON, "some seconds of it", async || {
+        since.elapsed() > Duration::from_secs(4)
+    })
+    .await;
+    let busiest = app.homeserver.busiest_second();
+    assert!(
+        (1..=10).contains(&busiest),
+        "{busiest} requests in a second"
+    );
+    app.homeserver.repair().await;
+    app.pushers_are(ALICE, &all).await;
+    done(Profile::Tuwunel, &app).await;
 }
 
 #[tokio::test]

@@ -96,26 +96,27 @@ impl Homeserver {
         self.change("delete", user, pusher).await
     }
 
-    /// Sends a change, as our device where the homeserver wants one. The first reply that asks for a device is returned
-    /// as it is, because the caller may have to act differently from then on.
+    /// `PUT /devices/{id}`: makes the device that we act as, for a user who does not have it yet.
+    pub async fn make_device(&self, user: &UserId) -> Reply {
+        let url = self.url(&format!("v3/devices/{DEVICE_ID}"), Some(user));
+        let name = json!({ "display_name": DEVICE_NAME });
+        let request = self.authorized(Method::PUT, url).json(&name);
+        self.send("device", request).await.reply
+    }
+
+    /// Whether this reply to a set or delete says that the user's device has to be made first.
+    pub fn lacks_device(&self, reply: &Reply) -> bool {
+        self.wants_device() && device::is_unknown(reply)
+    }
+
+    /// Sends a change, as our device where the homeserver wants one, and notes whether the reply asks for one. Each call
+    /// is a single request, because the caller counts requests.
     async fn change(&self, kind: &'static str, user: &UserId, body: &impl Serialize) -> Reply {
         let reply = self.post(kind, user, body).await;
         if device::is_wanted(&reply) {
             self.wants_device.store(true, Ordering::Relaxed);
         }
-        if !self.wants_device() || !device::is_unknown(&reply) {
-            return reply;
-        }
-        let url = self.url(&format!("v3/devices/{DEVICE_ID}"), Some(user));
-        let name = json!({ "display_name": DEVICE_NAME });
-        let made = self.authorized(Method::PUT, url).json(&name);
-        let made = self.send("device", made).await.reply;
-        match made {
-            Reply::Response(made) if (200..300).contains(&made.status) => {
-                self.post(kind, user, body).await
-            }
-            made => device::not_made(reply, made),
-        }
+        reply
     }
 
     async fn post(&self, kind: &'static str, user: &UserId, body: &impl Serialize) -> Reply {

@@ -32,9 +32,14 @@ pub(super) fn is_unknown(reply: &Reply) -> bool {
         && (errcode.ends_with("M_UNKNOWN_DEVICE") || errcode == "M_INVALID_PARAM")
 }
 
+/// Whether the reply to `PUT /devices/{id}` says that the device is there now.
+pub fn is_made(put: &Reply) -> bool {
+    matches!(put, Reply::Response(put) if (200..300).contains(&put.status))
+}
+
 /// The reply to report when the device could not be made. `first` is the reply to the request, and `put` the reply to
 /// `PUT /devices/{id}`.
-pub(super) fn not_made(first: Reply, put: Reply) -> Reply {
+pub fn not_made(first: Reply, put: Reply) -> Reply {
     match put {
         // The homeserver refuses to make the device. The operator has to act, and the request stays refused.
         Reply::Response(put)

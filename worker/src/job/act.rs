@@ -62,7 +62,7 @@ impl Jobs {
         match work {
             Work::Delete => self.delete(row, pass).await,
             Work::Check => self.check(row, set, pass).await,
-            Work::Set => Some(self.set(row, &set, pass).await),
+            Work::Set => self.set(row, &set, pass).await,
         }
     }
 
@@ -71,11 +71,40 @@ impl Jobs {
         row: &PusherTask,
         pusher: &SetPusher<'_>,
         pass: &Pass<'_>,
-    ) -> (Option<Reply>, Meaning) {
-        let set = self.homeserver.set(&row.user_id, pusher);
-        let reply = pass.during(set).await;
+    ) -> Option<(Option<Reply>, Meaning)> {
+        let set = || self.homeserver.set(&row.user_id, pusher);
+        let reply = self.with_device(row, set, pass).await?;
         let meaning = meaning(&reply, Request::Set);
-        (Some(reply), meaning)
+        Some((Some(reply), meaning))
+    }
+
+    /// Sends a change. If the user's device has to be made first, makes it and sends the change again. Each of these
+    /// requests waits for the gate.
+    async fn with_device<F>(
+        &self,
+        row: &PusherTask,
+        change: impl Fn() -> F,
+        pass: &Pass<'_>,
+    ) -> Option<Reply>
+    where
+        F: Future<Output = Reply>,
+    {
+        let reply = pass.during(change()).await;
+        if !self.homeserver.lacks_device(&reply) {
+            return Some(reply);
+        }
+        if !self.gate.again(pass).await {
+            return None;
+        }
+        let made = self.homeserver.make_device(&row.user_id);
+        let made = pass.during(made).await;
+        if !device::is_made(&made) {
+            return Some(device::not_made(reply, made));
+        }
+        if !self.gate.again(pass).await {
+            return None;
+        }
+        Some(pass.during(change()).await)
     }
 
     async fn delete(&self, row: &PusherTask, pass: &Pass<'_>) -> Option<(Option<Reply>, Meaning)> {
@@ -96,8 +125,8 @@ impl Jobs {
             }
         }
         let pusher = DeletePusher::new(&row.app_id, &row.pushkey);
-        let delete = self.homeserver.delete(&row.user_id, &pusher);
-        let reply = pass.during(delete).await;
+        let delete = || self.homeserver.delete(&row.user_id, &pusher);
+        let reply = self.with_device(row, delete, pass).await?;
         let meaning = meaning(&reply, Request::Delete);
         Some((Some(reply), meaning))
     }
@@ -119,7 +148,7 @@ impl Jobs {
         if !self.gate.again(pass).await {
             return None;
         }
-        Some(self.set(row, &wanted.keeping(&held), pass).await)
+        self.set(row, &wanted.keeping(&held), pass).await
     }
 
     /// The user's pushers at the homeserver. If they cannot be read, what that means for the job.
