@@ -71,8 +71,8 @@ async fn step(
             "pushers with other settings or an old mark are set anew"
         );
     }
-    // A job that was under way may have recorded the old settings meanwhile.
-    Ok(renewed > 0)
+    // A job that was under way may have recorded the old settings or the old key meanwhile.
+    Ok(changed || renewed > 0)
 }
 
 /// Goes once through all pushers. Returns how many will be set again.

@@ -16,6 +16,7 @@ use matrix2acrobits_shared::{
         feed::{Changed, Feed},
         writer::Connection,
     },
+    matrix::mark::{MarkKey, MarkKeys},
     rules::{
         arrival::Arrivals,
         gate::SharedGate,
@@ -396,8 +397,17 @@ impl Transaction for WriteTransaction<'_> {
         self.news.work |= swapped;
         Ok(swapped)
     }
-    async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()> {
+    async fn mark_key(&mut self) -> Result<Option<MarkKey>> {
+        marks::current(self.connection).await
+    }
+    async fn lock_mark_keys(&mut self) -> Result<MarkKeys> {
         marks::lock(self.connection).await?;
+        marks::keys(self.connection).await
+    }
+    async fn count_with_mark(&mut self, name: &str) -> Result<i64> {
+        marks::count_with(self.connection, name).await
+    }
+    async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()> {
         marks::keep_before(self.connection).await?;
         marks::put(self.connection, fresh, &until.to_be_bytes()).await?;
         self.news.everything = true;

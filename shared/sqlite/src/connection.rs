@@ -13,6 +13,7 @@ use matrix2acrobits_shared::{
         feed::{Changed, Feed},
         writer::Connection,
     },
+    matrix::mark::{MarkKey, MarkKeys},
     rules::{
         arrival::Arrivals,
         gate::SharedGate,
@@ -354,6 +355,15 @@ impl Transaction for WriteTransaction<'_> {
     }
     async fn swap_gate(&mut self, expected: i64, new: &SharedGate) -> Result<bool> {
         gate::swap(self.connection, expected, new).await
+    }
+    async fn mark_key(&mut self) -> Result<Option<MarkKey>> {
+        marks::current(&mut *self.connection).await
+    }
+    async fn lock_mark_keys(&mut self) -> Result<MarkKeys> {
+        marks::keys(&mut *self.connection).await
+    }
+    async fn count_with_mark(&mut self, name: &str) -> Result<i64> {
+        marks::count_with(&mut *self.connection, name).await
     }
     async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()> {
         marks::keep_before(self.connection).await?;

@@ -22,7 +22,7 @@ struct Excuse {
 const COUNTED: &str = "counts are kept for fifty times as long as they took";
 const ONCE: &str = "once in an operator's command, on a connection of its own";
 
-const EXCUSES: [Excuse; 13] = [
+const EXCUSES: [Excuse; 14] = [
     Excuse {
         statement: "AS \"lost_jobs!\"",
         step: "SCAN ",
@@ -59,7 +59,12 @@ const EXCUSES: [Excuse; 13] = [
         reason: COUNTED,
     },
     Excuse {
-        statement: "substr(registered_as, -length(?1)) <> ?1",
+        statement: "coalesce(substr(registered_as, -length(?1)), '') <> ?1",
+        step: "SCAN pushers",
+        reason: ONCE,
+    },
+    Excuse {
+        statement: "substr(registered_as, -length(?1)) = ?1",
         step: "SCAN pushers",
         reason: ONCE,
     },

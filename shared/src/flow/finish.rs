@@ -6,10 +6,23 @@ use super::{
     writer::Bulk,
 };
 use crate::ids::log_id;
+use crate::matrix::mark::MarkKey;
 use crate::rules::{
     jobs::DEAD_AFTER,
     pushers::{Change, FinishSettings, Goal, Outcome, Pusher, PusherTask, goal, record, rivals},
 };
+
+/// Within this time, all workers know a new key of the marks, in seconds.
+const NEW_KEY_KNOWN: i64 = 10;
+
+/// What a pusher should carry that is set now.
+#[derive(Debug)]
+struct Current {
+    /// The settings of the worker that started last.
+    settings: Option<String>,
+    /// The key of the marks.
+    mark_key: Option<MarkKey>,
+}
 
 /// A job that has run.
 #[derive(Debug)]
@@ -31,7 +44,10 @@ impl Bulk for Finished {
     /// Records one outcome after the other in memory. Reads and writes are shared by all.
     async fn write_all(tx: &mut dyn Transaction, finished: &[&Self]) -> Result<Vec<bool>> {
         let now = tx.now();
-        let newest = tx.newest_settings(now - DEAD_AFTER).await?;
+        let current = Current {
+            settings: tx.newest_settings(now - DEAD_AFTER).await?,
+            mark_key: tx.mark_key().await?,
+        };
         let keys: Vec<_> = finished
             .iter()
             .map(|job| Pair {
@@ -47,7 +63,7 @@ impl Bulk for Finished {
                 Some((state, at))
             });
             ours.push(match place {
-                Some((state, at)) => job.finish(state, at, newest.as_deref(), now),
+                Some((state, at)) => job.finish(state, at, &current, now),
                 None => tx.drop_job(job.task.id, &job.held.worker).await?,
             });
         }
@@ -58,7 +74,7 @@ impl Bulk for Finished {
 
 impl Finished {
     /// Applies the outcome. False when the lock was lost.
-    fn finish(&self, state: &mut PairState, at: usize, newest: Option<&str>, now: i64) -> bool {
+    fn finish(&self, state: &mut PairState, at: usize, current: &Current, now: i64) -> bool {
         let pusher = &state.pushers[at];
         // The user to whom the job gave way may have gone while it ran, and had nobody to give the pusher back to.
         let stands = self.outcome != Outcome::Outdone
@@ -75,10 +91,20 @@ impl Finished {
             // which order the homeserver sees the requests, so a job has to look once more.
             state.change(at, &Change::Check, now);
         }
-        let registered = self.outcome == Outcome::Registered;
-        if registered && newest.is_some_and(|newest| newest != self.settings.settings) {
-            // A worker with newer settings started while this one ran.
-            state.change(at, &Change::Renew, now);
+        if self.outcome == Outcome::Registered {
+            let settings = current.settings.as_deref();
+            if settings.is_some_and(|settings| settings != self.settings.settings) {
+                // A worker with newer settings started while this one ran.
+                state.change(at, &Change::Renew, now);
+            } else if current
+                .mark_key
+                .as_ref()
+                .is_some_and(|key| key.name() != self.settings.mark_key)
+            {
+                // The key of the marks changed while the job ran. This worker may not know the new key yet.
+                state.change(at, &Change::Renew, now);
+                state.delay(at, now + NEW_KEY_KNOWN);
+            }
         }
         if !self.settings.append {
             for (rival, change) in rivals(&state.pushers, at, &self.outcome) {

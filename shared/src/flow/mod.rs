@@ -25,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Deserialize;
 
+use crate::matrix::mark::{MarkKey, MarkKeys};
 use crate::rules::{
     arrival::Arrivals,
     gate::SharedGate,
@@ -41,7 +42,7 @@ pub use phones::{NamedPhone, PhoneListing, SilentCursor};
 pub use queue::{Claim, Claimed, Heartbeat, Held, Others};
 pub use queue::{beat, claim, give_up_suspects, kill_job, release};
 pub use removals::{forget_strangers, mark_dead, remove_account, remove_of_user, remove_tokens};
-pub use upkeep::{check_pushers, enqueue_pushers, renew_pushers};
+pub use upkeep::{MarkRenewal, check_pushers, enqueue_pushers, renew_mark_key, renew_pushers};
 pub use views::{
     DeadLetter, GateReport, GateState, GateStatus, GateView, IdPage, JobListing, PushTarget,
     PusherListing, QueueState, TargetRow, TokenListing, WorkerStatus,
@@ -232,6 +233,12 @@ pub trait Transaction: Send {
     /// Writes the gate's row if it still has this version. False if another worker was first.
     async fn swap_gate(&mut self, expected: i64, new: &SharedGate) -> Result<bool>;
 
+    /// The key that marks are made with.
+    async fn mark_key(&mut self) -> Result<Option<MarkKey>>;
+    /// The keys whose marks count. No other process renews them until the transaction ends.
+    async fn lock_mark_keys(&mut self) -> Result<MarkKeys>;
+    /// How many pushers that the homeserver should hold carry the mark of the key with this name.
+    async fn count_with_mark(&mut self, name: &str) -> Result<i64>;
     /// Stores a new key for the marks. The previous key counts until this time.
     async fn renew_mark_key(&mut self, fresh: &[u8], until: i64) -> Result<()>;
 

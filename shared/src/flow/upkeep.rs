@@ -53,6 +53,36 @@ pub async fn renew_pushers(
     .await
 }
 
+/// What became of a renewal of the marks' key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MarkRenewal {
+    /// The key is new.
+    Done,
+    /// Nothing changed. This many pushers still carry marks of the key before, which still counts.
+    TooEarly(i64),
+}
+
+/// Makes `fresh` the key of the marks. Marks of the key before count for another `counts` seconds. Only one former key
+/// counts, so its pushers must have their new marks before it is forgotten.
+pub async fn renew_mark_key(
+    tx: &mut dyn Transaction,
+    fresh: &[u8],
+    counts: i64,
+) -> Result<MarkRenewal> {
+    let now = tx.now();
+    let keys = tx.lock_mark_keys().await?;
+    if let Some((former, until)) = keys.previous
+        && now < until
+    {
+        let carry = tx.count_with_mark(former.name()).await?;
+        if carry > 0 {
+            return Ok(MarkRenewal::TooEarly(carry));
+        }
+    }
+    tx.renew_mark_key(fresh, now.saturating_add(counts)).await?;
+    Ok(MarkRenewal::Done)
+}
+
 async fn change_all(
     tx: &mut dyn Transaction,
     ids: &[i64],

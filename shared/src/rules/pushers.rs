@@ -603,6 +603,8 @@ pub struct FinishSettings {
     pub fingerprint: String,
     /// The same without the key: see `PusherSettings::name`.
     pub settings: String,
+    /// The name of the key of the mark.
+    pub mark_key: String,
     /// Whether users may share an app id and pushkey.
     pub append: bool,
     /// After this many seconds, a report makes the worker check the pusher.

@@ -15,8 +15,8 @@ use matrix2acrobits_shared::{
     clock::Clock,
     flow::{
         self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, IdPage, JobListing,
-        NamedPhone, Others, PhoneListing, PushTarget, PusherListing, QueueState, Result,
-        SilentCursor, TargetRow, TokenListing, WorkerStatus,
+        MarkRenewal, NamedPhone, Others, PhoneListing, PushTarget, PusherListing, QueueState,
+        Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
         feed::{Changed, Freshness, SentKey, Vital},
         server::ServerFacts,
         writer::Writer,
@@ -576,19 +576,16 @@ impl Store {
         ask!(self, mark_keys())
     }
 
-    /// Makes a new key for marks. Marks of the previous key count for [`OLD_MARKS_COUNT`].
-    pub async fn renew_mark_key(&self) -> Result<MarkKeys> {
+    /// Makes a new key for marks. Marks of the previous key count for [`OLD_MARKS_COUNT`]. Refused while pushers carry
+    /// marks of the key before that one, which still counts.
+    pub async fn renew_mark_key(&self) -> Result<MarkRenewal> {
         let fresh: [u8; KEY_BYTES] = rand::random();
         let counts = i64::try_from(OLD_MARKS_COUNT.as_secs()).unwrap_or(i64::MAX);
         self.writer()
             .write(move |tx| {
-                Box::pin(async move {
-                    let until = tx.now().saturating_add(counts);
-                    tx.renew_mark_key(&fresh, until).await
-                })
+                Box::pin(async move { flow::renew_mark_key(tx, &fresh, counts).await })
             })
-            .await?;
-        self.mark_keys().await
+            .await
     }
 
     /// How many pushers that the homeserver should hold do not carry the mark of this key yet. Reads all pushers.

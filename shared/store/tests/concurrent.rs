@@ -314,6 +314,7 @@ async fn work(store: &Store, name: &str, reporting: &AtomicUsize) {
                 settings: FinishSettings {
                     fingerprint: SETTINGS.into(),
                     settings: SETTINGS.into(),
+                    mark_key: store.mark_keys().await.unwrap().current.name().to_owned(),
                     append: false,
                     refresh_after: 86_400,
                 },

@@ -64,6 +64,7 @@ async fn sets(store: &Store, worker: &Arc<str>) {
         settings: FinishSettings {
             fingerprint: format!("{NEW} key 1"),
             settings: NEW.into(),
+            mark_key: store.mark_keys().await.unwrap().current.name().to_owned(),
             append: true,
             refresh_after: 86_400,
         },

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use matrix2acrobits_shared::process::{output::print, progress, words::Counted};
+use matrix2acrobits_shared::{
+    flow::MarkRenewal,
+    process::{output::print, progress, words::Counted},
+};
 use matrix2acrobits_store::{OLD_MARKS_COUNT, Store};
 
 use super::{Cli, Failure};
@@ -24,14 +27,16 @@ pub(crate) enum Command {
 
 pub(crate) async fn run(cli: &Cli, Command::Renew: &Command) -> Result<(), Failure> {
     let store = Store::open_existing(&cli.shared).await?;
-    let key = store
-        .renew_mark_key()
-        .await
-        .map_err(Failure::other)?
-        .current;
+    let promised = Counted(OLD_MARKS_COUNT.as_secs() / 3600, "hour");
+    if let MarkRenewal::TooEarly(carry) = store.renew_mark_key().await.map_err(Failure::other)? {
+        return Err(Failure::other(format_args!(
+            "the key was renewed less than {promised} ago, and {carry} pushers still carry marks of the key before: nothing is \
+             changed; let the worker renew them first"
+        )));
+    }
+    let key = store.mark_keys().await.map_err(Failure::other)?.current;
     print(format_args!(
-        "the key is new; marks by the old one count for {}",
-        Counted(OLD_MARKS_COUNT.as_secs() / 3600, "hour")
+        "the key is new; marks by the old one count for {promised}"
     ));
     let count = async || {
         let count = store.count_without_mark(&key).await.map_err(Failure::other);

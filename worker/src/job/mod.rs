@@ -79,10 +79,8 @@ impl Jobs {
             return;
         };
         let loaded = Instant::now();
-        // Use the same key from the first look until the outcome is recorded.
-        let key = self.key.borrow().clone();
         if let Err(outcome) = Work::of(row.goal) {
-            self.finish(&held, &row, &key, outcome.into()).await;
+            self.finish(&held, &row, &self.key(), outcome.into()).await;
             return;
         }
         let pass = tokio::select! {
@@ -101,6 +99,8 @@ impl Jobs {
                 None => return,
             }
         }
+        // Use the same key from the first look until the outcome is recorded.
+        let key = self.key();
         let ended = match Work::of(row.goal) {
             Err(outcome) => outcome.into(),
             Ok(work) => self.act_guarded(&held, &row, work, &key, &pass).await,
@@ -115,6 +115,10 @@ impl Jobs {
         F: Future<Output = Result<T, StoreError>>,
     {
         run::insist(&self.stopping.stop, &held.job_id, operation).await
+    }
+
+    fn key(&self) -> MarkKey {
+        self.key.borrow().clone()
     }
 
     async fn load(&self, held: &Held) -> Option<PusherTask> {
@@ -204,6 +208,7 @@ impl Jobs {
         let settings = FinishSettings {
             fingerprint: self.pusher.fingerprint(key),
             settings: self.pusher.name(),
+            mark_key: key.name().to_owned(),
             append: self.pusher.append,
             refresh_after: i64::try_from(self.settings.refresh_after.as_secs()).unwrap_or(i64::MAX),
         };

@@ -1,6 +1,9 @@
 //! The key of the marks that pushers carry, in `meta`. It is made once, and changes when the operator asks for it.
 
-use matrix2acrobits_shared::{flow::Result, matrix::mark::MarkKeys};
+use matrix2acrobits_shared::{
+    flow::Result,
+    matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
+};
 use sqlx::PgConnection;
 
 use crate::errors::from_sqlx;
@@ -40,6 +43,20 @@ pub(crate) async fn lock(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
+/// The key that marks are made with.
+pub(crate) async fn current(connection: &mut PgConnection) -> Result<Option<MarkKey>> {
+    let row = sqlx::query!(
+        "SELECT m.value
+         FROM meta m
+         WHERE m.name = 'mark_key'"
+    )
+    .fetch_optional(connection)
+    .await
+    .map_err(from_sqlx)?;
+    let bytes: Option<[u8; KEY_BYTES]> = row.and_then(|row| row.value.try_into().ok());
+    Ok(bytes.map(|bytes| MarkKey::new(&bytes)))
+}
+
 /// Keeps the current key as the previous one.
 pub(crate) async fn keep_before(connection: &mut PgConnection) -> Result<()> {
     sqlx::query!(
@@ -73,16 +90,30 @@ pub(crate) async fn put(connection: &mut PgConnection, fresh: &[u8], until: &[u8
     Ok(())
 }
 
-/// How many pushers that the homeserver should hold do not carry the mark of the key with this name yet. Reads all
-/// pushers.
+/// How many pushers that the homeserver should hold do not carry the mark of the key with this name yet, as far as we
+/// know: a job may be about to set one with an older mark. Reads all pushers.
 pub(crate) async fn count_without(connection: &mut PgConnection, name: &str) -> Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!"
            FROM pushers
            WHERE wanted = 'present'
-             AND registered_as IS NOT NULL
              AND state IN ('registered', 'pending')
-             AND right(registered_as, length($1)) <> $1"#,
+             AND right(registered_as, length($1)) IS DISTINCT FROM $1"#,
+        name
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// How many pushers that the homeserver should hold carry the mark of the key with this name. Reads all pushers.
+pub(crate) async fn count_with(connection: &mut PgConnection, name: &str) -> Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!"
+           FROM pushers
+           WHERE wanted = 'present'
+             AND state IN ('registered', 'pending')
+             AND right(registered_as, length($1)) = $1"#,
         name
     )
     .fetch_one(connection)

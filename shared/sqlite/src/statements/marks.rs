@@ -1,6 +1,9 @@
 //! The key of the marks that pushers carry, in `meta`. It is made once, and changes when the operator asks for it.
 
-use matrix2acrobits_shared::{flow::Result, matrix::mark::MarkKeys};
+use matrix2acrobits_shared::{
+    flow::Result,
+    matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
+};
 use sqlx::{SqliteConnection, SqliteExecutor};
 
 use crate::errors::from_sqlx;
@@ -23,6 +26,20 @@ pub(crate) async fn keys(executor: impl SqliteExecutor<'_>) -> Result<MarkKeys> 
         let problem = "the key of the marks is not there or not readable";
         from_sqlx(sqlx::Error::Decode(problem.into()))
     })
+}
+
+/// The key that marks are made with.
+pub(crate) async fn current(executor: impl SqliteExecutor<'_>) -> Result<Option<MarkKey>> {
+    let value = sqlx::query_scalar!(
+        "SELECT value
+         FROM meta
+         WHERE name = 'mark_key'"
+    )
+    .fetch_optional(executor)
+    .await
+    .map_err(from_sqlx)?;
+    let bytes: Option<[u8; KEY_BYTES]> = value.and_then(|value| value.try_into().ok());
+    Ok(bytes.map(|bytes| MarkKey::new(&bytes)))
 }
 
 /// Keeps the current key as the previous one.
@@ -62,16 +79,30 @@ pub(crate) async fn put(
     Ok(())
 }
 
-/// How many pushers that the homeserver should hold do not carry the mark of the key with this name yet. Reads all
-/// pushers.
+/// How many pushers that the homeserver should hold do not carry the mark of the key with this name yet, as far as we
+/// know: a job may be about to set one with an older mark. Reads all pushers.
 pub(crate) async fn count_without(executor: impl SqliteExecutor<'_>, name: &str) -> Result<i64> {
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!"
            FROM pushers
            WHERE wanted = 'present'
-             AND registered_as IS NOT NULL
              AND state IN ('registered', 'pending')
-             AND substr(registered_as, -length(?1)) <> ?1"#,
+             AND coalesce(substr(registered_as, -length(?1)), '') <> ?1"#,
+        name
+    )
+    .fetch_one(executor)
+    .await
+    .map_err(from_sqlx)
+}
+
+/// How many pushers that the homeserver should hold carry the mark of the key with this name. Reads all pushers.
+pub(crate) async fn count_with(executor: impl SqliteExecutor<'_>, name: &str) -> Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!"
+           FROM pushers
+           WHERE wanted = 'present'
+             AND state IN ('registered', 'pending')
+             AND substr(registered_as, -length(?1)) = ?1"#,
         name
     )
     .fetch_one(executor)
