@@ -314,6 +314,9 @@ impl Transaction for WriteTransaction<'_> {
         let pairs = pushers::pairs_of(self.connection, ids).await?;
         Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
     }
+    async fn pairs_with(&mut self, pushkeys: &[&str]) -> Result<Vec<OwnedPair>> {
+        pushers::pairs_with(self.connection, pushkeys).await
+    }
 
     async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>> {
         *self.fresh += i64::try_from(phones.len()).unwrap_or(i64::MAX);

@@ -274,6 +274,9 @@ impl Transaction for WriteTransaction<'_> {
         let pairs = pushers::pairs_of(&mut *self.connection, ids).await?;
         Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
     }
+    async fn pairs_with(&mut self, pushkeys: &[&str]) -> Result<Vec<OwnedPair>> {
+        pushers::pairs_with(&mut *self.connection, pushkeys).await
+    }
 
     async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>> {
         accounts::insert(self.connection, phones, self.now).await

@@ -1,7 +1,7 @@
 //! Records the outcomes of jobs: in the job's row, in its pusher's, and in those of users who share the pushkey.
 
 use super::{
-    Held, Pair, Result, Transaction,
+    Held, OwnedPair, Pair, Result, Transaction,
     settle::{PairState, Pairs},
     writer::Bulk,
 };
@@ -55,7 +55,13 @@ impl Bulk for Finished {
                 pushkey: job.task.pushkey.as_str(),
             })
             .collect();
-        let mut pairs = Pairs::load(tx, &keys).await?;
+        let beside = beside_deleted(tx, finished).await?;
+        let all: Vec<_> = keys
+            .iter()
+            .copied()
+            .chain(beside.iter().map(borrow))
+            .collect();
+        let mut pairs = Pairs::load(tx, &all).await?;
         let mut ours = Vec::with_capacity(finished.len());
         for (job, key) in finished.iter().zip(&keys) {
             let place = pairs.get(*key).and_then(|state| {
@@ -67,9 +73,38 @@ impl Bulk for Finished {
                 None => tx.drop_job(job.task.id, &job.held.worker).await?,
             });
         }
+        for job in finished.iter().filter(|job| job.may_have_deleted_others()) {
+            let task = &job.task;
+            let (app_id, pushkey) = (task.app_id.as_str(), task.pushkey.as_str());
+            for pair in beside.iter().map(borrow) {
+                if pair.pushkey == pushkey
+                    && pair.app_id != app_id
+                    && let Some(state) = pairs.get(pair)
+                {
+                    state.check_users(task.user_id.as_str(), now);
+                }
+            }
+        }
         pairs.save(tx).await?;
         Ok(ours)
     }
+}
+
+fn borrow((app_id, pushkey): &OwnedPair) -> Pair<'_> {
+    Pair { app_id, pushkey }
+}
+
+/// The pairs whose pushers some homeservers have deleted together with those that these jobs deleted.
+async fn beside_deleted(
+    tx: &mut dyn Transaction,
+    finished: &[&Finished],
+) -> Result<Vec<OwnedPair>> {
+    let deleted = finished.iter().filter(|job| job.may_have_deleted_others());
+    let pushkeys: Vec<_> = deleted.map(|job| job.task.pushkey.as_str()).collect();
+    if pushkeys.is_empty() {
+        return Ok(Vec::new());
+    }
+    tx.pairs_with(&pushkeys).await
 }
 
 impl Finished {
@@ -115,6 +150,12 @@ impl Finished {
             }
         }
         ours
+    }
+
+    /// The job looked whether the homeserver holds its pusher, and then deleted by pushkey. In between, another worker may
+    /// have set the pusher of another app with this pushkey.
+    fn may_have_deleted_others(&self) -> bool {
+        self.settings.one_per_pushkey && self.outcome == Outcome::Removed
     }
 
     fn dispose(&self, state: &mut PairState, at: usize, unchanged: bool, recalled: bool, now: i64) {

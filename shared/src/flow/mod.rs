@@ -182,6 +182,8 @@ pub trait Transaction: Send {
     async fn pairs(&mut self, pairs: &[Pair<'_>]) -> Result<Vec<PairFacts>>;
     /// App id and pushkey of those of these pushers that exist.
     async fn pairs_of(&mut self, pushers: &[i64]) -> Result<Vec<OwnedPair>>;
+    /// App id and pushkey of the pushers with these pushkeys that the homeserver should hold.
+    async fn pairs_with(&mut self, pushkeys: &[&str]) -> Result<Vec<OwnedPair>>;
 
     /// Creates these rows and returns their ids.
     async fn insert_phones(&mut self, phones: &[&Phone]) -> Result<Vec<i64>>;

@@ -171,6 +171,14 @@ impl PairState {
         }
     }
 
+    /// Makes the worker compare this user's pusher with the homeserver's, if it is wanted.
+    pub(super) fn check_users(&mut self, user_id: &str, now: i64) {
+        let wanted = |pusher: &Pusher| pusher.user_id == user_id && pusher.is_present();
+        if let Some(at) = self.pushers.iter().position(wanted) {
+            self.change(at, &Change::Check, now);
+        }
+    }
+
     /// Makes the pusher's job run.
     pub(super) fn run(&mut self, at: usize, now: i64) {
         let (pusher, mark) = (&mut self.pushers[at], &mut self.marks[at]);

@@ -607,6 +607,8 @@ pub struct FinishSettings {
     pub mark_key: String,
     /// Whether users may share an app id and pushkey.
     pub append: bool,
+    /// Whether the homeserver keeps one pusher for a user and pushkey, whatever the app id.
+    pub one_per_pushkey: bool,
     /// After this many seconds, a report makes the worker check the pusher.
     pub refresh_after: i64,
 }

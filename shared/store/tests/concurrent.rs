@@ -315,6 +315,7 @@ async fn work(store: &Store, name: &str, reporting: &AtomicUsize) {
                     fingerprint: SETTINGS.into(),
                     settings: SETTINGS.into(),
                     mark_key: store.mark_keys().await.unwrap().current.name().to_owned(),
+                    one_per_pushkey: false,
                     append: false,
                     refresh_after: 86_400,
                 },

@@ -65,6 +65,7 @@ async fn sets(store: &Store, worker: &Arc<str>) {
             fingerprint: format!("{NEW} key 1"),
             settings: NEW.into(),
             mark_key: store.mark_keys().await.unwrap().current.name().to_owned(),
+            one_per_pushkey: false,
             append: true,
             refresh_after: 86_400,
         },

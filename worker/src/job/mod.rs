@@ -210,6 +210,7 @@ impl Jobs {
             settings: self.pusher.name(),
             mark_key: key.name().to_owned(),
             append: self.pusher.append,
+            one_per_pushkey: self.homeserver.wants_device(),
             refresh_after: i64::try_from(self.settings.refresh_after.as_secs()).unwrap_or(i64::MAX),
         };
         let finish = || {

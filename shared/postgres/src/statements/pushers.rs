@@ -170,6 +170,30 @@ pub(crate) async fn pairs_of(
     Ok(pairs.collect())
 }
 
+/// App id and pushkey of the pushers with these pushkeys that the homeserver should hold.
+pub(crate) async fn pairs_with(
+    connection: &mut PgConnection,
+    pushkeys: &[&str],
+) -> Result<Vec<(String, String)>> {
+    let rows = sqlx::query!(
+        "SELECT p.app_id, p.pushkey
+         FROM unnest($1::text[]) i (pushkey)
+         CROSS JOIN LATERAL (SELECT app_id, pushkey
+                             FROM pushers
+                             WHERE pushkey = i.pushkey
+                               AND wanted = 'present'
+                             OFFSET 0) p",
+        pushkeys as &[&str]
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(from_sqlx)?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.app_id, row.pushkey))
+        .collect())
+}
+
 /// Creates pushers. Returns their ids, in order.
 pub(crate) async fn insert(connection: &mut PgConnection, pushers: &[&Pusher]) -> Result<Vec<i64>> {
     let users: Vec<_> = pushers

@@ -89,6 +89,25 @@ pub(crate) async fn pairs_of(
     from_json(&rows)
 }
 
+/// App id and pushkey of the pushers with these pushkeys that the homeserver should hold.
+pub(crate) async fn pairs_with(
+    executor: impl SqliteExecutor<'_>,
+    pushkeys: &[&str],
+) -> Result<Vec<(String, String)>> {
+    let pushkeys = json(pushkeys)?;
+    let rows = sqlx::query_scalar!(
+        r#"SELECT CAST(json_group_array(json_array(app_id, pushkey)) AS BLOB) AS "rows!: Vec<u8>"
+           FROM pushers
+           WHERE pushkey IN (SELECT value FROM jsonb_each(?))
+             AND wanted = 'present'"#,
+        pushkeys
+    )
+    .fetch_one(executor)
+    .await
+    .map_err(from_sqlx)?;
+    from_json(&rows)
+}
+
 /// Creates pushers. Returns their ids, in order.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
