@@ -326,6 +326,19 @@ pub fn plan(
     let top = present().map(|(_, p)| p.claim).max().unwrap_or(0);
     let mut planned = Vec::new();
 
+    if let Some(touched) = touched {
+        // A report is a reason to try what the homeserver has refused again, and a deletion has no phone of its own.
+        let user = holders
+            .iter()
+            .find(|h| h.row == touched)
+            .map(|h| &h.user_id);
+        let refused = |p: &Pusher| !p.is_present() && p.state == State::Failed;
+        let deletions = pushers.iter().enumerate().filter(|(_, p)| refused(p));
+        for (at, _) in deletions.filter(|(_, p)| Some(&p.user_id) != user) {
+            planned.push(Planned::Change(at, Change::Check));
+        }
+    }
+
     for (at, pusher) in present() {
         if holds(pusher).next().is_none() {
             planned.push(Planned::Change(at, Change::Absent));
@@ -333,7 +346,8 @@ pub fn plan(
     }
 
     let mut wanted = holders.iter().position(|h| Some(h.row) == touched);
-    if wanted.is_none() && present().count() == planned.len() {
+    let leaving = |planned: &&Planned| matches!(planned, Planned::Change(_, Change::Absent));
+    if wanted.is_none() && present().count() == planned.iter().filter(leaving).count() {
         // No user with a pusher holds the pushkey any more, so the user who reported it last gets the pusher.
         wanted = holders.len().checked_sub(1);
     }
@@ -841,6 +855,26 @@ mod tests {
             plan(&rows, &race, Some(1), 0),
             [Planned::Change(0, Change::Claim(3))]
         );
+    }
+
+    #[test]
+    fn a_report_tries_refused_deletions_again() {
+        let rows = [holder(1, "a", "sa")];
+        let pushers = [
+            pusher(7, "a", "sa", Present, Registered, 2),
+            pusher(8, "b", "sb", Absent, Failed, 1),
+            pusher(9, "c", "sc", Absent, Removed, 1),
+            pusher(10, "d", "sd", Absent, Pending, 1),
+        ];
+        let check = Planned::Change(1, Change::Check);
+        assert_eq!(plan(&rows, &pushers, Some(1), 0), [check]);
+        assert_eq!(plan(&rows, &pushers, None, 0), []);
+        // The former user reports, and wants it again.
+        let both = [holder(1, "a", "sa"), holder(2, "b", "sb")];
+        assert_eq!(plan(&both, &pushers, Some(2), 0), [present(1, "sb", 3)]);
+        let mut deletion = pushers[1].clone();
+        deletion.apply(&Change::Check, 5);
+        assert_eq!(goal(&[deletion], 8, 0, false, 5), Some(Goal::Delete));
     }
 
     #[test]
