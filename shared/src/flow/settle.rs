@@ -181,6 +181,8 @@ impl PairState {
 
     /// Makes the pusher's job run.
     pub(super) fn run(&mut self, at: usize, now: i64) {
+        // A new job takes the place of a dead letter, because a job's name tells since when its pusher waits.
+        self.discard_dead_letter(at);
         let (pusher, mark) = (&mut self.pushers[at], &mut self.marks[at]);
         match &mut pusher.job {
             Some(job) if mark.job_gone.is_none() => {

@@ -101,8 +101,8 @@ impl Job {
         self.lock_by.as_deref() == Some(worker)
     }
 
-    /// Makes the job run again. A job in backoff is brought forward, a dead letter (or a row that makes no sense) is
-    /// revived, and a job in a worker's hands is marked as recalled. Returns whether that changes the job.
+    /// Makes a live job run again. A job in backoff is brought forward, and a job in a worker's hands is marked as
+    /// recalled. Returns whether that changes the job.
     pub fn wake(&mut self, now: i64) -> bool {
         match self.status {
             Status::Failed => {
@@ -116,11 +116,12 @@ impl Job {
             Status::Queued | Status::Running if self.is_live() => {
                 !std::mem::replace(&mut self.recalled, true)
             }
-            Status::Killed | Status::Foreign | Status::Queued | Status::Running => {
-                self.again(now);
-                true
-            }
-            Status::Pending => false,
+            // A new job takes the place of one that is not live.
+            Status::Pending
+            | Status::Killed
+            | Status::Foreign
+            | Status::Queued
+            | Status::Running => false,
         }
     }
 
@@ -220,11 +221,11 @@ mod tests {
             (Status::Failed, None, NOW, false, Status::Failed),
             (Status::Failed, Some(2000), 2000, false, Status::Failed),
             (Status::Failed, Some(500), NOW, false, Status::Failed),
-            (Status::Killed, Some(9000), NOW, false, Status::Pending),
+            (Status::Killed, Some(9000), 5000, false, Status::Killed),
             (Status::Pending, None, 5000, false, Status::Pending),
             (Status::Queued, None, 5000, true, Status::Queued),
             (Status::Running, None, 5000, true, Status::Running),
-            (Status::Foreign, None, NOW, false, Status::Pending),
+            (Status::Foreign, None, 5000, false, Status::Foreign),
         ] {
             let mut job = Job {
                 not_before,
@@ -250,8 +251,7 @@ mod tests {
                 ..job(status)
             };
             assert!(!job.is_live(), "{status:?}");
-            assert!(job.wake(NOW), "{status:?}");
-            assert_eq!((job.status, job.run_at), (Status::Pending, NOW));
+            assert!(!job.wake(NOW), "{status:?}");
         }
     }
 
