@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     /// Its place in the order in which workers started.
     pub(crate) started: i64,
     pub(crate) settings: String,
+    /// Whether users may share a pushkey.
+    pub(crate) append: bool,
     /// Whether a worker with newer settings lives. Heartbeats find out.
     pub(crate) outdated: watch::Sender<bool>,
     pub(crate) gate: Arc<Gate>,
@@ -100,6 +102,7 @@ pub(crate) async fn run(jobs: Jobs, name: &str, beat: Beat) -> Result<(), RunErr
         name,
         started,
         settings,
+        append: jobs.pusher.append,
         outdated: watch::Sender::new(false),
         gate: jobs.gate.clone(),
         wake: Notify::new(),

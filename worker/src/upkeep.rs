@@ -12,7 +12,7 @@ const UPKEEP: Duration = Duration::from_mins(2);
 pub(crate) async fn upkeep(shared: Arc<Shared>) {
     loop {
         correct_waits(&shared).await;
-        match shared.store.reconcile().await {
+        match shared.store.reconcile(shared.append).await {
             Ok(0) => {}
             Ok(reconciled) => {
                 tracing::warn!(reconciled, "pushers that were not as wanted had no job");

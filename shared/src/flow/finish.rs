@@ -37,12 +37,22 @@ pub struct Finished {
     pub settings: FinishSettings,
 }
 
+/// What became of a job whose outcome was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// The outcome stands.
+    Stands,
+    /// The job runs again: what is wanted changed while it ran, or a refused phone reported again.
+    Again,
+    /// Another worker took the job over.
+    Lost,
+}
+
 impl Bulk for Finished {
-    /// False when the lock was lost.
-    type Value = bool;
+    type Value = Recorded;
 
     /// Records one outcome after the other in memory. Reads and writes are shared by all.
-    async fn write_all(tx: &mut dyn Transaction, finished: &[&Self]) -> Result<Vec<bool>> {
+    async fn write_all(tx: &mut dyn Transaction, finished: &[&Self]) -> Result<Vec<Recorded>> {
         let now = tx.now();
         let current = Current {
             settings: tx.newest_settings(now - DEAD_AFTER).await?,
@@ -62,15 +72,16 @@ impl Bulk for Finished {
             .chain(beside.iter().map(borrow))
             .collect();
         let mut pairs = Pairs::load(tx, &all).await?;
-        let mut ours = Vec::with_capacity(finished.len());
+        let mut recorded = Vec::with_capacity(finished.len());
         for (job, key) in finished.iter().zip(&keys) {
             let place = pairs.get(*key).and_then(|state| {
                 let at = state.pushers.iter().position(|p| p.id == job.task.id)?;
                 Some((state, at))
             });
-            ours.push(match place {
+            recorded.push(match place {
                 Some((state, at)) => job.finish(state, at, &current, now),
-                None => tx.drop_job(job.task.id, &job.held.worker).await?,
+                None if tx.drop_job(job.task.id, &job.held.worker).await? => Recorded::Stands,
+                None => Recorded::Lost,
             });
         }
         for job in finished.iter().filter(|job| job.may_have_deleted_others()) {
@@ -86,7 +97,7 @@ impl Bulk for Finished {
             }
         }
         pairs.save(tx).await?;
-        Ok(ours)
+        Ok(recorded)
     }
 }
 
@@ -108,8 +119,8 @@ async fn beside_deleted(
 }
 
 impl Finished {
-    /// Applies the outcome. False when the lock was lost.
-    fn finish(&self, state: &mut PairState, at: usize, current: &Current, now: i64) -> bool {
+    /// Applies the outcome.
+    fn finish(&self, state: &mut PairState, at: usize, current: &Current, now: i64) -> Recorded {
         let pusher = &state.pushers[at];
         // The user to whom the job gave way may have gone while it ran, and had nobody to give the pusher back to.
         let stands = self.outcome != Outcome::Outdone
@@ -119,13 +130,14 @@ impl Finished {
         let job = pusher.job.as_ref();
         let ours = job.is_some_and(|job| job.is_held_by(&self.held.worker));
         let recalled = job.is_some_and(|job| job.recalled);
-        if ours {
-            self.dispose(state, at, unchanged, recalled, now);
+        let recorded = if ours {
+            self.dispose(state, at, unchanged, recalled, now)
         } else {
             // Another worker assumed that we were dead, and may be working on this pusher right now. We do not know in
             // which order the homeserver sees the requests, so a job has to look once more.
             state.change(at, &Change::Check, now);
-        }
+            Recorded::Lost
+        };
         if self.outcome == Outcome::Registered {
             let settings = current.settings.as_deref();
             if settings.is_some_and(|settings| settings != self.settings.settings) {
@@ -149,7 +161,7 @@ impl Finished {
                 state.change(rival, &change, now);
             }
         }
-        ours
+        recorded
     }
 
     /// The job looked whether the homeserver holds its pusher, and then deleted by pushkey. In between, another worker may
@@ -158,8 +170,16 @@ impl Finished {
         self.settings.one_per_pushkey && self.outcome == Outcome::Removed
     }
 
-    fn dispose(&self, state: &mut PairState, at: usize, unchanged: bool, recalled: bool, now: i64) {
+    fn dispose(
+        &self,
+        state: &mut PairState,
+        at: usize,
+        unchanged: bool,
+        recalled: bool,
+        now: i64,
+    ) -> Recorded {
         let dead = matches!(self.outcome, Outcome::Dead { .. });
+        let mut recorded = Recorded::Stands;
         match &self.outcome {
             Outcome::Retry {
                 run_at,
@@ -170,11 +190,17 @@ impl Finished {
                 state.change_job(at, |job| job.retry(*run_at, *not_before, error, now));
             }
             // What is wanted changed while the job ran, so the job has to run again whatever it did.
-            _ if !unchanged => state.change_job(at, |job| job.again(now)),
+            _ if !unchanged => {
+                recorded = Recorded::Again;
+                state.change_job(at, |job| job.again(now));
+            }
             // Our pusher may be there from an attempt whose response was lost, so delete it.
             Outcome::Outdone => state.change_job(at, |job| job.again(now)),
             // The phone reported during the attempt, which counts as the next report.
-            Outcome::Dead { .. } if recalled => state.change_job(at, |job| job.again(now)),
+            Outcome::Dead { .. } if recalled => {
+                recorded = Recorded::Again;
+                state.change_job(at, |job| job.again(now));
+            }
             Outcome::Dead { error } => state.change_job(at, |job| job.kill(error, now)),
             _ => state.delete_job(at),
         }
@@ -186,6 +212,7 @@ impl Finished {
         if let Some(change) = change {
             state.change(at, &change, now);
         }
+        recorded
     }
 }
 

@@ -35,7 +35,7 @@ use crate::rules::{
     report::{Account, Phone},
 };
 
-pub use finish::Finished;
+pub use finish::{Finished, Recorded};
 pub use imports::{import_mappings, import_tokens};
 pub use mappings::{delete_mapping, put_mapping};
 pub use phones::{NamedPhone, PhoneListing, SilentCursor};

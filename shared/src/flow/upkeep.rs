@@ -2,10 +2,11 @@
 //! replays.
 
 use super::{Result, Transaction, queue::is_outdated, settle::Pairs};
-use crate::rules::pushers::{Change, Pusher, State};
+use crate::rules::pushers::{Change, Goal, Pusher, State, goal};
 
-/// Gives a job to those of these pushers that are not as wanted and have no live job.
-pub async fn enqueue_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<usize> {
+/// Gives a job to those of these pushers that are not as wanted and have no live job. A pusher that yields to another
+/// user's needs none: the end of that one's job gives it one.
+pub async fn enqueue_pushers(tx: &mut dyn Transaction, ids: &[i64], append: bool) -> Result<usize> {
     let now = tx.now();
     let mut pairs = Pairs::load_of(tx, ids).await?;
     let mut enqueued = 0;
@@ -16,6 +17,7 @@ pub async fn enqueue_pushers(tx: &mut dyn Transaction, ids: &[i64]) -> Result<us
                 .job
                 .as_ref()
                 .is_none_or(|job| !job.is_live())
+            && goal(&state.pushers, *id, 0, append, now) != Some(Goal::Yield)
         {
             state.run(at, now);
             enqueued += 1;

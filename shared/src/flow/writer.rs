@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Finished, Result, StoreError, Transaction, batch, feed::Vital};
+use super::{Finished, Recorded, Result, StoreError, Transaction, batch, feed::Vital};
 use crate::{
     process::{logs::Chain, metrics},
     rules::report::{Report, Saved},
@@ -165,7 +165,7 @@ impl Writer {
     }
 
     /// Records the outcome of a job, together with other waiting outcomes.
-    pub async fn finish(&self, finished: Finished) -> Result<bool> {
+    pub async fn finish(&self, finished: Finished) -> Result<Recorded> {
         self.enqueue(finished, Work::Finished).await
     }
 

@@ -16,7 +16,7 @@ use matrix2acrobits_shared::{
     flow::{
         self, Claim, Claimed, DeadLetter, Finished, GateView, Heartbeat, Held, IdPage, JobListing,
         MarkRenewal, NamedPhone, Others, PhoneListing, PushTarget, PusherListing, QueueState,
-        Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
+        Recorded, Result, SilentCursor, TargetRow, TokenListing, WorkerStatus,
         feed::{Changed, Freshness, SentKey, Vital},
         server::ServerFacts,
         writer::Writer,
@@ -530,9 +530,9 @@ impl Store {
         ask!(self, task(asked, append))
     }
 
-    /// Records the outcome of a job and updates the job, in one transaction. False when the lock was lost meanwhile.
-    /// Then a job checks the pusher once more.
-    pub async fn finish(&self, finished: Finished) -> Result<bool> {
+    /// Records the outcome of a job and updates the job, in one transaction. When the lock was lost meanwhile, a job
+    /// checks the pusher once more.
+    pub async fn finish(&self, finished: Finished) -> Result<Recorded> {
         self.writer().finish(finished).await
     }
 
@@ -648,8 +648,9 @@ impl Store {
 
 /// Upkeep and replays.
 impl Store {
-    /// Gives a job to every pusher that is not as wanted and has no job. Returns how many.
-    pub async fn reconcile(&self) -> Result<usize> {
+    /// Gives a job to every pusher that is not as wanted and has no job, except those that wait for another user's.
+    /// `append` says whether users may share a pushkey. Returns how many.
+    pub async fn reconcile(&self, append: bool) -> Result<usize> {
         let (mut enqueued, mut after) = (0, 0);
         loop {
             let Some(IdPage { last, ids }) = ask!(self, without_job(after, CHUNK))? else {
@@ -660,7 +661,7 @@ impl Store {
             if !ids.is_empty() {
                 let enqueuing = self.writer().write(move |tx| {
                     let ids = ids.clone();
-                    Box::pin(async move { flow::enqueue_pushers(tx, &ids).await })
+                    Box::pin(async move { flow::enqueue_pushers(tx, &ids, append).await })
                 });
                 enqueued += enqueuing.await?;
             }

@@ -140,7 +140,7 @@ async fn check(processes: &Processes) {
         assert!(users.is_subset(&holders[token]), "{token}: {users:?}");
     }
     assert_eq!(
-        store.reconcile().await.unwrap(),
+        store.reconcile(false).await.unwrap(),
         0,
         "somebody was forgotten"
     );

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use matrix2acrobits_shared::{
     clock::Clock,
-    flow::{Claim, Finished, GateReport, GateState, Heartbeat, Others},
+    flow::{Claim, Finished, GateReport, GateState, Heartbeat, Others, Recorded},
     ids::{AppId, Pushkey, Selector, UserId},
     rules::{
         pushers::{FinishSettings, Loaded, Outcome},
@@ -70,7 +70,7 @@ async fn sets(store: &Store, worker: &Arc<str>) {
             refresh_after: 86_400,
         },
     };
-    assert!(store.finish(finished).await.unwrap());
+    assert_eq!(store.finish(finished).await.unwrap(), Recorded::Stands);
 }
 
 async fn is_outdated(store: &Store, worker: &Arc<str>, started: i64, settings: &str) -> bool {

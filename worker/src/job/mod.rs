@@ -15,7 +15,7 @@ use std::{
 use futures::FutureExt;
 use matrix2acrobits_shared::{
     clock::Clock,
-    flow::{Finished, Held},
+    flow::{Finished, Held, Recorded},
     matrix::{client::Homeserver, mark::MarkKey, pushers::PusherSettings},
     process::shutdown::Stopping,
     rules::{
@@ -202,9 +202,8 @@ impl Jobs {
     }
 
     async fn finish(&self, held: &Held, row: &PusherTask, key: &MarkKey, ended: Ended) {
-        log(held, row, &ended);
-        let outcome = ended.outcome;
-        metrics::job(&outcome, held.attempts + 1, age(self.store.clock(), held));
+        let Ended { outcome, changing } = ended;
+        let age = age(self.store.clock(), held);
         let settings = FinishSettings {
             fingerprint: self.pusher.fingerprint(key),
             settings: self.pusher.name(),
@@ -221,9 +220,29 @@ impl Jobs {
                 settings: settings.clone(),
             })
         };
-        if self.insist(held, finish).await == Some(false) {
+        let recorded = self.insist(held, finish).await;
+        if recorded == Some(Recorded::Lost) {
             tracing::warn!(user = %row.user_id, "another worker took this job over; the pusher will be checked");
         }
+        let ended = Ended {
+            outcome: as_recorded(outcome, recorded),
+            changing,
+        };
+        log(held, row, &ended);
+        metrics::job(&ended.outcome, held.attempts + 1, age);
+    }
+}
+
+/// A refusal is a dead letter only if the database has made it one.
+fn as_recorded(outcome: Outcome, recorded: Option<Recorded>) -> Outcome {
+    match outcome {
+        Outcome::Dead { error } if recorded != Some(Recorded::Stands) => Outcome::Retry {
+            run_at: 0,
+            not_before: None,
+            error,
+            maybe_done: false,
+        },
+        outcome => outcome,
     }
 }
 
@@ -233,4 +252,25 @@ fn age(clock: &Clock, held: &Held) -> Option<Duration> {
     Some(Duration::from_millis(
         clock.unix_millis().saturating_sub(made),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_database_gave_up_is_a_dead_letter() {
+        let dead = Outcome::Dead { error: "no".into() };
+        for (recorded, is_dead) in [
+            (Some(Recorded::Stands), true),
+            (Some(Recorded::Again), false),
+            (Some(Recorded::Lost), false),
+            (None, false),
+        ] {
+            let told = as_recorded(dead.clone(), recorded);
+            assert_eq!(told == dead, is_dead, "{recorded:?}");
+        }
+        let set = as_recorded(Outcome::Registered, Some(Recorded::Again));
+        assert_eq!(set, Outcome::Registered, "the homeserver has it");
+    }
 }

@@ -117,7 +117,7 @@ async fn run(behind: Behind, append: bool, steps: &[Step]) -> Behind {
     }
     world.settle().await;
     // A pusher gets another job if its job no longer says for which pusher it is.
-    let forgotten = world.store.reconcile().await.unwrap();
+    let forgotten = world.store.reconcile(world.append).await.unwrap();
     assert!(forgotten <= world.orphans, "somebody was forgotten");
     world.settle().await;
     check_settled(&world).await;

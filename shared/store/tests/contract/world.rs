@@ -219,7 +219,7 @@ impl World {
             Step::Tick { seconds } => self.pass(seconds.into()),
             Step::Jump { seconds } => self.pass(seconds),
             Step::Reconcile => {
-                self.other.reconcile().await.unwrap();
+                self.other.reconcile(self.append).await.unwrap();
             }
             Step::ReplayAll => self.replay(Replay::All).await,
         }
@@ -326,8 +326,12 @@ impl World {
                 .map(|report| self.store.save_report(report.report())),
         );
         let finishing = join_all(answered.iter().map(|run| self.finish(run)));
-        let (saved, (), _, reconciled) =
-            tokio::join!(saving, self.beat(worker), finishing, self.other.reconcile());
+        let (saved, (), _, reconciled) = tokio::join!(
+            saving,
+            self.beat(worker),
+            finishing,
+            self.other.reconcile(self.append)
+        );
         reconciled.unwrap();
         for (report, saved) in sent.iter().zip(saved) {
             self.reported(*report, &saved.unwrap());
