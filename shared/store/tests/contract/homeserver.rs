@@ -9,15 +9,18 @@ pub(crate) struct Held {
     pub(crate) app: String,
     pub(crate) key: String,
     pub(crate) selector: String,
+    /// The name of the key that its mark was made with.
+    pub(crate) mark: String,
 }
 
 impl Held {
-    fn of(row: &PusherTask) -> Self {
+    fn of(row: &PusherTask, mark: &str) -> Self {
         Self {
             user: row.user_id.as_str().into(),
             app: row.app_id.as_str().into(),
             key: row.pushkey.as_str().into(),
             selector: row.selector.as_str().into(),
+            mark: mark.into(),
         }
     }
 
@@ -34,9 +37,9 @@ pub(crate) struct Homeserver {
 
 impl Homeserver {
     /// `POST /pushers/set`: replaces the user's own, and without `append` everybody else's of the pair.
-    pub(crate) fn set(&mut self, row: &PusherTask, append: bool) {
+    pub(crate) fn set(&mut self, row: &PusherTask, mark: &str, append: bool) {
         self.requests += 1;
-        let new = Held::of(row);
+        let new = Held::of(row, mark);
         self.pushers
             .retain(|old| !old.same_pair(&new) || (append && old.user != new.user));
         self.pushers.push(new);
@@ -45,14 +48,14 @@ impl Homeserver {
     /// The same with `kind: null`: deletes the user's own.
     pub(crate) fn delete(&mut self, row: &PusherTask) {
         self.requests += 1;
-        let gone = Held::of(row);
+        let gone = Held::of(row, "");
         self.pushers
             .retain(|old| !old.same_pair(&gone) || old.user != gone.user);
     }
 
     /// `GET /pushers`: whether the pusher is there as it should be.
-    pub(crate) fn has(&mut self, row: &PusherTask) -> bool {
+    pub(crate) fn has(&mut self, row: &PusherTask, mark: &str) -> bool {
         self.requests += 1;
-        self.pushers.contains(&Held::of(row))
+        self.pushers.contains(&Held::of(row, mark))
     }
 }

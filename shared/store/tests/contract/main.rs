@@ -11,6 +11,7 @@
 )]
 
 mod behind;
+mod cases;
 mod homeserver;
 mod steps;
 mod workers;
@@ -49,6 +50,9 @@ async fn check_settled(world: &World) {
             _ => panic!("nobody takes care of it: {pusher:?}"),
         }
     }
+    let key = world.store.mark_keys().await.unwrap().current;
+    let old_marks = world.store.count_without_mark(&key).await.unwrap();
+    assert_eq!(old_marks, 0, "pushers without the new mark");
     let failed = pushers.iter().filter(|p| p.state == "failed").count();
     let jobs = world.jobs().await;
     let killed = jobs.iter().filter(|state| *state == "Killed").count();
@@ -84,6 +88,7 @@ async fn check_wanted(world: &mut World) {
             .collect();
         let has = |u: &u8| held.iter().any(|h| h.user == user(*u).as_str());
         for h in &held {
+            assert_eq!(h.mark, world.key, "{h:?} has an old mark");
             let fits = |&(u, s): &(u8, u8)| {
                 h.user == user(u).as_str() && h.selector == selector(s).as_str()
             };

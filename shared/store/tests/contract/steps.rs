@@ -112,6 +112,10 @@ pub(crate) enum Step {
     },
     Reconcile,
     ReplayAll,
+    /// The operator renews the key of the marks.
+    RenewKey,
+    /// The workers notice the new key.
+    NoticeKey,
 }
 
 pub(crate) const WORKERS: u8 = 2;
@@ -166,6 +170,8 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
             .prop_map(|seconds| Step::Jump { seconds }),
         1 => Just(Step::Reconcile),
         1 => Just(Step::ReplayAll),
+        1 => Just(Step::RenewKey),
+        1 => Just(Step::NoticeKey),
     ]
 }
 

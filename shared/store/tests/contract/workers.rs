@@ -16,11 +16,18 @@ pub(crate) const SETTINGS: &str = "event_id_only https://push.example.org";
 /// The longest backoff, in seconds.
 const LONGEST_WAIT: i64 = 20;
 
+/// What a pusher is registered as: see `PusherSettings::fingerprint`.
+pub(crate) fn fingerprint(key: &str) -> String {
+    format!("{SETTINGS} {key}")
+}
+
 /// A job in a worker's hands.
 #[derive(Debug)]
 pub(crate) struct Run {
     held: Held,
     stage: Stage,
+    /// The name of the key that the job makes its mark with.
+    key: String,
 }
 
 #[derive(Debug)]
@@ -60,6 +67,7 @@ impl World {
             self.runs.push(Run {
                 held,
                 stage: Stage::Taken,
+                key: self.key.clone(),
             });
         }
     }
@@ -70,11 +78,18 @@ impl World {
             self.finish(&run).await;
             return None;
         }
-        let Run { held, stage } = run;
+        let Run {
+            held,
+            stage,
+            mut key,
+        } = run;
         let stage = match stage {
-            Stage::Taken => self.load(&held).await?,
+            Stage::Taken => {
+                key.clone_from(&self.key);
+                self.load(&held).await?
+            }
             Stage::Loaded(row) => match (row.goal, answer) {
-                (Goal::Check, Answer::Ok) if self.homeserver.has(&row) => {
+                (Goal::Check, Answer::Ok) if self.homeserver.has(&row, &key) => {
                     Stage::Acted(row, Outcome::Registered)
                 }
                 (Goal::Check, Answer::Ok) => Stage::Missing(row),
@@ -83,12 +98,12 @@ impl World {
                     let outcome = self.outcome(answer, Outcome::Registered, false);
                     Stage::Acted(row, outcome)
                 }
-                _ => self.act(row, answer),
+                _ => self.act(row, &key, answer),
             },
-            Stage::Missing(row) => self.act(row, answer),
+            Stage::Missing(row) => self.act(row, &key, answer),
             Stage::Acted(..) => return None,
         };
-        Some(Run { held, stage })
+        Some(Run { held, stage, key })
     }
 
     async fn load(&self, held: &Held) -> Option<Stage> {
@@ -112,9 +127,9 @@ impl World {
         })
     }
 
-    fn act(&mut self, row: PusherTask, answer: Answer) -> Stage {
+    fn act(&mut self, row: PusherTask, key: &str, answer: Answer) -> Stage {
         if matches!(answer, Answer::Ok | Answer::LostAfter) {
-            self.land(&row);
+            self.land(&row, key);
         }
         let done = match row.goal {
             Goal::Delete => Outcome::Removed,
@@ -124,10 +139,10 @@ impl World {
         Stage::Acted(row, outcome)
     }
 
-    fn land(&mut self, row: &PusherTask) {
+    fn land(&mut self, row: &PusherTask, key: &str) {
         match row.goal {
             Goal::Delete => self.homeserver.delete(row),
-            _ => self.homeserver.set(row, self.append),
+            _ => self.homeserver.set(row, key, self.append),
         }
     }
 
@@ -167,8 +182,10 @@ impl World {
             return;
         };
         let settings = FinishSettings {
-            fingerprint: SETTINGS.into(),
+            fingerprint: fingerprint(&run.key),
             settings: SETTINGS.into(),
+            mark_key: run.key.clone(),
+            one_per_pushkey: false,
             append: self.append,
             refresh_after: 86_400,
         };
@@ -191,8 +208,8 @@ impl World {
             // A request under way may still arrive, unless other workers already assume that this one is dead.
             let lands = land >> (index % 8) & 1 == 1 && self.holds(&run.held).await;
             match &run.stage {
-                Stage::Missing(row) if lands => self.land(row),
-                Stage::Loaded(row) if lands && row.goal != Goal::Check => self.land(row),
+                Stage::Missing(row) if lands => self.land(row, &run.key),
+                Stage::Loaded(row) if lands && row.goal != Goal::Check => self.land(row, &run.key),
                 _ => {}
             }
         }
@@ -242,8 +259,27 @@ impl World {
         self.other.heartbeat(heartbeat).await.unwrap();
     }
 
+    /// What a worker does once it has noticed a new key (`worker::marks`).
+    pub(crate) async fn notice_key(&mut self) {
+        let current = self.store.mark_keys().await.unwrap().current;
+        if self.key == current.name() {
+            return;
+        }
+        current.name().clone_into(&mut self.key);
+        let (fingerprint, mut after) = (fingerprint(&self.key), 0);
+        while let Some((last, _)) = self
+            .other
+            .renew_outdated(SETTINGS, &fingerprint, after)
+            .await
+            .unwrap()
+        {
+            after = last;
+        }
+    }
+
     /// Everything works from now on, until nothing is left to do.
     pub(crate) async fn settle(&mut self) {
+        self.notice_key().await;
         for run in std::mem::take(&mut self.runs) {
             self.run_to_its_end(run).await;
         }

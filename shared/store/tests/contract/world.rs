@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) other: Store,
     pub(crate) homeserver: Homeserver,
     pub(crate) append: bool,
+    /// The name of the key of the marks, as far as the workers know.
+    pub(crate) key: String,
     pub(crate) phones: BTreeMap<(u8, u8), Phone>,
     pub(crate) mappings: BTreeMap<u8, u8>,
     /// Who reported a pair last.
@@ -146,12 +148,14 @@ impl World {
         let clock = Clock::manual(START);
         let store = open(&behind, Role::Ahead, clock.clone()).await;
         behind.empty().await;
+        let key = store.mark_keys().await.unwrap().current;
         let mut world = Self {
             store,
             other: open(&behind, Role::Behind, clock).await,
             behind,
             homeserver: Homeserver::default(),
             append,
+            key: key.name().to_owned(),
             phones: BTreeMap::new(),
             mappings: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -222,6 +226,10 @@ impl World {
                 self.other.reconcile(self.append).await.unwrap();
             }
             Step::ReplayAll => self.replay(Replay::All).await,
+            Step::RenewKey => {
+                self.store.renew_mark_key().await.unwrap();
+            }
+            Step::NoticeKey => self.notice_key().await,
         }
     }
 
