@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod flow;
 pub mod ids;
+pub mod mark;
 pub mod matrix;
 pub mod process;
 pub mod rules;

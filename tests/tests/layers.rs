@@ -126,6 +126,7 @@ fn imports_point_one_way() {
         ("shared/src/ids.rs", &[values][..]),
         ("shared/src/secret.rs", &[values]),
         ("shared/src/clock.rs", &[values]),
+        ("shared/src/mark.rs", &[values]),
         ("shared/src/process/", &[process]),
         ("shared/src/rules/", &[rules]),
         ("shared/src/flow/", &[flow]),

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use matrix2acrobits_shared::matrix::{mark::MarkKey, pushers::PusherSettings};
+use matrix2acrobits_shared::{mark::MarkKey, matrix::pushers::PusherSettings};
 use matrix2acrobits_store::StoreError;
 use tokio::sync::watch;
 

@@ -9,7 +9,7 @@ use std::{
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{PushTarget, feed::Changed},
-    matrix::mark::MarkKeys,
+    mark::MarkKeys,
 };
 use matrix2acrobits_store::Store;
 use tokio::sync::Notify;
@@ -178,7 +178,7 @@ impl Trust {
 mod tests {
     use matrix2acrobits_shared::{
         ids::{AppId, Pushkey, Selector},
-        matrix::mark::{KEY_BYTES, MarkKey},
+        mark::{KEY_BYTES, MarkKey},
     };
 
     use super::*;

@@ -16,7 +16,7 @@ use matrix2acrobits_shared::{
         feed::{Changed, Feed},
         writer::Connection,
     },
-    matrix::mark::{MarkKey, MarkKeys},
+    mark::{MarkKey, MarkKeys},
     rules::{
         arrival::Arrivals,
         gate::SharedGate,

@@ -34,7 +34,7 @@ use matrix2acrobits_shared::{
         writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
-    matrix::mark::{MarkKey, MarkKeys},
+    mark::{MarkKey, MarkKeys},
     rules::{
         arrival::{Candidate, SILENT_AFTER},
         import::Mapping,

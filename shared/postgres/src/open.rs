@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use matrix2acrobits_shared::{
     flow::{Result as StoreResult, StoreError},
     ids,
-    matrix::mark::KEY_BYTES,
+    mark::KEY_BYTES,
     process::failure::Failure,
     secret::derive_key,
 };

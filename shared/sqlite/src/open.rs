@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use matrix2acrobits_shared::{
-    flow::StoreError, ids, matrix::mark::KEY_BYTES, process::failure::Failure,
-};
+use matrix2acrobits_shared::{flow::StoreError, ids, mark::KEY_BYTES, process::failure::Failure};
 use sqlx::{
     Connection, SqliteConnection,
     migrate::MigrateError,

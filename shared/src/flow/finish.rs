@@ -6,7 +6,7 @@ use super::{
     writer::Bulk,
 };
 use crate::ids::log_id;
-use crate::matrix::mark::MarkKey;
+use crate::mark::MarkKey;
 use crate::rules::{
     jobs::DEAD_AFTER,
     pushers::{Change, FinishSettings, Goal, Outcome, Pusher, PusherTask, goal, record, rivals},

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use crate::matrix::mark::{MarkKey, MarkKeys};
+use crate::mark::{MarkKey, MarkKeys};
 use crate::rules::{
     arrival::Arrivals,
     gate::SharedGate,

@@ -2,5 +2,4 @@
 
 pub mod client;
 pub mod device;
-pub mod mark;
 pub mod pushers;

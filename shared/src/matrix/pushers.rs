@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::mark::{Mark, MarkKey};
 use crate::ids::{AppId, Pushkey, Selector};
+use crate::mark::{Mark, MarkKey};
 
 /// The `device_display_name` of all our pushers.
 const DEVICE_DISPLAY_NAME: &str = "Acrobits Softphone";
@@ -236,7 +236,7 @@ fn readable<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<HeldPusher>, D::Er
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matrix::mark;
+    use crate::mark;
     use serde_json::json;
 
     fn key(byte: u8) -> MarkKey {

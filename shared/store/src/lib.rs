@@ -22,7 +22,7 @@ use matrix2acrobits_shared::{
         writer::Writer,
     },
     ids::{Pushkey, Selector, UserId},
-    matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
+    mark::{KEY_BYTES, MarkKey, MarkKeys},
     process::{failure::Failure, settings::SharedArgs},
     rules::{
         arrival::{Arrivals, Candidate},

@@ -3,9 +3,9 @@
 use matrix2acrobits_shared::{
     flow::{PusherListing, TokenListing},
     ids::{AppId, Pushkey, Selector, UserId, log_id},
+    mark::MarkKey,
     matrix::{
         client,
-        mark::MarkKey,
         pushers::{HeldPusher, PusherSettings, SetPusher},
     },
 };

@@ -1,9 +1,9 @@
 //! A job's requests to the homeserver, which make its pusher match the row.
 
 use matrix2acrobits_shared::{
+    mark::MarkKey,
     matrix::{
         device::{self, DEVICE_ID},
-        mark::MarkKey,
         pushers::{DeletePusher, HeldPusher, SetPusher},
     },
     rules::{

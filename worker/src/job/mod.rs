@@ -16,7 +16,8 @@ use futures::FutureExt;
 use matrix2acrobits_shared::{
     clock::Clock,
     flow::{Finished, Held, Recorded},
-    matrix::{client::Homeserver, mark::MarkKey, pushers::PusherSettings},
+    mark::MarkKey,
+    matrix::{client::Homeserver, pushers::PusherSettings},
     process::shutdown::Stopping,
     rules::{
         outcome::Meaning,

@@ -2,7 +2,7 @@
 
 use matrix2acrobits_shared::{
     flow::Result,
-    matrix::mark::{KEY_BYTES, MarkKey, MarkKeys},
+    mark::{KEY_BYTES, MarkKey, MarkKeys},
 };
 use sqlx::{SqliteConnection, SqliteExecutor};
 

@@ -12,7 +12,7 @@ use matrix2acrobits_shared::{
     clock::Clock,
     flow::PushTarget,
     ids::{AppId, Pushkey, Selector},
-    matrix::mark::{self, MarkKey, MarkKeys},
+    mark::{self, MarkKey, MarkKeys},
     process::net::{self, Outgoing},
 };
 use matrix2acrobits_store::StoreError;
