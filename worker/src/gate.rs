@@ -287,7 +287,7 @@ impl Gate {
             let news = self.rules().follow(view.row, view.workers, now);
             news.inspect(|news| self.log(news, false));
             let Some(new) = new else {
-                // Who waits for a slot would wake at once, over and over.
+                // Otherwise a job that waits for a slot would wake at once, over and over.
                 if *event != Event::Slot {
                     self.tell();
                 }

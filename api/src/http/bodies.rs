@@ -57,7 +57,7 @@ impl Bodies {
         if request.body().is_end_stream() {
             return Ok(Whole::default());
         }
-        // What the client says beforehand: nothing has been read yet. Without it, it may send as much as it may.
+        // The declared length, because nothing has been read yet. Without one, assume the limit.
         let size = request.body().size_hint().exact();
         let size = size.map_or(Some(limit), |size| usize::try_from(size).ok());
         let Some(size) = size.filter(|size| *size <= limit) else {

@@ -36,7 +36,7 @@ use crate::http::{
 /// Most of a request's head, in bytes, give or take what one read brings; more is answered 431. Reports by GET
 /// have their fields there.
 const MAX_HEAD: usize = 32 * 1024;
-/// What was sent before the process was told to stop may be on its way for so long.
+/// How long bytes may be in transit that were sent before the process was told to stop.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// How long a client whose request was not read to its end has to read the answer: with unread bytes the kernel
 /// would answer a close with a reset, which can overtake the answer.
@@ -77,7 +77,7 @@ pub(super) async fn serve(
         refused: None,
     };
     let mut connection = http1::Builder::new()
-        // The deadlines are ours: hyper's one for heads counts the idle time in, and it has none for writing.
+        // The deadlines are ours: hyper's deadline for heads includes the idle time, and it has none for writing.
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(io), service);

@@ -1,5 +1,4 @@
-//! Shares of what there is only so much of, such as connections: one address gets a part, so that nobody can
-//! take everything.
+//! Shares of a limited resource, such as connections. One address gets a part of it, so that nobody can take everything.
 
 use std::{
     net::IpAddr,
@@ -10,7 +9,7 @@ use foldhash::HashMap;
 
 use crate::http::peers::{Proxies, network, wider};
 
-/// How much there is of something.
+/// The limits of a resource.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Amounts {
     /// In all.
@@ -23,7 +22,7 @@ pub(super) struct Amounts {
     pub(super) proxy: usize,
 }
 
-/// What there is, and who holds how much of it.
+/// A resource, and how much of it each address holds.
 #[derive(Debug)]
 pub(super) struct Shares {
     amounts: Amounts,
@@ -37,7 +36,7 @@ struct Held {
     by: HashMap<Holder, usize>,
 }
 
-/// Who holds something.
+/// Those who hold a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Holder {
     Proxy(IpAddr),
@@ -45,7 +44,7 @@ enum Holder {
     Network(u128),
 }
 
-/// Why there is nothing left.
+/// Why nothing is left for an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Full {
     /// All of it is taken.
@@ -54,7 +53,7 @@ pub(crate) enum Full {
     Address,
 }
 
-/// An amount that somebody holds; given back when dropped.
+/// The share that somebody holds. Dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Arc<Shares>,
@@ -71,7 +70,7 @@ impl Shares {
         }
     }
 
-    /// As much as that, for this address.
+    /// Takes a share of this amount for an address.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr, amount: usize) -> Result<Share, Full> {
         let peer = peer.to_canonical();
         let amounts = self.amounts;

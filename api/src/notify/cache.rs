@@ -1,10 +1,10 @@
 //! The tokens that pushes go to: a bounded cache of what was found, with the database behind it.
 //!
-//! A request says nearly all that is known of a token: its pushkey, app id and, by `data.selector`, its account.
-//! So the cache does not hold rows but that a row answers a request *as it stands*, in 80 bytes a token.
+//! A request says nearly all that is known of a token: its pushkey, app id and, by `data.selector`, its account. So the
+//! cache does not store rows. It stores the fact that a row already matches the request, in 80 bytes a token.
 //!
-//! When it may have missed changes, what it holds is not thrown away but outdated: the database is asked again, and
-//! where it does not answer, an outdated row still rings its phone.
+//! After a possible gap in the change feed, entries are not dropped but marked as outdated. The database is asked again, and
+//! only if it does not respond does an outdated entry still ring its phone.
 
 use std::{
     sync::{
@@ -166,14 +166,14 @@ impl Tokens {
     ) -> Result<Lookup, StoreError> {
         let (key, asked) = (self.key(pushkey), self.asked(app_id, selector));
         let age = self.0.age.load(Ordering::SeqCst);
-        let found = self.0.found.get(&key).filter(|it| it.asked == asked);
+        let found = self.0.found.get(&key).filter(|entry| entry.asked == asked);
         // While nobody tells us of changes, the database is asked; what is remembered serves where it does not answer.
         let doubtful = match self.0.store.freshness() {
             Freshness::Fresh => found.as_ref().is_some_and(|found| found.age != age),
             Freshness::Unknown => true,
             Freshness::NoDatabase => false,
         };
-        let remembered = found.and_then(|it| it.target.unpack(app_id, pushkey, selector));
+        let remembered = found.and_then(|entry| entry.target.unpack(app_id, pushkey, selector));
         let remembered = match remembered {
             Some(target) if !doubtful => return Ok(Lookup::Live(target)),
             remembered => remembered,
@@ -365,10 +365,10 @@ fn choose<'a>(
     };
     let same_app = |row: &TargetRow| row.target.app_id.as_str() == app_id;
     let exact = best(&|row| same_app(row) && selector == Some(row.target.selector.as_str()));
-    let theirs = exact.filter(|row| row.user.is_some()).and_then(|exact| {
+    let latest_of_user = exact.filter(|row| row.user.is_some()).and_then(|exact| {
         best(&|row| same_app(row) && row.user == exact.user).filter(|row| !row.target.dead)
     });
-    theirs
+    latest_of_user
         .or(exact)
         .or_else(|| best(&same_app))
         .or_else(|| best(&|_| true))

@@ -217,7 +217,7 @@ impl<V: Clone> Lead<'_, V> {
             store.tell_sent(self.key.0.to_bits());
         }
         for teller in waiting.into_iter().flatten() {
-            // Who no longer waits needs no result.
+            // The caller may have gone away.
             let _ = teller.send(result.clone());
         }
     }

@@ -119,7 +119,7 @@ pub(crate) struct Deliverer<T = Tokens> {
     requests: Arc<Semaphore>,
 }
 
-/// How it is to be done.
+/// The settings that deliveries go by.
 #[derive(Debug)]
 pub(crate) struct Rules {
     /// The words for what has none of its own.
@@ -165,7 +165,7 @@ struct Shared<T> {
 }
 
 impl<T: TokenBook> Deliverer<T> {
-    /// A deliverer that takes requests until `stopping` is cancelled. Who stops waits for `tracker` then.
+    /// A deliverer that takes requests until `stopping` is cancelled. To stop, wait for `tracker` after that.
     pub(crate) fn new(
         tokens: T,
         dedupe: Arc<Dedupe<Verdict>>,

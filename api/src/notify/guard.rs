@@ -20,7 +20,7 @@ use crate::{
 const ENOUGH_BAD: usize = 20;
 /// What is older than this many ticks is forgotten: ten minutes.
 const WINDOW_TICKS: u8 = 60;
-/// What everything is dated by; once a tick the old is swept out.
+/// The unit of all times here. Once a tick, old entries are dropped.
 const TICK: Duration = Duration::from_secs(10);
 /// Most known and most unknown pushkeys remembered, 4 MiB in all; further ones are weighed, but not kept. Strangers
 /// can send any number of unknown ones, which must not keep the others out.

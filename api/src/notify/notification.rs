@@ -136,28 +136,28 @@ struct NotificationFields<'a> {
 
 impl<'a> Part<'a> for NotificationFields<'a> {
     fn object<A: MapAccess<'a>>(mut map: A) -> Result<Option<Self>, A::Error> {
-        let mut it = Self::default();
+        let mut fields = Self::default();
         while let Some(key) = map.next_key_seed(TextBytes)? {
             if *key == *b"devices" {
-                it.devices = map.next_value_seed(PartOf::new())?;
+                fields.devices = map.next_value_seed(PartOf::new())?;
                 continue;
             }
             let value: &RawValue = map.next_value()?;
             match &*key {
-                b"event_id" => it.event_id = Some(value),
-                b"id" => it.id = Some(value),
-                b"room_id" => it.room_id = text(value),
-                b"sender" => it.sender = text(value),
-                b"sender_display_name" => it.sender_display_name = text(value),
-                b"room_name" => it.room_name = text(value),
-                b"type" => it.kind = text(value),
-                b"content" => it.content = Content::read(value),
-                b"membership" => it.membership = text(value),
-                b"counts" => it.unread = field(value, b"unread").and_then(count),
+                b"event_id" => fields.event_id = Some(value),
+                b"id" => fields.id = Some(value),
+                b"room_id" => fields.room_id = text(value),
+                b"sender" => fields.sender = text(value),
+                b"sender_display_name" => fields.sender_display_name = text(value),
+                b"room_name" => fields.room_name = text(value),
+                b"type" => fields.kind = text(value),
+                b"content" => fields.content = Content::read(value),
+                b"membership" => fields.membership = text(value),
+                b"counts" => fields.unread = field(value, b"unread").and_then(count),
                 _ => {}
             }
         }
-        Ok(Some(it))
+        Ok(Some(fields))
     }
 }
 
@@ -222,17 +222,17 @@ struct DeviceFields<'a> {
 
 impl<'a> Part<'a> for DeviceFields<'a> {
     fn object<A: MapAccess<'a>>(mut map: A) -> Result<Option<Self>, A::Error> {
-        let mut it = Self::default();
+        let mut fields = Self::default();
         while let Some(key) = map.next_key_seed(TextBytes)? {
             let value: &RawValue = map.next_value()?;
             match &*key {
-                b"app_id" => it.app_id = text(value),
-                b"pushkey" => it.pushkey = text(value),
+                b"app_id" => fields.app_id = text(value),
+                b"pushkey" => fields.pushkey = text(value),
                 b"data" => {
-                    (it.selector, it.mark) = (None, None);
+                    (fields.selector, fields.mark) = (None, None);
                     each_field(value, |key, value| match key {
-                        b"selector" => it.selector = text(value),
-                        b"mark" => it.mark = text(value),
+                        b"selector" => fields.selector = text(value),
+                        b"mark" => fields.mark = text(value),
                         _ => {}
                     });
                 }
@@ -243,13 +243,13 @@ impl<'a> Part<'a> for DeviceFields<'a> {
                         b"highlight" => highlight = matches!(value.get(), "true" | "false"),
                         _ => {}
                     });
-                    it.sound = said.and_then(text);
-                    it.silent = highlight && said.is_none();
+                    fields.sound = said.and_then(text);
+                    fields.silent = highlight && said.is_none();
                 }
                 _ => {}
             }
         }
-        Ok(Some(it))
+        Ok(Some(fields))
     }
 }
 

@@ -1,5 +1,4 @@
-//! The admin endpoints for tokens, mappings and pushers, and the router that replays share with them. They need ADMIN_TOKEN and have their own listener.
-//! Every change leaves a line in the log.
+//! The admin endpoints for tokens, mappings, pushers and replays. Every change leaves a line in the log.
 
 use axum::{
     Json, Router,

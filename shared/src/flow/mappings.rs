@@ -18,7 +18,7 @@ pub async fn put_mapping(
     let said = stored
         .iter()
         .flatten()
-        .any(|it| it.user_id == user.as_str());
+        .any(|mapping| mapping.user_id == user.as_str());
     let mapping = [(selector, user)];
     let changed = if said { &[] } else { &mapping[..] };
     write(tx, &mapping, changed).await

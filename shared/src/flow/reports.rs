@@ -15,7 +15,10 @@ impl Bulk for Report {
     type Value = Saved;
 
     async fn write_all(tx: &mut dyn Transaction, reports: &[&Self]) -> super::Result<Vec<Saved>> {
-        let reports: Vec<_> = reports.iter().map(|it| (*it, Origin::Phone)).collect();
+        let reports: Vec<_> = reports
+            .iter()
+            .map(|report| (*report, Origin::Phone))
+            .collect();
         save(tx, &reports).await
     }
 }

@@ -310,7 +310,7 @@ impl Pairs {
             }
             let updated_at = last.updated_at + 1;
             // A row of nobody holds nothing, nor does one from which a later report has taken the token again.
-            let Some(at) = state.holders.iter().position(|it| it.row == row) else {
+            let Some(at) = state.holders.iter().position(|holder| holder.row == row) else {
                 continue;
             };
             overtaken.insert(row, updated_at);

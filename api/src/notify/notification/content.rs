@@ -31,32 +31,32 @@ pub(crate) struct Content<'a> {
 
 impl<'a> Content<'a> {
     pub(super) fn read(raw: &'a RawValue) -> Self {
-        let mut it = Self::default();
+        let mut fields = Self::default();
         let mut new_body = None;
         let mut replaces = false;
         each_field(raw, |key, value| match key {
-            b"body" => it.body = text(value),
-            b"msgtype" => it.msgtype = text(value),
-            b"filename" => it.filename = text(value),
-            b"org.matrix.msc3245.voice" | b"m.voice" => it.voice = true,
-            b"membership" => it.membership = text(value),
-            b"sender_ts" => it.sender_ts = count(value),
-            b"lifetime" => it.lifetime = count(value),
+            b"body" => fields.body = text(value),
+            b"msgtype" => fields.msgtype = text(value),
+            b"filename" => fields.filename = text(value),
+            b"org.matrix.msc3245.voice" | b"m.voice" => fields.voice = true,
+            b"membership" => fields.membership = text(value),
+            b"sender_ts" => fields.sender_ts = count(value),
+            b"lifetime" => fields.lifetime = count(value),
             b"m.poll" | b"m.poll.start" | b"org.matrix.msc3381.poll.start" => {
-                it.question = field(value, b"question").and_then(question);
+                fields.question = field(value, b"question").and_then(question);
             }
             b"m.new_content" => new_body = field(value, b"body").and_then(text),
             b"m.relates_to" => {
-                it.reply = field(value, b"m.in_reply_to").is_some();
+                fields.reply = field(value, b"m.in_reply_to").is_some();
                 let relation = field(value, b"rel_type").and_then(text);
                 replaces = relation.as_deref() == Some("m.replace");
             }
             _ => {}
         });
         if replaces && new_body.is_some() {
-            it.body = new_body;
+            fields.body = new_body;
         }
-        it
+        fields
     }
 }
 

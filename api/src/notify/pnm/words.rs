@@ -15,31 +15,40 @@ const LONGEST_CALL: u64 = 120_000;
 const CLOCKS_DIFFER: u64 = 20_000;
 
 /// The text of a push; none where there is nothing to say.
-pub(crate) fn say<'a>(it: &'a Notification<'_>, texts: &'a Texts) -> Option<Cow<'a, str>> {
-    filled(what(it, texts)).or_else(|| filled(texts.message.as_str().into()))
+pub(crate) fn say<'a>(
+    notification: &'a Notification<'_>,
+    texts: &'a Texts,
+) -> Option<Cow<'a, str>> {
+    filled(what(notification, texts)).or_else(|| filled(texts.message.as_str().into()))
 }
 
 /// Who says it: the sender by name, and the room where it has a name of its own.
-pub(crate) fn who<'a>(it: &'a Notification<'_>, texts: &Texts) -> Option<Cow<'a, str>> {
-    let sender = present(it.sender_display_name.as_deref()).or(id(it.sender.as_deref()))?;
+pub(crate) fn who<'a>(notification: &'a Notification<'_>, texts: &Texts) -> Option<Cow<'a, str>> {
+    let sender = present(notification.sender_display_name.as_deref())
+        .or(id(notification.sender.as_deref()))?;
     let sender = cut(sender, MAX_ID_BYTES);
-    Some(match room(it).filter(|_| !it.is_invitation()) {
-        Some(room) => {
-            let named = [("sender", sender), ("room", room)];
-            texts.sender_in_room.fill(&named).into()
-        }
-        None => sender.into(),
-    })
+    Some(
+        match room(notification).filter(|_| !notification.is_invitation()) {
+            Some(room) => {
+                let named = [("sender", sender), ("room", room)];
+                texts.sender_in_room.fill(&named).into()
+            }
+            None => sender.into(),
+        },
+    )
 }
 
-fn room<'a>(it: &'a Notification<'_>) -> Option<&'a str> {
-    present(it.room_name.as_deref()).map(|name| cut(name, MAX_ID_BYTES))
+fn room<'a>(notification: &'a Notification<'_>) -> Option<&'a str> {
+    present(notification.room_name.as_deref()).map(|name| cut(name, MAX_ID_BYTES))
 }
 
 /// How long ago a call began, if the event is one that rings no more at `now`, in milliseconds since 1970.
-pub(crate) fn over(it: &Notification<'_>, now: u64) -> Option<Duration> {
-    let begun = it.content.sender_ts.filter(|_| it.is_call())?;
-    let rings = it
+pub(crate) fn over(notification: &Notification<'_>, now: u64) -> Option<Duration> {
+    let begun = notification
+        .content
+        .sender_ts
+        .filter(|_| notification.is_call())?;
+    let rings = notification
         .content
         .lifetime
         .unwrap_or(LONGEST_CALL)
@@ -48,12 +57,12 @@ pub(crate) fn over(it: &Notification<'_>, now: u64) -> Option<Duration> {
     (age > rings + CLOCKS_DIFFER).then(|| Duration::from_millis(age))
 }
 
-fn what<'a>(it: &'a Notification<'_>, texts: &'a Texts) -> Cow<'a, str> {
-    let content = &it.content;
-    let word = match it.kind.as_deref().unwrap_or_default() {
-        _ if it.is_call() => return texts.call.as_str().into(),
-        _ if it.is_invitation() => {
-            return match room(it) {
+fn what<'a>(notification: &'a Notification<'_>, texts: &'a Texts) -> Cow<'a, str> {
+    let content = &notification.content;
+    let word = match notification.kind.as_deref().unwrap_or_default() {
+        _ if notification.is_call() => return texts.call.as_str().into(),
+        _ if notification.is_invitation() => {
+            return match room(notification) {
                 Some(room) => texts.invitation_to_room.fill(&[("room", room)]).into(),
                 None => texts.invitation.as_str().into(),
             };
