@@ -82,12 +82,9 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
         tester,
     } = pushes(&settings, tokens, &store, auth.extensions(), &stop).await?;
     let upkeep = Arc::new(Upkeep::default());
-    store
-        .vital()
-        .spawn("upkeep", upkeep.clone().run(store.clone()));
-    store
-        .vital()
-        .spawn("extensions", auth.clone().refresh_extensions());
+    let vital = store.vital();
+    vital.spawn("upkeep", upkeep.clone().run(store.clone()));
+    vital.spawn("extensions", auth.clone().refresh_extensions());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen_addr = %listener.local_addr().map_err(Failure::other)?,
@@ -134,7 +131,7 @@ pub(crate) async fn run(cli: &Cli, exposed: &Exposed) -> Result<(), Failure> {
     );
     // Health stays reachable until the last delivery is done.
     let admin_stop = CancellationToken::new();
-    let admin_task = store.vital().spawn(
+    let admin_task = vital.spawn(
         "admin listener",
         serve(
             admin_listener,
