@@ -5,9 +5,10 @@
 //! worker's side: its copy of the row, and what it learnt from its own requests.
 //!
 //! A request that no recent success vouches for takes a *slot*. With slots, all workers together send at most `BURST`
-//! requests at once and one more every `SLOT_MS`, so at most 10 in any second. A single worker counts its slots on
-//! its own. Several workers take them from the row. A single worker whose requests succeed one by one does not wait for
-//! slots: it may send without one until `CREDIT` requests have followed the last success, with or without a slot.
+//! requests at once and one more every `SLOT_MS`. That is 9 in any second, so that no more than 10 arrive if the network
+//! delays one. A single worker counts its slots on its own. Several workers take them from the row. A single worker whose
+//! requests succeed one by one does not wait for slots: it may send without one until `CREDIT` requests have followed the
+//! last success, with or without a slot.
 
 mod row;
 

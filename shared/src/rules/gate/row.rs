@@ -5,7 +5,7 @@ use crate::rules::jobs::LONGEST_ASKED;
 /// Slots that may be taken at once.
 const BURST: i64 = 5;
 /// Time until one more slot is there.
-pub(super) const SLOT_MS: i64 = 200;
+pub(super) const SLOT_MS: i64 = 225;
 /// How far the workers' ideas of the server's time may be apart. A clock that is set back by less only costs this wait.
 const CLOCKS_DIFFER_MS: i64 = 5_000;
 /// Time between two tries, and the shortest wait that a 429 causes.
