@@ -82,8 +82,8 @@ fn judge(
     meaning: Meaning,
 ) -> (Sign, Outcome) {
     let failures = u32::try_from(attempts + 1).unwrap_or(u32::MAX);
-    // A retry comes no sooner than our own backoff, unless a report or the homeserver's return brings it forward. If the
-    // homeserver asks to wait, nothing brings the retry forward to before that time.
+    // A retry comes no sooner than our own backoff, unless a report or the homeserver's return brings it forward. Nothing
+    // brings it forward to before the time that the homeserver asks for.
     let retry = |own: Duration, error: String, maybe_done, asked: Option<Duration>| {
         let wait = asked.map_or(own, |asked| asked.max(own));
         Outcome::Retry {
@@ -110,7 +110,8 @@ fn judge(
             (Sign::Unwell(reason), outcome)
         }
         Meaning::Limited { asked } => {
-            // Everybody waits for this, and this job's own backoff concerns nobody else.
+            // Everybody waits for as long as asked. This job's own backoff concerns nobody else, but nothing shortens it
+            // where the homeserver only limits its clients.
             let wait = asked.unwrap_or(policy.initial);
             let error = format!(
                 "HTTP 429: asked to wait {}",
@@ -118,7 +119,7 @@ fn judge(
             );
             (
                 Sign::Limited(wait),
-                retry(backoff, error, false, Some(wait)),
+                retry(backoff, error, false, Some(wait.max(backoff))),
             )
         }
         Meaning::Misconfigured { reason, asked } => {
@@ -167,7 +168,7 @@ mod tests {
             assert_eq!(sign, Sign::Limited(everybody), "{asked:?}");
             let (run_at, not_before) = times(outcome);
             assert!((300.max(earliest)..=375.max(earliest)).contains(&run_at));
-            assert_eq!(not_before, Some(earliest), "{asked:?}");
+            assert_eq!(not_before, Some(run_at), "{asked:?}");
         }
     }
 
