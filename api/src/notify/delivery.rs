@@ -5,6 +5,7 @@
 //! token wrongly, so only what is certain is rejected.
 
 mod badge;
+mod lines;
 mod persistent;
 mod verdict;
 
@@ -12,7 +13,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
-use matrix2acrobits_shared::{clock::Clock, flow::PushTarget, ids, process::logs::Chain};
+use matrix2acrobits_shared::{clock::Clock, flow::PushTarget, ids};
 use matrix2acrobits_store::StoreError;
 use tokio::{
     sync::Semaphore,
@@ -21,12 +22,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    lines::Lines,
     persistent::Persistent,
-    verdict::{DATABASE, Fault, Settled, Verdict, answer, outcome, tell},
+    verdict::{Fault, Settled, Verdict, answer, outcome},
 };
 use crate::{
     arrivals::Journal,
-    http::seldom::Seldom,
     identity::Extensions,
     metrics::{DeviceOutcome, Notify, Reason},
     notify::{
@@ -161,7 +162,7 @@ struct Shared<T> {
     tracker: TaskTracker,
     stopping: CancellationToken,
     metrics: Notify,
-    said: Said,
+    lines: Lines,
 }
 
 impl<T: TokenBook> Deliverer<T> {
@@ -187,7 +188,7 @@ impl<T: TokenBook> Deliverer<T> {
                 tracker,
                 stopping,
                 metrics: Notify::new(),
-                said: Said::default(),
+                lines: Lines::default(),
             }),
             requests: Arc::new(Semaphore::new(REQUESTS_AT_A_TIME)),
         }
@@ -206,7 +207,7 @@ impl<T: TokenBook> Deliverer<T> {
         }
         let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
             self.shared.metrics.devices(DeviceOutcome::Unavailable, 1);
-            self.shared.said.overloaded();
+            self.shared.lines.overloaded();
             return Err(DeliveryError::Unavailable("overloaded"));
         };
         let deadline = Instant::now() + self.shared.rules.time;
@@ -338,7 +339,7 @@ impl<T: TokenBook> Shared<T> {
             }
             Ok(Lookup::Unknown) => return Err(Fault::Unavailable("mass_unknown")),
             Ok(Lookup::NeverHeldAny) => return Err(Fault::Unavailable("no_tokens_yet")),
-            Err(error) => return Err(self.said.database_failed(&error)),
+            Err(error) => return Err(self.lines.database_failed(&error)),
         };
         // By the row and not by what the request says: an old and a new pusher of one token ring it once.
         let key = self.dedupe.key([
@@ -420,7 +421,7 @@ impl<T: TokenBook> Shared<T> {
                 match self.tokens.mark_dead(target, pushed_to, now).await {
                     Ok(MarkedDead::Marked) => Ok(Settled::Rejected(Reason::TokenGone)),
                     Ok(MarkedDead::ReportedSince) => Err(Fault::Retry("reported_since")),
-                    Err(error) => Err(self.said.database_failed(&error)),
+                    Err(error) => Err(self.lines.database_failed(&error)),
                 }
             }
         }
@@ -454,7 +455,7 @@ impl<T: TokenBook> Shared<T> {
                 self.metrics.rejection(*reason);
             }
         }
-        tell(event, verdicts);
+        self.lines.tell(event, verdicts);
         answer
     }
 }
@@ -470,33 +471,6 @@ struct Event<'a> {
 impl<'a> Event<'a> {
     fn logged_id(&self) -> Option<&'a str> {
         self.id.map(|id| cut(id, MAX_LOGGED_BYTES))
-    }
-}
-
-/// What can be wrong with every notification for a while. One line a minute tells of it.
-#[derive(Debug, Default)]
-struct Said {
-    overloaded: Seldom,
-    database: Seldom,
-}
-
-impl Said {
-    fn overloaded(&self) {
-        if let Some(times) = self.overloaded.due(Instant::now().into_std()) {
-            tracing::warn!(
-                limit = REQUESTS_AT_A_TIME,
-                times,
-                "overloaded: a request was refused"
-            );
-        }
-    }
-
-    fn database_failed(&self, error: &StoreError) -> Fault {
-        if let Some(times) = self.database.due(Instant::now().into_std()) {
-            let error = Chain(error);
-            tracing::error!(reason = DATABASE, %error, times, "the database failed a notification");
-        }
-        Fault::Unavailable(DATABASE)
     }
 }
 

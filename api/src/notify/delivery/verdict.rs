@@ -1,17 +1,9 @@
-//! What became of each device of a notification, and of all of them together: one answer and one line in the log.
+//! What became of each device of a notification, and the one answer that follows for all of them together.
 
-use std::{
-    cmp::Reverse,
-    fmt,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use matrix2acrobits_shared::ids;
-use tracing::field::display;
-
-use super::{DeliveryError, Event};
+use super::DeliveryError;
 use crate::{
-    http::seldom::Seldom,
     metrics::{DeviceOutcome, Reason},
     notify::notification::Device,
 };
@@ -38,109 +30,6 @@ pub(crate) enum Fault {
     Limited(Duration),
 }
 
-/// The reason of a fault of our own database. [`super::Said`] tells of it at its level, however many requests meet it.
-pub(super) const DATABASE: &str = "database";
-
-/// Leaves one line for a request, whatever its devices: strangers can send many. The worst of them gives the line its
-/// level and reason, and the others stand behind it.
-pub(super) fn tell(event: &Event<'_>, verdicts: &[Verdict]) {
-    let devices = &event.notification.devices[..];
-    let worst = devices.iter().zip(verdicts).enumerate();
-    let worst = worst.filter(|(_, (_, verdict))| severity(verdict) > Severity::Well);
-    let Some((at, (device, verdict))) = worst.max_by_key(|(at, (_, verdict))| {
-        // The first of equals.
-        (severity(verdict), Reverse(*at))
-    }) else {
-        return;
-    };
-    let pushkey = ids::log_id(&device.pushkey);
-    let (reason, event_id) = (outcome(verdict).1, event.logged_id());
-    let others = Others {
-        devices,
-        verdicts,
-        at,
-    };
-    let others = (devices.len() > 1).then(|| display(others));
-    // How many such requests came since the last line.
-    let times = match seldom(reason).map(|lines| lines.due(Instant::now())) {
-        None => None,
-        Some(Some(times)) => Some(times),
-        Some(None) => {
-            tracing::debug!(reason, %pushkey, event_id, others, "rejected or put off");
-            return;
-        }
-    };
-    match severity(verdict) {
-        Severity::Well => {}
-        Severity::TooLate => {
-            let age = match verdict {
-                Ok(Settled::CallOver(age)) => Some(age.as_secs()),
-                _ => None,
-            };
-            tracing::info!(
-                reason,
-                %pushkey,
-                event_id,
-                age_s = age,
-                others,
-                "a call that rings no more: not pushed"
-            );
-        }
-        Severity::Rejected => {
-            tracing::info!(reason, %pushkey, event_id, others, times, "rejected");
-        }
-        Severity::Dropped => tracing::warn!(
-            reason,
-            %pushkey,
-            event_id,
-            others,
-            "PNM does not understand the message: dropped"
-        ),
-        Severity::PutOff if reason == DATABASE => {
-            tracing::debug!(reason, %pushkey, event_id, others, "{PUT_OFF}");
-        }
-        Severity::PutOff => {
-            tracing::warn!(reason, %pushkey, event_id, others, times, "{PUT_OFF}");
-        }
-    }
-}
-
-const PUT_OFF: &str = "not delivered: the homeserver is to try again";
-
-/// What keeps the lines few for a reason that strangers can bring about, with made-up pushkeys or without our mark.
-fn seldom(reason: &str) -> Option<&'static Seldom> {
-    static UNMARKED: Seldom = Seldom::new();
-    static UNKNOWN: Seldom = Seldom::new();
-    static OVER_BUDGET: Seldom = Seldom::new();
-    static NO_TOKENS: Seldom = Seldom::new();
-    match reason {
-        "unknown_unmarked" => Some(&UNMARKED),
-        "mass_unknown" => Some(&UNKNOWN),
-        "over_budget" => Some(&OVER_BUDGET),
-        "no_tokens_yet" => Some(&NO_TOKENS),
-        _ => None,
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Severity {
-    Well,
-    TooLate,
-    Rejected,
-    Dropped,
-    PutOff,
-}
-
-fn severity(verdict: &Verdict) -> Severity {
-    match verdict {
-        Ok(Settled::Delivered | Settled::Duplicate) => Severity::Well,
-        Ok(Settled::CallOver(_)) => Severity::TooLate,
-        Ok(Settled::Rejected(_)) => Severity::Rejected,
-        Ok(Settled::BadMessage) => Severity::Dropped,
-        Err(_) => Severity::PutOff,
-    }
-}
-
 /// What a verdict is counted as, and the word for it in the log.
 pub(super) fn outcome(verdict: &Verdict) -> (DeviceOutcome, &'static str) {
     match verdict {
@@ -152,27 +41,6 @@ pub(super) fn outcome(verdict: &Verdict) -> (DeviceOutcome, &'static str) {
         Err(Fault::Retry(reason)) => (DeviceOutcome::Retry, reason),
         Err(Fault::Unavailable(reason)) => (DeviceOutcome::Unavailable, reason),
         Err(Fault::Limited(_)) => (DeviceOutcome::Limited, "over_budget"),
-    }
-}
-
-/// The devices of a request that something is the matter with, but for the one at `at`, each as `hash:reason`.
-struct Others<'a> {
-    devices: &'a [Device<'a>],
-    verdicts: &'a [Verdict],
-    at: usize,
-}
-
-impl fmt::Display for Others<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut comma = "";
-        for (at, (device, verdict)) in self.devices.iter().zip(self.verdicts).enumerate() {
-            if at != self.at && severity(verdict) > Severity::Well {
-                let hash = ids::log_id(&device.pushkey);
-                write!(f, "{comma}{hash}:{}", outcome(verdict).1)?;
-                comma = ",";
-            }
-        }
-        Ok(())
     }
 }
 
