@@ -48,6 +48,11 @@ impl MarkKey {
         Self { key, name }
     }
 
+    /// From the bytes that the database keeps. None if they are no key.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self::new)
+    }
+
     /// The mark of a pushkey.
     pub fn mark(&self, pushkey: &str) -> Mark {
         Mark::of(&self.key, pushkey)
@@ -67,10 +72,7 @@ impl MarkKey {
 impl MarkKeys {
     /// From the values that the database keeps, each under its name. None if the key is missing or not readable.
     pub fn read<'a>(value: impl Fn(&str) -> Option<&'a [u8]>) -> Option<Self> {
-        let key = |name| {
-            let bytes: [u8; KEY_BYTES] = value(name)?.try_into().ok()?;
-            Some(MarkKey::new(&bytes))
-        };
+        let key = |name| MarkKey::read(value(name)?);
         let until = || {
             let bytes = value("mark_key_until")?.try_into().ok()?;
             Some(i64::from_be_bytes(bytes))

@@ -2,7 +2,7 @@
 
 use matrix2acrobits_shared::{
     flow::Result,
-    mark::{KEY_BYTES, MarkKey, MarkKeys},
+    mark::{MarkKey, MarkKeys},
 };
 use sqlx::PgConnection;
 
@@ -53,8 +53,7 @@ pub(crate) async fn current(connection: &mut PgConnection) -> Result<Option<Mark
     .fetch_optional(connection)
     .await
     .map_err(from_sqlx)?;
-    let bytes: Option<[u8; KEY_BYTES]> = row.and_then(|row| row.value.try_into().ok());
-    Ok(bytes.map(|bytes| MarkKey::new(&bytes)))
+    Ok(row.and_then(|row| MarkKey::read(&row.value)))
 }
 
 /// Keeps the current key as the previous one.

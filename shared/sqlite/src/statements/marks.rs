@@ -2,7 +2,7 @@
 
 use matrix2acrobits_shared::{
     flow::Result,
-    mark::{KEY_BYTES, MarkKey, MarkKeys},
+    mark::{MarkKey, MarkKeys},
 };
 use sqlx::{SqliteConnection, SqliteExecutor};
 
@@ -38,8 +38,7 @@ pub(crate) async fn current(executor: impl SqliteExecutor<'_>) -> Result<Option<
     .fetch_optional(executor)
     .await
     .map_err(from_sqlx)?;
-    let bytes: Option<[u8; KEY_BYTES]> = value.and_then(|value| value.try_into().ok());
-    Ok(bytes.map(|bytes| MarkKey::new(&bytes)))
+    Ok(value.and_then(|value| MarkKey::read(&value)))
 }
 
 /// Keeps the current key as the previous one.
