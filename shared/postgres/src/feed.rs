@@ -242,6 +242,7 @@ mod tests {
         hearing.heard_until(now);
         assert_eq!(hearing.freshness(), Freshness::Fresh);
     }
+
     /// The server must notice a machine that is lost, from the feed's connection as from the others.
     #[tokio::test]
     async fn the_server_is_to_notice_a_lost_machine() {

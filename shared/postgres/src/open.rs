@@ -127,13 +127,11 @@ pub(crate) fn open_error(name: &str, error: sqlx::Error) -> OpenError {
         Some("3D000") => OpenError::Missing(name, error),
         Some("42501" | "3F000") => OpenError::Rights(name, error),
         Some("25006") => OpenError::ReadOnly(name, error),
-        Some("55P03") => OpenError::Locked(name, from_sqlx(error)),
+        Some(code) if is_lock(code) => OpenError::Locked(name, from_sqlx(error)),
         // Too many connections, starting up or shutting down, no room.
         Some(code) if ["53", "57", "58", "25"].contains(&&code[..2]) => {
             OpenError::NotNow(name, error)
         }
-        // Somebody holds a lock that a change of the schema needs.
-        Some(code) if is_lock(code) => OpenError::NotNow(name, error),
         None if matches!(error, sqlx::Error::AnyDriverError(_)) => OpenError::ReadOnly(name, error),
         None if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => {
             OpenError::Unreachable(name, from_sqlx(error))
