@@ -227,12 +227,6 @@ impl Gate {
         self.trial.is_some_and(|trial| !trial.running) && self.shutting == 0
     }
 
-    /// Whether nothing passes.
-    #[cfg(test)]
-    fn is_shut(&self) -> bool {
-        !self.is_open() && self.trial.is_none()
-    }
-
     /// Whether this worker has finished a request since it started.
     pub fn is_tried(&self) -> bool {
         self.tried

@@ -11,6 +11,13 @@ const LONG: Duration = Duration::from_mins(5);
 const START: i64 = 1_000_000;
 
 /// One worker and the row.
+impl Gate {
+    /// Whether nothing passes.
+    fn is_shut(&self) -> bool {
+        !self.is_open() && self.trial.is_none()
+    }
+}
+
 struct Alone {
     gate: Gate,
     row: SharedGate,
