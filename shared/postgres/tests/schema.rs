@@ -8,7 +8,7 @@
 use std::{str::FromStr, time::Duration};
 
 use matrix2acrobits_postgres::{DatabaseUrl, OpenError, prepare};
-use matrix2acrobits_test_postgres::Server;
+use matrix2acrobits_test_postgres::{Database, Server};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgListener};
 use tokio::time::timeout;
 
@@ -19,6 +19,16 @@ const PHONE: &str =
 async fn execute(connection: &mut PgConnection, sql: &str) {
     let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
     sql.execute(connection).await.unwrap();
+}
+
+/// A database with our schema, and a session of somebody else's.
+async fn prepared() -> Option<(Database, PgConnection)> {
+    let database = Server::shared()?.database();
+    prepare(&DatabaseUrl::from_str(&database.url()).unwrap())
+        .await
+        .unwrap();
+    let psql = PgConnection::connect(&database.url()).await.unwrap();
+    Some((database, psql))
 }
 
 /// Writers go on, and the change of the schema comes when the transaction is over.
@@ -80,16 +90,11 @@ async fn another_programs_migrations_are_not_a_newer_version() {
 /// PgBouncer resets a session before it gives it to the next client.
 #[tokio::test]
 async fn changes_by_a_session_that_was_reset_are_told() {
-    let Some(server) = Server::shared() else {
+    let Some((database, mut psql)) = prepared().await else {
         return;
     };
-    let database = server.database();
-    prepare(&DatabaseUrl::from_str(&database.url()).unwrap())
-        .await
-        .unwrap();
     let mut listener = PgListener::connect(&database.url()).await.unwrap();
     listener.listen("matrix2acrobits").await.unwrap();
-    let mut psql = PgConnection::connect(&database.url()).await.unwrap();
     execute(&mut psql, "SET matrix2acrobits.program TO '1'").await;
     execute(&mut psql, "DISCARD ALL").await;
     for sql in [
@@ -107,14 +112,9 @@ async fn changes_by_a_session_that_was_reset_are_told() {
 /// As `pg_restore --data-only` writes them.
 #[tokio::test]
 async fn mappings_are_written_with_any_search_path() {
-    let Some(server) = Server::shared() else {
+    let Some((_database, mut psql)) = prepared().await else {
         return;
     };
-    let database = server.database();
-    prepare(&DatabaseUrl::from_str(&database.url()).unwrap())
-        .await
-        .unwrap();
-    let mut psql = PgConnection::connect(&database.url()).await.unwrap();
     execute(&mut psql, PHONE).await;
     execute(
         &mut psql,

@@ -22,6 +22,7 @@ use self::profile::put_device;
 use self::pushers::{listed, set};
 use crate::hook::Hook;
 use crate::server::{self, Request, Server};
+use crate::{SOON, eventually};
 
 const SET: &str = "/_matrix/client/v3/pushers/set";
 const LIST: &str = "/_matrix/client/v3/pushers";
@@ -295,6 +296,20 @@ impl Homeserver {
     /// Forgets the requests so far.
     pub fn clear_calls(&self) {
         self.state.inner.lock().unwrap().calls.clear();
+    }
+
+    /// Watches for this long: requests come, but never more than ten within a second.
+    pub async fn is_asked_little_for(&self, watched: Duration) {
+        let since = Instant::now();
+        eventually(SOON, "some seconds of it", async || {
+            since.elapsed() > watched
+        })
+        .await;
+        let busiest = self.busiest_second();
+        assert!(
+            (1..=10).contains(&busiest),
+            "{busiest} requests in a second"
+        );
     }
 
     /// The most requests that arrived within any one second.

@@ -95,6 +95,15 @@ impl Site {
             .await;
     }
 
+    async fn survives_a_reboot(&self, registration: &str) {
+        self.stop_cleanly().await;
+        self.machine.reboot().await;
+        self.start_what_is_around(registration).await;
+        self.are_ready().await;
+        self.a_message_arrives("$rebooted").await;
+        self.done("stopped, rebooted");
+    }
+
     async fn heard(&self) -> String {
         self.machine.run(&format!("cat {HEARD}")).await
     }

@@ -56,13 +56,7 @@ async fn systemd_runs_both_as_the_document_says() {
     site.restore_a_backup(backup, restore, &admin_token).await;
     site.done("restored a backup");
 
-    site.stop_cleanly().await;
-    machine.reboot().await;
-    site.start_what_is_around(REGISTRATION).await;
-    site.are_ready().await;
-    site.a_message_arrives("$rebooted").await;
-    site.done("stopped, rebooted");
-
+    site.survives_a_reboot(REGISTRATION).await;
     site.a_wrong_setting_ends_it().await;
     site.the_journal_keeps_secrets(&admin_token, REGISTRATION)
         .await;
